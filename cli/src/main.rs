@@ -1,0 +1,3 @@
+//! `syncpoint`: what a person types.
+
+fn main() {}

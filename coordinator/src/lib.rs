@@ -1,0 +1,1 @@
+//! When members move: the two-phase protocol and the rendezvous of CRIU hooks.

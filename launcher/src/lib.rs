@@ -1,0 +1,1 @@
+//! What happens to containers: engines, preflight and the restore run.

@@ -1,0 +1,289 @@
+//! How a person names an image: the words that skopeo and podman users know.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use image_format::Digest;
+
+/// Why a text is not a reference, tag or repository.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not {what}: {reason}")]
+pub struct ParseReferenceError {
+    text: String,
+    what: &'static str,
+    reason: &'static str,
+}
+
+fn refuse<T>(text: &str, what: &'static str, reason: &'static str) -> Result<T, ParseReferenceError> {
+    Err(ParseReferenceError { text: text.chars().take(256).collect(), what, reason })
+}
+
+/// A tag as the OCI distribution specification has it: `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tag(String);
+
+impl Tag {
+    /// The tag as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Tag {
+    type Err = ParseReferenceError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let follows = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        let first = text.chars().next().is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
+        if first && text.len() <= 128 && text.chars().all(follows) {
+            Ok(Self(text.to_owned()))
+        } else {
+            refuse(text, "a tag", "1 to 128 letters, digits, '_', '.' or '-', not starting with '.' or '-'")
+        }
+    }
+}
+
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Which image of a repository.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Selector {
+    /// The one a tag names now.
+    Tag(Tag),
+    /// Exactly this one.
+    Digest(Digest),
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tag(tag) => write!(f, "tag {tag}"),
+            Self::Digest(digest) => write!(f, "{digest}"),
+        }
+    }
+}
+
+/// Where a repository is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Location {
+    /// `oci:DIR`, an OCI image layout.
+    Layout(PathBuf),
+    /// `[docker://]HOST[:PORT]/REPO`.
+    Registry {
+        /// `HOST` or `HOST:PORT`; IPv6 in brackets.
+        host: String,
+        /// The repository's path, without the host.
+        repository: String,
+    },
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Layout(dir) => write!(f, "oci:{}", dir.display()),
+            Self::Registry { host, repository } => write!(f, "{host}/{repository}"),
+        }
+    }
+}
+
+/// `oci:DIR[:TAG|@DIGEST]` or `[docker://]HOST[:PORT]/REPO[:TAG|@DIGEST]`.
+///
+/// In the layout form a last `:TAG` is taken as a tag when what follows the colon is one (no `/` in it), as skopeo does.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Reference {
+    location: Location,
+    selector: Option<Selector>,
+}
+
+impl Reference {
+    /// Where.
+    #[must_use]
+    pub fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// Which, if it was said.
+    #[must_use]
+    pub fn selector(&self) -> Option<&Selector> {
+        self.selector.as_ref()
+    }
+
+    /// The same place with another selector.
+    #[must_use]
+    pub fn with_selector(&self, selector: Option<Selector>) -> Self {
+        Self { location: self.location.clone(), selector }
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.selector {
+            None => self.location.fmt(f),
+            Some(Selector::Tag(tag)) => write!(f, "{}:{tag}", self.location),
+            Some(Selector::Digest(digest)) => write!(f, "{}@{digest}", self.location),
+        }
+    }
+}
+
+impl FromStr for Reference {
+    type Err = ParseReferenceError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.strip_prefix("oci:") {
+            Some(layout) => parse_layout(text, layout),
+            None => parse_registry(text, text.strip_prefix("docker://").unwrap_or(text)),
+        }
+    }
+}
+
+const WHAT: &str = "an image reference (oci:DIR[:TAG|@DIGEST] or HOST[:PORT]/REPO[:TAG|@DIGEST])";
+
+/// Splits `@DIGEST` off the end.
+fn split_digest<'a>(whole: &str, text: &'a str) -> Result<(&'a str, Option<Digest>), ParseReferenceError> {
+    match text.rsplit_once("@sha256:") {
+        None => Ok((text, None)),
+        Some((rest, hex)) => match format!("sha256:{hex}").parse() {
+            Ok(digest) => Ok((rest, Some(digest))),
+            Err(_) => refuse(whole, WHAT, "what follows '@' is not a sha256 digest"),
+        },
+    }
+}
+
+fn parse_layout(whole: &str, text: &str) -> Result<Reference, ParseReferenceError> {
+    let (rest, digest) = split_digest(whole, text)?;
+    let (dir, tag) = match rest.rsplit_once(':') {
+        Some((dir, tag)) if !tag.contains('/') => (dir, Some(tag.parse::<Tag>()?)),
+        _ => (rest, None),
+    };
+    if dir.is_empty() {
+        return refuse(whole, WHAT, "the folder is empty");
+    }
+    let selector = digest.map(Selector::Digest).or(tag.map(Selector::Tag));
+    Ok(Reference { location: Location::Layout(PathBuf::from(dir)), selector })
+}
+
+fn parse_registry(whole: &str, text: &str) -> Result<Reference, ParseReferenceError> {
+    let (rest, digest) = split_digest(whole, text)?;
+    let Some((host, path)) = rest.split_once('/') else {
+        return refuse(whole, WHAT, "a registry host and a repository are needed; short names are not guessed");
+    };
+    if !is_host(host) {
+        return refuse(
+            whole,
+            WHAT,
+            "what stands before the first '/' is not a host (a name with a '.', a port, or localhost)",
+        );
+    }
+    let (repository, tag) = match path.split_once(':') {
+        Some((repository, tag)) => (repository, Some(tag.parse::<Tag>()?)),
+        None => (path, None),
+    };
+    if !is_repository(repository) {
+        return refuse(
+            whole,
+            WHAT,
+            "a repository is lower-case letters, digits, and single '.', '_', '-' or '/' between them",
+        );
+    }
+    let selector = digest.map(Selector::Digest).or(tag.map(Selector::Tag));
+    Ok(Reference {
+        location: Location::Registry { host: host.to_owned(), repository: repository.to_owned() },
+        selector,
+    })
+}
+
+/// A host as docker tells one from a path component: it has a dot or a port, or is `localhost`.
+fn is_host(host: &str) -> bool {
+    let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, port)) => {
+            if address.parse::<std::net::Ipv6Addr>().is_err() {
+                return false;
+            }
+            return port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
+        }
+        None => host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port))),
+    };
+    let label = |l: &str| {
+        !l.is_empty()
+            && l.len() <= 63
+            && l.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+            && !l.starts_with('-')
+    };
+    let known = port.is_some() || name.contains('.') || name == "localhost";
+    known && name.split('.').all(label) && port.is_none_or(|port| port.parse::<u16>().is_ok())
+}
+
+/// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*` for each part between slashes, at most 255 bytes in all.
+fn is_repository(path: &str) -> bool {
+    let part = |part: &str| {
+        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
+        edge(part.chars().next())
+            && edge(part.chars().last())
+            && part.chars().all(inner)
+            && !["..", "___", "._", "_.", ".-", "-.", "_-", "-_"].iter().any(|bad| part.contains(bad))
+    };
+    path.len() <= 255 && path.split('/').all(part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[test]
+    fn references_round_trip() {
+        for text in [
+            "oci:/srv/checkpoints",
+            "oci:checkpoints:epoch-4",
+            "oci:./a:b/c",
+            &format!("oci:/x@sha256:{HEX}"),
+            "127.0.0.1:5000/sdp/ledger:latest",
+            "[::1]:5000/sdp",
+            &format!("registry.example/a/b@sha256:{HEX}"),
+            "localhost/a",
+        ] {
+            assert_eq!(text.parse::<Reference>().unwrap().to_string(), *text);
+        }
+        let reference: Reference = "docker://localhost:5000/a:b".parse().unwrap();
+        assert_eq!(reference.to_string(), "localhost:5000/a:b");
+    }
+
+    #[test]
+    fn a_digest_beats_a_tag() {
+        let reference: Reference = format!("localhost/a:b@sha256:{HEX}").parse().unwrap();
+        assert!(matches!(reference.selector(), Some(Selector::Digest(_))));
+    }
+
+    #[test]
+    fn what_is_not_a_reference() {
+        for text in [
+            "",
+            "ledger",
+            "oci:",
+            "oci::tag",
+            "a/b",
+            "localhost:x/a",
+            "localhost/A",
+            "localhost/a/",
+            "localhost/a:",
+            "localhost/a@sha256:00",
+            "localhost/../a",
+            "localhost//a",
+            "http://localhost/a",
+            "localhost/a:b:c",
+            "[::g]/a",
+            "-a.example/x",
+            "localhost:99999/a",
+        ] {
+            assert!(text.parse::<Reference>().is_err(), "{text}");
+        }
+    }
+}
