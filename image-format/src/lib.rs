@@ -10,9 +10,13 @@ mod digest;
 mod document;
 mod id;
 mod kind;
+mod layer;
+mod limits;
 
 pub use blob::{BlobSink, BlobSource, BlobStore, Descriptor};
 pub use digest::{Digest, HashReader, HashWriter, ParseDigestError};
 pub use document::{Document, canonical_json};
 pub use id::{ApplicationId, Epoch, MemberId, ParseIdError};
 pub use kind::{Compression, DumpKind, LayerContent, ParseKindError};
+pub use layer::LayerInfo;
+pub use limits::Limits;
