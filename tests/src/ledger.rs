@@ -1,0 +1,92 @@
+//! The demo application of `fixtures/demo`, for one test: three real containers that notice an inexact restore.
+
+use std::path::{Path, PathBuf};
+
+use crate::{bin, command, run};
+
+/// Its members; also the names of the containers.
+pub const MEMBERS: [&str; 3] = ["consumer", "producer", "auditor"];
+
+/// What a member depends on, comma-separated as `pack --depends-on` takes it.
+#[must_use]
+pub fn depends_on(member: &str) -> &'static str {
+    match member {
+        "producer" => "consumer",
+        "auditor" => "consumer,producer",
+        _ => "",
+    }
+}
+
+/// The running application. Everything of podman's is removed when it is dropped.
+#[derive(Debug)]
+pub struct Ledger;
+
+impl Ledger {
+    /// Starts it, on an otherwise empty podman. `options` are those of `fixtures/demo/start`.
+    ///
+    /// # Panics
+    /// When a member does not get to count.
+    #[must_use]
+    pub fn start(options: &[&str]) -> Self {
+        let ledger = Self;
+        ledger.wipe();
+        let program = bin("demo/ledger");
+        let program = program.to_str().expect("a path in UTF-8");
+        run(&mut command("fixtures/demo/start", options.iter().copied().chain([program])));
+        ledger
+    }
+
+    /// Dumps all members at the same time and stops them. Gives the archives, in the order of [`MEMBERS`].
+    #[must_use]
+    pub fn dump(&self, dir: &Path) -> Vec<PathBuf> {
+        run(&mut command("fixtures/demo/dump", [dir]));
+        MEMBERS.iter().map(|member| dir.join(format!("{member}.tar.zst"))).collect()
+    }
+
+    /// How far each member is, once all are past `past`.
+    #[must_use]
+    pub fn counters_past(&self, past: u64) -> Vec<u64> {
+        let lines = run(&mut command("fixtures/demo/counters", ["--past", &past.to_string()]));
+        lines.lines().filter_map(|line| line.split(' ').nth(1)?.parse().ok()).collect()
+    }
+
+    /// How far each member was when it last said so, running or not.
+    #[must_use]
+    pub fn said(&self) -> Vec<u64> {
+        let number = |member: &&str| {
+            let line = run(&mut command("podman", ["logs", "--tail", "1", member]));
+            line.trim().split(' ').nth(1).and_then(|number| number.parse().ok()).expect("a line `MEMBER N`")
+        };
+        MEMBERS.iter().map(number).collect()
+    }
+
+    /// Names of the containers that run.
+    #[must_use]
+    pub fn running() -> Vec<String> {
+        let names = run(&mut command("podman", ["ps", "--format", "{{.Names}}"]));
+        let mut names: Vec<_> = names.lines().map(str::to_owned).collect();
+        names.sort();
+        names
+    }
+
+    /// Names of all containers, running or not.
+    #[must_use]
+    pub fn containers() -> Vec<String> {
+        let names = run(&mut command("podman", ["ps", "--all", "--format", "{{.Names}}"]));
+        names.lines().map(str::to_owned).collect()
+    }
+
+    /// Removes every container and volume, as a failed machine would; base images stay.
+    pub fn wipe(&self) {
+        run(&mut command("podman", ["rm", "--force", "--all", "--time", "0", "--volumes"]));
+        run(&mut command("podman", ["volume", "rm", "--all", "--force"]));
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.wipe();
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! The real tier: real CRIU dumps of real containers, real registries over TLS, real signing tools.
+//!
+//! `tests/tiers real` runs this inside the testbed, one test after the other.
+
+mod demo;
+mod interrupted;
+mod memory;
+mod peers;
+mod restore;
+mod setup;

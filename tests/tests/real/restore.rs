@@ -1,0 +1,242 @@
+//! `syncpoint restore`: all of the set, or nothing of it.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::process::{Child, Stdio};
+
+use nix::sys::signal::Signal;
+use syncpoint_tests::{Ledger, Process, Registry, command, run, run_failing, wait_until};
+use tempfile::TempDir;
+
+use crate::setup::{Keys, Wiped, files_below, global};
+
+#[test]
+fn a_restore_carries_on_again_and_again() {
+    let registry = Registry::start(5010);
+    let keys = Keys::generate();
+    let wiped = Wiped::prepare(&registry, "sdp/ledger", &keys, &["--ballast-mib", "8", "--churn-percent", "10"]);
+    for _ in 0..3 {
+        run(&mut registry.syncpoint(["restore", &wiped.reference, "--key", &keys.public()]));
+        wiped.assert_carries_on();
+        wiped.ledger.wipe();
+    }
+}
+
+#[test]
+fn unsigned_and_foreign_signatures_are_refused_before_anything_is_touched() {
+    let registry = Registry::start(5011);
+    let keys = Keys::generate();
+    let wiped = Wiped::prepare(&registry, "sdp/ledger", &keys, &[]);
+    let other = Keys::generate();
+    let (code, said) = run_failing(&mut registry.syncpoint(["restore", &wiped.reference, "--key", &other.public()]));
+    assert_eq!(code, 5, "{said}");
+
+    let unsigned = registry.repository("sdp/unsigned:epoch-1");
+    run(&mut registry.syncpoint(["copy", "--no-signatures", &wiped.reference, &unsigned]));
+    let (code, said) = run_failing(&mut registry.syncpoint(["restore", &unsigned, "--key", &keys.public()]));
+    assert_eq!(code, 5, "{said}");
+    let (code, said) = run_failing(&mut registry.syncpoint(["restore", &unsigned]));
+    assert_eq!(code, 2, "no key is a usage error: {said}");
+    assert_eq!(Ledger::containers(), [""; 0]);
+
+    run(&mut registry.syncpoint(["restore", &unsigned, "--insecure-no-verify"]));
+    wiped.assert_carries_on();
+}
+
+#[test]
+fn a_damaged_blob_is_found_before_anything_is_touched() {
+    let registry = Registry::start(5012);
+    let keys = Keys::generate();
+    let wiped = Wiped::prepare(&registry, "sdp/ledger", &keys, &["--ballast-mib", "4"]);
+    let blobs = registry.data().join("data/docker/registry/v2/blobs");
+    let size = |path: &std::path::PathBuf| fs::metadata(path).unwrap().len();
+    let blob = files_below(&blobs).into_iter().filter(|path| path.is_file()).max_by_key(size).unwrap();
+    let file = fs::OpenOptions::new().read(true).write(true).open(&blob).unwrap();
+    let middle = size(&blob) / 2;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, middle).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], middle).unwrap();
+
+    let (code, said) = run_failing(&mut registry.syncpoint(["restore", &wiped.reference, "--key", &keys.public()]));
+    assert_eq!(code, 6, "{said}");
+    assert_eq!(Ledger::containers(), [""; 0]);
+    let (_, said) = run_failing(&mut registry.syncpoint(["verify", &wiped.reference, "--key", &keys.public()]));
+    let digest = blob.parent().unwrap().file_name().unwrap().to_str().unwrap();
+    assert!(said.contains(&digest[..12]), "the finding names the blob: {said}");
+
+    file.write_all_at(&byte, middle).unwrap();
+    run(&mut registry.syncpoint(["restore", &wiped.reference, "--key", &keys.public()]));
+    wiped.assert_carries_on();
+}
+
+#[test]
+fn what_is_in_the_way_is_reported_all_at_once() {
+    let registry = Registry::start(5013);
+    let keys = Keys::generate();
+    let wiped = Wiped::prepare(&registry, "sdp/ledger", &keys, &[]);
+    // The name of one member, and the address of another.
+    run(&mut command("podman", ["create", "--name", "consumer", "localhost/syncpoint-demo:1", "/bin/sh"]));
+    let address = ["run", "--detach", "--name", "squatter", "--network", "syncpoint-demo", "--ip", "10.90.0.11"];
+    run(command("podman", address).args(["localhost/syncpoint-demo:1", "/bin/busybox", "sleep", "100"]));
+    let (code, said) = run_failing(&mut registry.syncpoint(["restore", &wiped.reference, "--key", &keys.public()]));
+    assert_eq!(code, 7, "{said}");
+    assert!(said.contains("consumer") && said.contains("10.90.0.11"), "{said}");
+    assert_eq!(Ledger::running(), ["squatter"]);
+    wiped.ledger.wipe();
+    run(&mut registry.syncpoint(["restore", &wiped.reference, "--key", &keys.public()]));
+    // A second time, while the first set runs: refused.
+    let (code, said) = run_failing(&mut registry.syncpoint(["restore", &wiped.reference, "--key", &keys.public()]));
+    assert_eq!(code, 7, "{said}");
+    wiped.assert_carries_on();
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Victim {
+    Launcher,
+    Criu,
+    Hook,
+}
+
+/// Kill -9 of each victim at each barrier. One member is held back before the barrier, so that it cannot be passed.
+#[test]
+fn whatever_is_killed_at_whichever_barrier_nothing_runs_and_a_new_restore_succeeds() {
+    let registry = Registry::start(5014);
+    let keys = Keys::generate();
+    let wiped = Wiped::prepare(&registry, "sdp/ledger", &keys, &[]);
+    let mut table = String::from("victim    barrier       what restore said\n");
+    for barrier in ["pre-restore", "post-restore", "pre-resume"] {
+        for victim in [Victim::Launcher, Victim::Criu, Victim::Hook] {
+            let mut launcher = registry
+                .syncpoint(["restore", &wiped.reference, "--key", &keys.public(), "--attempts", "1"])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let said = strike(victim, barrier, &mut launcher);
+            let output = launcher.wait_with_output().unwrap();
+            assert!(!output.status.success(), "{victim:?} at {barrier}");
+            let said = said.unwrap_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned());
+            wait_until("the engines have given up", || {
+                !Process::all().iter().any(|process| process.command.contains("container restore"))
+            });
+            let tasks: Vec<_> =
+                Process::all().into_iter().filter(|process| process.command.starts_with("/bin/ledger")).collect();
+            assert!(tasks.is_empty(), "{victim:?} at {barrier}: {tasks:?}");
+            assert_eq!(Ledger::running(), [""; 0], "{victim:?} at {barrier}");
+            let line = said.lines().next().unwrap_or_default().to_owned();
+            table += &format!("{:<10}{barrier:<14}{line}\n", format!("{victim:?}"));
+
+            run(&mut registry.syncpoint(["restore", &wiped.reference, "--key", &keys.public()]));
+            wiped.assert_carries_on();
+            wiped.ledger.wipe();
+        }
+    }
+    println!("{table}");
+}
+
+/// Holds the auditor back before `barrier`, kills, and lets it go. Gives a text for the table if the launcher cannot.
+fn strike(victim: Victim, barrier: &str, launcher: &mut Child) -> Option<String> {
+    let held = match barrier {
+        // No CRIU yet that could be told to be the auditor's: its podman is held.
+        "pre-restore" => {
+            let podman = Process::wait_for("the auditor's podman", |process| {
+                process.command.contains("container restore") && process.command.contains("auditor")
+            });
+            podman.signal(Signal::SIGSTOP);
+            podman.pid
+        }
+        "post-restore" => hold_criu("pre-restore"),
+        _ => hold_criu("post-restore"),
+    };
+    let hook = Process::wait_for("the producer's hook", |process| process.is_hook("producer", barrier));
+    match victim {
+        Victim::Launcher => launcher.kill().unwrap(),
+        Victim::Criu => hook.signal_parent(Signal::SIGKILL),
+        Victim::Hook => hook.signal(Signal::SIGKILL),
+    }
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(held), Signal::SIGCONT);
+    matches!(victim, Victim::Launcher).then(|| "(killed)".to_owned())
+}
+
+/// Stops the auditor's CRIU while it waits for its hook at `step`; gives its process id.
+fn hold_criu(step: &str) -> i32 {
+    let hook = Process::wait_for("the auditor's hook", |process| process.is_hook("auditor", step));
+    hook.signal_parent(Signal::SIGSTOP);
+    hook.parent
+}
+
+#[test]
+fn runc_members_are_restored_without_podman() {
+    let registry = Registry::start(5015);
+    let keys = Keys::generate();
+    let folder = TempDir::new().unwrap();
+    let bundle = folder.path().join("bundle");
+    let rootfs = bundle.join("rootfs");
+    for dir in ["bin", "data", "proc", "dev", "sys"] {
+        fs::create_dir_all(rootfs.join(dir)).unwrap();
+    }
+    fs::copy(syncpoint_tests::bin("demo/ledger"), rootfs.join("bin/ledger")).unwrap();
+    run(command("runc", ["spec"]).current_dir(&bundle));
+    let config = bundle.join("config.json");
+    let mut spec: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    spec["process"]["terminal"] = false.into();
+    spec["process"]["args"] = serde_json::json!(["/bin/ledger", "consumer", "--listen", "127.0.0.1:7000"]);
+    spec["root"]["readonly"] = false.into();
+    fs::write(&config, spec.to_string()).unwrap();
+
+    let image = folder.path().join("image");
+    run(command("runc", ["run", "--detach", "--bundle", bundle.to_str().unwrap(), "lone"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null()));
+    wait_until("it wrote its state", || rootfs.join("data/state").exists());
+    run(command("runc", ["checkpoint", "--image-path", image.to_str().unwrap(), "lone"]).stdin(Stdio::null()));
+    let _ = command("runc", ["delete", "--force", "lone"]).output();
+
+    let lone = registry.repository("sdp/lone:lone");
+    let whole = registry.repository("sdp/lone:epoch-1");
+    let bundle_argument = config.to_str().unwrap();
+    run(&mut registry.syncpoint([
+        "pack",
+        image.to_str().unwrap(),
+        "--bundle",
+        bundle_argument,
+        "--to",
+        &lone,
+        "--member",
+        "lone",
+    ]));
+    let link = ["link", "--to", &whole, "--application", "lone", "--sign-by", &keys.private(), &format!("lone={lone}")];
+    run(&mut registry.syncpoint(link));
+    fs::remove_dir_all(&image).unwrap();
+
+    let at = format!("lone={}", bundle.display());
+    run(&mut registry.syncpoint(["restore", &whole, "--key", &keys.public(), "--bundle", &at]));
+    let state = run(&mut command("runc", ["state", "lone"]));
+    assert!(state.contains("\"running\""), "{state}");
+    run(&mut command("runc", ["delete", "--force", "lone"]));
+}
+
+#[test]
+fn a_member_that_criu_cannot_restore_keeps_the_others_from_running() {
+    let registry = Registry::start(5016);
+    let keys = Keys::generate();
+    let ledger = Ledger::start(&[]);
+    let dumps = TempDir::new().unwrap();
+    let archives = ledger.dump(dumps.path());
+    ledger.wipe();
+    // One page of one process is missing: a dump that packs, links and verifies, but that CRIU refuses.
+    let tree = dumps.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    let (archive, tree) = (archives[1].to_str().unwrap(), tree.to_str().unwrap());
+    run(&mut command("tar", ["--zstd", "-xf", archive, "-C", tree]));
+    run(&mut command("sh", ["-c", "truncate --size=-4096 \"$0\"/checkpoint/pages-1.img", tree]));
+    run(&mut command("tar", ["--zstd", "-cf", archive, "-C", tree, "."]));
+    let reference = global(&registry, "sdp/broken", &keys, &archives);
+    let restore = ["restore", &reference, "--key", &keys.public(), "--attempts", "2"];
+    let (code, said) = run_failing(&mut registry.syncpoint(restore));
+    assert_eq!(code, 8, "{said}");
+    assert!(said.contains("producer") && said.contains("Error ("), "member and CRIU's own words: {said}");
+    assert_eq!(Ledger::containers(), [""; 0], "everything that was made is removed");
+}
