@@ -98,6 +98,7 @@ words!(
     "none, gzip, zstd"
 );
 
+#[expect(clippy::derivable_impls, reason = "the enum is made by a macro that knows no default")]
 impl Default for Compression {
     fn default() -> Self {
         Self::Zstd

@@ -11,6 +11,7 @@ fn pack_push_and_pull_of_4_gib_take_at_most_64_mib() {
     // Not in /tmp's neighbourhood by accident: the folder must hold three times 4 GiB.
     let folder = TempDir::new_in("/var/tmp").unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (dump, unpacked) = (path("dump.tar"), path("unpacked.tar"));
     let ledger = syncpoint_tests::Ledger::start(&[]);
     ledger.wipe();
     run(&mut command(
@@ -28,7 +29,7 @@ fn pack_push_and_pull_of_4_gib_take_at_most_64_mib() {
     });
     run(&mut command(
         "podman",
-        ["container", "checkpoint", "--compress", "none", "--export", &path("dump.tar"), "heavy"],
+        ["container", "checkpoint", "--compress", "none", "--export", &dump, "heavy"],
     ));
     ledger.wipe();
 
@@ -37,17 +38,17 @@ fn pack_push_and_pull_of_4_gib_take_at_most_64_mib() {
     let again = format!("oci:{}:heavy", path("again"));
     let mut peaks = Vec::new();
     for arguments in [
-        &["pack", &path("dump.tar"), "--to", &layout][..],
+        &["pack", &dump, "--to", &layout][..],
         &["push", &layout, &remote],
         &["pull", &remote, &again],
         &["verify", "--insecure-no-signature", &again],
-        &["unpack", &again, "--to", &path("unpacked.tar"), "--compression", "none"],
+        &["unpack", &again, "--to", &unpacked, "--compression", "none"],
     ] {
         let peak = peak_kib(&registry, arguments);
         println!("{:<8}{:>8} KiB at its peak", arguments[0], peak);
         peaks.push((arguments[0], peak));
         if arguments[0] == "pack" {
-            std::fs::remove_file(path("dump.tar")).unwrap();
+            std::fs::remove_file(&dump).unwrap();
         }
     }
     assert!(peaks.iter().all(|(_, peak)| *peak <= LIMIT_KIB), "{peaks:?}");
