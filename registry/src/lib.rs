@@ -1,7 +1,15 @@
 //! Where images live: OCI registries over TLS and OCI layouts, behind one trait.
 
+mod bridge;
+mod copy;
+mod layout;
+mod links;
 mod reference;
+pub mod sign;
 mod store;
 
+pub use bridge::Bridge;
+pub use copy::{CopyError, CopyOptions, CopyReport, copy};
+pub use layout::LayoutStore;
 pub use reference::{Location, ParseReferenceError, Reference, Selector, Tag};
 pub use store::{BlobReader, BlobUpload, BlobWriter, Progress, Put, Reopen, Store, StoreError};

@@ -29,6 +29,12 @@ impl Tag {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The tag under which something about a manifest lies (`sha256-<hex>` and a suffix such as `.sig`), for tools and
+    /// registries that cannot find it by its `subject`.
+    pub(crate) fn of_digest(digest: &Digest, suffix: &'static str) -> Self {
+        Self(format!("sha256-{}{suffix}", digest.hex()))
+    }
 }
 
 impl FromStr for Tag {

@@ -89,6 +89,16 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// The error that a stream of a store ended with: one that the stream carried, or trouble of the file system.
+    pub(crate) fn from_stream(store: &str, operation: &str, error: io::Error) -> Self {
+        match error.downcast::<Self>() {
+            Ok(carried) => carried,
+            Err(source) => Self::Io { store: store.to_owned(), operation: operation.to_owned(), source },
+        }
+    }
+}
+
 /// How a blob got into a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Put {

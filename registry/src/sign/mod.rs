@@ -1,0 +1,3 @@
+//! Signatures, offline, with keys.
+
+pub(crate) mod attachment;
