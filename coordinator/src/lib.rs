@@ -1,1 +1,17 @@
 //! When members move: the two-phase protocol and the rendezvous of CRIU hooks.
+//!
+//! [`proto`] is the protocol as a state machine without IO or clock. Around it stand the [`Rendezvous`], one task that
+//! owns a session and its local socket, and [`hook`], the program that CRIU runs at each of its hooks. [`wire`] is what
+//! the two say to each other. `docs/protocol.md` is the specification.
+
+pub mod hook;
+mod plan;
+pub mod proto;
+mod rendezvous;
+mod secret;
+mod ticket;
+pub mod wire;
+
+pub use plan::{Deadlines, ParseSessionIdError, PlanError, SessionId, SessionPlan};
+pub use proto::{Event, Finished, Hook, Missing, Outcome, SessionKind, Step, Timings};
+pub use rendezvous::{CloseError, Rendezvous, RendezvousError};

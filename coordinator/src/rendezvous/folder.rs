@@ -1,0 +1,179 @@
+//! A session's folder: private, and laid out so that CRIU's configuration leads to the hook and the hook to its ticket.
+//!
+//! ```text
+//! <root>/                     0700 where it is made here
+//!   <session>/                0700; 32 hex digits, by which a hook knows that it belongs to a session
+//!     .socket                 where the hooks meet; no member id starts with a dot
+//!     <member>/               0700
+//!       criu.conf             one line: action-script=<root>/<session>/<member>/hook
+//!       hook                  a link to the hook program
+//!       session.json          0600, the member's ticket
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use image_format::MemberId;
+
+use crate::plan::SessionPlan;
+use crate::secret::Secret;
+use crate::ticket::{HOOK, TICKET, Ticket};
+use crate::wire;
+
+const SOCKET: &str = ".socket";
+const CRIU_CONFIG: &str = "criu.conf";
+
+/// A folder that was made and not yet removed.
+#[derive(Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+}
+
+/// Why a session's folder cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FolderError {
+    /// CRIU's configuration splits lines at blanks and knows quotes and comments; the path would not arrive whole.
+    #[error("the path {path:?} holds a character that CRIU's configuration does not take")]
+    Unquotable {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Others could put their own hooks in place of ours.
+    #[error("the folder {path:?} can be written by others")]
+    NotPrivate {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The hook program is not there.
+    #[error("the hook program {path:?} cannot be found")]
+    NoHookProgram {
+        /// Where it should be.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Something could not be written.
+    #[error("cannot write {path:?}")]
+    Write {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The runtime shut down in the middle.
+    #[error("interrupted")]
+    Interrupted(#[source] tokio::task::JoinError),
+}
+
+impl Folder {
+    /// Makes the folder with everything in it but the socket. On an error nothing of it is left.
+    pub(super) fn make(
+        root: &Path,
+        plan: &SessionPlan,
+        hook_program: &Path,
+        secrets: &BTreeMap<MemberId, Secret>,
+    ) -> Result<Self, FolderError> {
+        let hook_program = hook_program
+            .canonicalize()
+            .map_err(|source| FolderError::NoHookProgram { path: hook_program.to_owned(), source })?;
+        make_folder(root, true)?;
+        let root = root.canonicalize().map_err(|source| FolderError::Write { path: root.to_owned(), source })?;
+        check_root(&root)?;
+        let folder = Self { path: root.join(plan.id.to_string()) };
+        make_folder(&folder.path, false)?;
+        match folder.fill(plan, &hook_program, secrets) {
+            Ok(()) => Ok(folder),
+            Err(error) => {
+                // What went wrong first is what matters.
+                let _ = folder.remove();
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn socket(&self) -> PathBuf {
+        self.path.join(SOCKET)
+    }
+
+    pub(super) fn criu_config(&self, member: &MemberId) -> PathBuf {
+        self.path.join(member.as_str()).join(CRIU_CONFIG)
+    }
+
+    pub(super) fn remove(&self) -> io::Result<()> {
+        std::fs::remove_dir_all(&self.path)
+    }
+
+    fn fill(
+        &self,
+        plan: &SessionPlan,
+        hook_program: &Path,
+        secrets: &BTreeMap<MemberId, Secret>,
+    ) -> Result<(), FolderError> {
+        for (member, secret) in secrets {
+            let dir = self.path.join(member.as_str());
+            make_folder(&dir, false)?;
+            let hook = dir.join(HOOK);
+            std::os::unix::fs::symlink(hook_program, &hook)
+                .map_err(|source| FolderError::Write { path: hook.clone(), source })?;
+            let ticket = Ticket {
+                version: wire::VERSION,
+                kind: plan.kind,
+                session: plan.id,
+                epoch: plan.epoch,
+                member: member.clone(),
+                socket: self.socket(),
+                secret: secret.clone(),
+                gather_ms: millis(plan.deadlines.gather),
+                hold_ms: millis(plan.deadlines.hold),
+            };
+            let path = dir.join(TICKET);
+            let json = serde_json::to_vec_pretty(&ticket)
+                .map_err(|error| FolderError::Write { path: path.clone(), source: error.into() })?;
+            write_private(&path, &json)?;
+            let config = format!("action-script={}\n", hook.display());
+            write_private(&dir.join(CRIU_CONFIG), config.as_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn make_folder(path: &Path, with_parents: bool) -> Result<(), FolderError> {
+    let made = DirBuilder::new().mode(0o700).recursive(with_parents).create(path);
+    made.map_err(|source| FolderError::Write { path: path.to_owned(), source })
+}
+
+fn check_root(root: &Path) -> Result<(), FolderError> {
+    let plain = |c: char| !c.is_whitespace() && !c.is_control() && !matches!(c, '"' | '\'' | '#' | '\\');
+    if !root.to_str().is_some_and(|text| text.chars().all(plain)) {
+        return Err(FolderError::Unquotable { path: root.to_owned() });
+    }
+    let facts = root.metadata().map_err(|source| FolderError::Write { path: root.to_owned(), source })?;
+    let me = rustix::process::geteuid().as_raw();
+    if facts.mode() & 0o022 != 0 || (facts.uid() != me && facts.uid() != 0) {
+        return Err(FolderError::NotPrivate { path: root.to_owned() });
+    }
+    Ok(())
+}
+
+fn write_private(path: &Path, bytes: &[u8]) -> Result<(), FolderError> {
+    let write = || {
+        let mut file: File = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        file.write_all(bytes)
+    };
+    write().map_err(|source| FolderError::Write { path: path.to_owned(), source })
+}

@@ -1,0 +1,194 @@
+//! The rendezvous of one session on one machine: where the hooks of its members meet.
+//!
+//! One task owns the [`Session`] and does what it asks for; a short task for each connection reads the
+//! request, checks whose it is and waits with it. The launcher holds a [`Rendezvous`] and talks to the owner by messages.
+
+mod connection;
+mod driver;
+mod folder;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use image_format::MemberId;
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use self::connection::Keys;
+use self::driver::{Command, Driver};
+use self::folder::Folder;
+pub use self::folder::FolderError;
+use crate::plan::{PlanError, SessionPlan};
+use crate::proto::{Event, Finished, Missing, Outcome, Session};
+use crate::secret::Secret;
+
+/// A running session and its folder: `<root>/<session>/` with a socket, and for each member a folder with the CRIU
+/// configuration, the link that CRIU runs, and the member's ticket.
+///
+/// Dropping it ends the session: every hook that waits, or comes later, finds nobody and fails closed. The folder is left
+/// in place then, on purpose. See [`Rendezvous::close`].
+#[derive(Debug)]
+pub struct Rendezvous {
+    folder: Folder,
+    members: Vec<MemberId>,
+    commands: mpsc::UnboundedSender<Command>,
+    events: Option<mpsc::UnboundedReceiver<Event>>,
+    outcome: watch::Receiver<Option<Outcome>>,
+    finished: watch::Receiver<Option<Finished>>,
+    driver: JoinHandle<()>,
+}
+
+/// Why a rendezvous cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RendezvousError {
+    /// The plan is none.
+    #[error("the session cannot be")]
+    Plan(#[from] PlanError),
+    /// No random numbers for the secrets.
+    #[error("the system has no random numbers")]
+    Random(#[source] getrandom::Error),
+    /// The session's folder cannot be made.
+    #[error("the session's folder cannot be made")]
+    Folder(#[from] FolderError),
+    /// The socket cannot be bound.
+    #[error("the session's socket {path:?} cannot be bound")]
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Why a session's folder is still there.
+#[derive(Debug, thiserror::Error)]
+#[error("the session's folder {path:?} cannot be removed")]
+pub struct CloseError {
+    /// The folder.
+    path: PathBuf,
+    /// Why.
+    #[source]
+    source: io::Error,
+}
+
+impl Rendezvous {
+    /// Makes the session's folder below `root` (made with mode 0700 where it is missing), and listens.
+    ///
+    /// `hook_program` is what CRIU is to run: the `syncpoint-hook` binary.
+    ///
+    /// # Errors
+    /// The plan is none, or the folder or the socket cannot be made. Nothing is left then.
+    pub async fn start(root: &Path, plan: SessionPlan, hook_program: &Path) -> Result<Self, RendezvousError> {
+        let session = Session::new(plan.clone())?;
+        let secrets: BTreeMap<MemberId, Secret> = plan
+            .members
+            .iter()
+            .map(|member| Ok((member.clone(), Secret::random()?)))
+            .collect::<Result<_, _>>()
+            .map_err(RendezvousError::Random)?;
+        let members = plan.members.clone();
+        let (root, hook_program) = (root.to_owned(), hook_program.to_owned());
+        let making = move || Folder::make(&root, &plan, &hook_program, &secrets).map(|folder| (folder, secrets));
+        let (folder, secrets) = match tokio::task::spawn_blocking(making).await {
+            Ok(made) => made?,
+            Err(failed) => return Err(FolderError::Interrupted(failed).into()),
+        };
+        let listener = match UnixListener::bind(folder.socket()) {
+            Ok(listener) => listener,
+            Err(source) => {
+                let path = folder.socket();
+                // The reason why there is no session matters more than a folder that stays behind.
+                let _ = folder.remove();
+                return Err(RendezvousError::Socket { path, source });
+            }
+        };
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let (tell, events) = mpsc::unbounded_channel();
+        let (decide, outcome) = watch::channel(None);
+        let (finish, finished) = watch::channel(None);
+        let keys = Arc::new(Keys::new(secrets));
+        let driver = Driver::new(session, listener, keys, commands.clone(), tell, decide, finish);
+        let driver = tokio::spawn(driver.run(inbox));
+        Ok(Self { folder, members, commands, events: Some(events), outcome, finished, driver })
+    }
+
+    /// The CRIU configuration file to start this member's engine with (annotation `org.criu.config`). It is there for
+    /// members of the session only.
+    #[must_use]
+    pub fn criu_config(&self, member: &MemberId) -> PathBuf {
+        self.folder.criu_config(member)
+    }
+
+    /// What the members do, from the start. Only the first call gets it; later ones get a channel that has ended.
+    pub fn events(&mut self) -> mpsc::UnboundedReceiver<Event> {
+        self.events.take().unwrap_or_else(|| mpsc::unbounded_channel().1)
+    }
+
+    /// The launcher saw a member's engine fail: an abort before the release, a missing member after it.
+    pub async fn member_failed(&self, member: &MemberId, reason: String) {
+        let (done, handled) = oneshot::channel();
+        // A driver that has ended has nobody left to release, and a member that is not in the session cannot fail it.
+        if self.commands.send(Command::MemberFailed { member: member.clone(), reason, done }).is_ok() {
+            let _ = handled.await;
+        }
+    }
+
+    /// The launcher gives up: an abort, unless the members were released already.
+    pub async fn cancel(&self, reason: String) {
+        let (done, handled) = oneshot::channel();
+        if self.commands.send(Command::Cancel { reason, done }).is_ok() {
+            let _ = handled.await;
+        }
+    }
+
+    /// Waits until it is decided, which is within the plan's deadlines, and says what.
+    pub async fn outcome(&mut self) -> Outcome {
+        match self.outcome.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(outcome)) => outcome.clone(),
+            Ok(None) | Err(_) => {
+                Outcome::Aborted { member: None, hook: None, reason: "the rendezvous has ended".to_owned() }
+            }
+        }
+    }
+
+    /// Waits until every member told that it runs, failed, or was silent for too long, and says which. After an abort
+    /// nobody runs.
+    pub async fn finished(&mut self) -> Finished {
+        match self.finished.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(finished)) => finished.clone(),
+            Ok(None) | Err(_) => {
+                let reason = "the rendezvous has ended";
+                let missing = |member: &MemberId| Missing { member: member.clone(), reason: reason.to_owned() };
+                Finished { running: Vec::new(), missing: self.members.iter().map(missing).collect() }
+            }
+        }
+    }
+
+    /// Ends the session, aborting it if it is undecided, and removes its folder.
+    ///
+    /// To be called only once the engine of every member has ended. CRIU merely logs when it cannot run its script at
+    /// pre-resume and lets the tasks go: a folder that is taken away from under a CRIU that is on its way there would
+    /// start a member of an aborted set.
+    ///
+    /// # Errors
+    /// The folder cannot be removed.
+    pub async fn close(mut self) -> Result<(), CloseError> {
+        self.cancel("the session was closed".to_owned()).await;
+        // If the driver is gone already there is nothing to wait for.
+        if self.commands.send(Command::Close).is_ok() {
+            let _ = (&mut self.driver).await;
+        }
+        self.folder.remove().map_err(|source| CloseError { path: self.folder.path().to_owned(), source })
+    }
+}
+
+impl Drop for Rendezvous {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}

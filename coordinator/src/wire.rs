@@ -1,0 +1,156 @@
+//! What a hook and the rendezvous say to each other, as bytes.
+//!
+//! A frame is the length of its body as a big-endian `u32`, then the body: one JSON object with a `version`. A hook sends
+//! one [`Request`] and gets one [`Answer`], when it is decided; then both close. A body is at most 64 KiB.
+
+use std::io::{self, Read};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::proto::{Message, Reply};
+pub use crate::secret::{ParseSecretError, Secret};
+
+/// The version of this protocol. 1: the first.
+pub const VERSION: u16 = 1;
+
+/// The longest body of a frame, in bytes.
+pub const MAX_BODY: usize = 64 * 1024;
+
+/// The length of what stands before a body, in bytes.
+pub const HEADER: usize = 4;
+
+/// What a hook sends.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Request {
+    /// [`VERSION`].
+    pub version: u16,
+    /// Proves that the sender may speak for the message's member.
+    pub secret: Secret,
+    /// What it says.
+    pub message: Message,
+}
+
+/// What a hook gets.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Answer {
+    /// [`VERSION`].
+    pub version: u16,
+    /// What was decided.
+    pub reply: Reply,
+}
+
+/// Why bytes are not a message, or a message cannot be bytes.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WireError {
+    /// Over [`MAX_BODY`].
+    #[error("a frame of {length} bytes; at most {MAX_BODY} are allowed")]
+    TooLong {
+        /// The length that it has or claims.
+        length: usize,
+    },
+    /// Another version of the protocol.
+    #[error("protocol version {found}; this is version {VERSION}")]
+    Version {
+        /// The other version.
+        found: u16,
+    },
+    /// Not the JSON that it should be.
+    #[error("the body of the frame is not a message")]
+    Body(#[source] serde_json::Error),
+    /// The stream ended or failed.
+    #[error("the frame cannot be read")]
+    Read(#[source] io::Error),
+}
+
+/// A message as a whole frame.
+///
+/// # Errors
+/// It is too long.
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, WireError> {
+    let mut frame = vec![0; HEADER];
+    serde_json::to_writer(&mut frame, message).map_err(WireError::Body)?;
+    let length = frame.len() - HEADER;
+    match u32::try_from(length) {
+        Ok(header) if length <= MAX_BODY => frame[..HEADER].copy_from_slice(&header.to_be_bytes()),
+        Ok(_) | Err(_) => return Err(WireError::TooLong { length }),
+    }
+    Ok(frame)
+}
+
+/// The length of the body that follows this header.
+///
+/// # Errors
+/// It is too long.
+pub fn body_length(header: [u8; HEADER]) -> Result<usize, WireError> {
+    match usize::try_from(u32::from_be_bytes(header)) {
+        Ok(length) if length <= MAX_BODY => Ok(length),
+        Ok(length) => Err(WireError::TooLong { length }),
+        Err(_) => Err(WireError::TooLong { length: usize::MAX }),
+    }
+}
+
+/// The message in a frame's body.
+///
+/// # Errors
+/// Another version, or not a message.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, WireError> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u16,
+    }
+    let Versioned { version } = serde_json::from_slice(body).map_err(WireError::Body)?;
+    if version != VERSION {
+        return Err(WireError::Version { found: version });
+    }
+    serde_json::from_slice(body).map_err(WireError::Body)
+}
+
+/// Reads one frame and its message.
+///
+/// # Errors
+/// As [`body_length`] and [`decode`], and what the stream says.
+pub fn read<T: DeserializeOwned>(mut stream: impl Read) -> Result<T, WireError> {
+    let mut header = [0; HEADER];
+    stream.read_exact(&mut header).map_err(WireError::Read)?;
+    let mut body = vec![0; body_length(header)?];
+    stream.read_exact(&mut body).map_err(WireError::Read)?;
+    decode(&body)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_message_comes_back_as_it_was() {
+        let answer = Answer { version: VERSION, reply: Reply::Abort { reason: "é".repeat(100) } };
+        let frame = encode(&answer).expect("short enough");
+        assert_eq!(read::<Answer>(frame.as_slice()).expect("a frame").reply, answer.reply);
+        assert!(matches!(read::<Answer>(&frame[..frame.len() - 1]), Err(WireError::Read(_))));
+    }
+
+    #[test]
+    fn bounds_and_versions_are_kept() {
+        let long = Answer { version: VERSION, reply: Reply::Abort { reason: "x".repeat(MAX_BODY) } };
+        assert!(matches!(encode(&long), Err(WireError::TooLong { .. })));
+        assert!(
+            matches!(read::<Answer>([0xff; 8].as_slice()), Err(WireError::TooLong { length }) if length > MAX_BODY)
+        );
+        let newer = br#"{"version":2,"something":"else"}"#;
+        assert!(matches!(decode::<Answer>(newer), Err(WireError::Version { found: 2 })));
+        let deep = format!("{{\"version\":1,\"reply\":{}", "[".repeat(50_000));
+        assert!(matches!(decode::<Answer>(deep.as_bytes()), Err(WireError::Body(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = read::<Request>(bytes.as_slice());
+            let _ = decode::<Answer>(&bytes);
+        }
+    }
+}
