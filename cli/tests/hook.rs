@@ -217,7 +217,9 @@ fn without_a_session_it_is_silent() {
     std::os::unix::fs::symlink(PROGRAM, &link).expect("a link");
     let mut task = Command::new("sleep").arg("1000").spawn().expect("a task");
     for program in [PathBuf::from(PROGRAM), link] {
-        for hook in ["pre-dump", "network-lock", "post-dump", "pre-restore", "post-restore", "pre-resume", "post-resume"] {
+        for hook in
+            ["pre-dump", "network-lock", "post-dump", "pre-restore", "post-restore", "pre-resume", "post-resume"]
+        {
             let output = Command::new(&program)
                 .env("CRTOOLS_SCRIPT_ACTION", hook)
                 .env("CRTOOLS_INIT_PID", task.id().to_string())
