@@ -6,10 +6,9 @@ use std::process::ExitCode;
 use coordinator::hook;
 
 fn main() -> ExitCode {
-    let exit = hook::main(std::env::args_os(), |name| std::env::var_os(name));
-    if let Some(message) = exit.message {
+    let say = |words: &str| {
         // CRIU's log; where it cannot be written the exit status still says it.
-        let _ = writeln!(std::io::stderr(), "{message}");
-    }
-    ExitCode::from(exit.code)
+        let _ = writeln!(std::io::stderr(), "{words}");
+    };
+    ExitCode::from(hook::main(std::env::args_os(), |name| std::env::var_os(name), say))
 }

@@ -1,7 +1,6 @@
 //! A hook's connection to the rendezvous: one request, one answer, and an eye on everyone who could die meanwhile.
 
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,8 +9,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
-use rustix::process::{PidfdFlags, getppid, pidfd_open};
 
+use super::process::Process;
 use super::tasks::Tasks;
 use crate::proto::Reply;
 use crate::wire::{self, Answer, Request, WireError};
@@ -38,15 +37,11 @@ pub(super) enum Lost {
 /// A connection that ends, at the latest, at its deadline.
 pub(super) struct Client {
     stream: UnixStream,
-    criu: Option<OwnedFd>,
     deadline: Instant,
 }
 
 impl Client {
     pub(super) fn connect(path: &Path, deadline: Instant) -> Result<Self, Lost> {
-        // Our parent is CRIU. One that has gone before this line leaves us to a parent that never goes; there is then
-        // still the end of the tasks or the deadline.
-        let criu = getppid().and_then(|parent| pidfd_open(parent, PidfdFlags::empty()).ok());
         let failed = |error: Errno| Lost::Connect(error.into());
         let address = SocketAddrUnix::new(path).map_err(failed)?;
         let socket =
@@ -54,7 +49,7 @@ impl Client {
         // Both connecting to a full queue and sending to a full buffer wait no longer than this.
         set_socket_timeout(&socket, Timeout::Send, Some(left(deadline)?)).map_err(failed)?;
         connect(&socket, &address).map_err(failed)?;
-        Ok(Self { stream: UnixStream::from(socket), criu, deadline })
+        Ok(Self { stream: UnixStream::from(socket), deadline })
     }
 
     pub(super) fn send(&mut self, request: &Request) -> Result<(), Lost> {
@@ -63,18 +58,10 @@ impl Client {
     }
 
     /// Waits for the answer, or for the death of CRIU or of the tasks, or for the deadline.
-    pub(super) fn wait(&mut self, tasks: Option<&Tasks>) -> Result<Reply, Lost> {
-        let answer = PollFd::new(&self.stream, PollFlags::IN);
-        let mut fds = vec![answer];
-        let criu = self.criu.as_ref().map(|criu| {
-            fds.push(PollFd::new(criu, PollFlags::IN));
-            fds.len() - 1
-        });
-        let init = tasks.map(|tasks| {
-            let handle = tasks.handle();
-            fds.push(PollFd::from_borrowed_fd(handle, PollFlags::IN));
-            fds.len() - 1
-        });
+    pub(super) fn wait(&mut self, criu: &Process, tasks: Option<&Tasks>) -> Result<Reply, Lost> {
+        let mut fds =
+            vec![PollFd::new(&self.stream, PollFlags::IN), PollFd::from_borrowed_fd(criu.handle(), PollFlags::IN)];
+        fds.extend(tasks.map(|tasks| PollFd::from_borrowed_fd(tasks.init.handle(), PollFlags::IN)));
         loop {
             let left = left(self.deadline)?;
             let timeout = Timespec {
@@ -85,14 +72,14 @@ impl Client {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(Lost::Broken(error.into())),
             }
-            let fired = |place: Option<usize>| place.is_some_and(|place| !fds[place].revents().is_empty());
-            if fired(criu) {
+            let fired = |place: usize| fds.get(place).is_some_and(|fd| !fd.revents().is_empty());
+            if fired(1) {
                 return Err(Lost::Criu);
             }
-            if fired(init) {
+            if fired(2) {
                 return Err(Lost::Tasks);
             }
-            if fired(Some(0)) {
+            if fired(0) {
                 break;
             }
         }

@@ -1,19 +1,26 @@
-//! The guard: a second process that kills the tasks when the hook ends without having dismissed it.
+//! The guard: a second process that does what the hook would have done when the hook is killed at pre-resume.
 //!
-//! It is this program again. Its standard input is a pipe from the hook: one byte is the dismissal, an end without one is
-//! the hook's death. Its standard output is not for writing: it is the handle of the first task, opened by the hook, so
-//! that no number can have come to mean another process.
+//! It is this program again, in the member's folder. Its standard input is a pipe that ends with the hook. The other two are
+//! not for writing: they are the handles of the first task and of CRIU, opened by the hook, so that no number can have
+//! come to mean another process. When the hook ends, the note of the release decides: with it CRIU may go on,
+//! without it the tasks are killed.
 
 use std::ffi::OsString;
-use std::io::{self, PipeWriter, Read, Write};
+use std::io::{self, PipeWriter, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use super::tasks::Tasks;
-use super::{Exit, HOOK};
+use super::notes::Notes;
+use super::process::Process;
+use super::tasks::{Held, Tasks};
+use crate::ticket::HOOK;
 
 const FLAG: &str = "--guard";
+
+/// In the place of CRIU's pid, where CRIU is not known.
+const NO_CRIU: i32 = 0;
 
 /// A running guard, seen from the hook.
 #[derive(Debug)]
@@ -22,53 +29,68 @@ pub(super) struct Guard {
     leash: PipeWriter,
 }
 
+/// What a guard is told when it starts.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Order {
+    init: i32,
+    criu: i32,
+}
+
 impl Guard {
-    /// Starts one over these tasks.
-    pub(super) fn start(tasks: &Tasks) -> io::Result<Self> {
+    /// Starts one over these tasks, of the member with this folder.
+    pub(super) fn start(held: &Held, folder: &Path) -> io::Result<Self> {
         let (end, leash) = io::pipe()?;
+        let init = held.tasks.init.handle().try_clone_to_owned()?;
+        let (criu, criu_handle) = match &held.criu {
+            Some(criu) => (criu.pid(), Stdio::from(criu.handle().try_clone_to_owned()?)),
+            None => (NO_CRIU, Stdio::null()),
+        };
         let process = Command::new("/proc/self/exe")
             .arg0(HOOK)
-            .arg(FLAG)
-            .arg(tasks.pid().to_string())
+            .args([FLAG, &held.tasks.init.pid().to_string(), &criu.to_string()])
             .env_clear()
-            .current_dir("/")
+            .current_dir(folder)
             // What a terminal sends to the whole group must not reach both.
             .process_group(0)
             .stdin(end)
-            .stdout(tasks.handle().try_clone_to_owned()?)
-            .stderr(Stdio::null())
+            .stdout(init)
+            .stderr(criu_handle)
             .spawn()?;
         Ok(Self { process, leash })
     }
 
-    /// Lets the guard go, for the tasks may run.
-    pub(super) fn dismiss(mut self) {
-        // A guard that is not there any more cannot hear it, and need not.
-        let _ = self.leash.write_all(b"!");
+    /// Waits until the guard has done its part, as if this process had ended.
+    pub(super) fn end(mut self) {
         drop(self.leash);
+        // One that was killed has nothing left to do that this process has not done.
         let _ = self.process.wait();
     }
 }
 
-/// The first task's pid, if this process was started as a guard.
-pub(super) fn recognise(mut args: impl Iterator<Item = OsString>) -> Option<i32> {
-    let flag = args.next()?;
-    if flag != FLAG {
+/// What to do, if this process was started as a guard.
+pub(super) fn recognise(mut args: impl Iterator<Item = OsString>) -> Option<Order> {
+    if args.next()? != FLAG {
         return None;
     }
-    args.next()?.to_str()?.parse().ok()
+    let mut number = || args.next()?.to_str()?.parse().ok();
+    Some(Order { init: number()?, criu: number()? })
 }
 
-/// Waits for the dismissal, or for the hook's death.
-pub(super) fn main(pid: i32) -> Exit {
-    let mut byte = [0];
-    match io::stdin().read(&mut byte) {
-        Ok(1..) => Exit::SILENT,
-        Ok(0) | Err(_) => {
-            if let Ok(handle) = io::stdout().as_fd().try_clone_to_owned() {
-                Tasks::from_handle(pid, handle).kill();
-            }
-            Exit { code: 1, message: None }
-        }
+/// Waits for the hook's end, and sees to it that the tasks are released or dead.
+pub(super) fn main(order: Order) {
+    // Nothing is ever written to the pipe; whatever ends the reading ends the wait.
+    let _ = io::stdin().read(&mut [0]);
+    let (Ok(init), Ok(criu)) = (io::stdout().as_fd().try_clone_to_owned(), io::stderr().as_fd().try_clone_to_owned())
+    else {
+        return;
+    };
+    let held = Held {
+        tasks: Tasks { init: Process::from_handle(order.init, init) },
+        criu: (order.criu != NO_CRIU).then(|| Process::from_handle(order.criu, criu)),
+    };
+    if Notes::in_folder(Path::new("")).released() {
+        held.let_go();
+    } else {
+        held.kill();
     }
 }

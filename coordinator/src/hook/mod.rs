@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | pre-restore | arrives, waits for all | returns 1: CRIU restores nothing |
 //! | post-restore | votes, waits for all | returns 1: CRIU kills what it restored |
-//! | pre-resume | waits for the release | kills the tasks, then returns 1, for CRIU only logs that |
+//! | pre-resume | waits for the release | kills the tasks and CRIU, which would only log a 1 |
 //! | post-resume | tells that the tasks run | tasks that were never released are killed |
 //!
 //! At a dump pre-dump, network-lock and post-dump wait and return 1 on abort: CRIU undoes the dump and the tasks run on.
@@ -20,6 +20,7 @@
 mod client;
 mod guard;
 mod notes;
+mod process;
 mod tasks;
 
 use std::ffi::OsString;
@@ -30,7 +31,8 @@ use std::time::{Duration, Instant};
 use self::client::{Client, Lost};
 use self::guard::Guard;
 use self::notes::Notes;
-use self::tasks::Tasks;
+use self::process::Process;
+use self::tasks::{Held, Tasks};
 use crate::plan::SessionId;
 use crate::proto::{Duty, Hook, Message, Reply, SessionKind, Verdict, Vote};
 use crate::ticket::{HOOK, TICKET, Ticket};
@@ -42,24 +44,17 @@ const ACTION: &str = "CRTOOLS_SCRIPT_ACTION";
 /// The root task's pid, as CRIU and so this program sees it; not set before there is one.
 const INIT_PID: &str = "CRTOOLS_INIT_PID";
 
+/// `/proc/<CRIU's pid>/fd/<n>`: where CRIU's images are, and who CRIU is.
+const IMAGE_DIR: &str = "CRTOOLS_IMAGE_DIR";
+
 /// How long after a deadline of the session a hook still waits to be told so.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// How long the report at post-resume may take; the tasks run already.
 const REPORT: Duration = Duration::from_secs(1);
 
-/// How the program ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Exit {
-    /// The exit status: 0, or 1 to stop CRIU, or 2 when it was not run by CRIU.
-    pub code: u8,
-    /// What to say on the standard error stream, which is CRIU's log, in the form of CRIU's own error lines.
-    pub message: Option<String>,
-}
-
-impl Exit {
-    const SILENT: Self = Self { code: 0, message: None };
-}
+/// How the program ends: 0, or 1 to stop CRIU, or 2 when it was not run by CRIU.
+pub type ExitStatus = u8;
 
 /// Why a hook stops its member.
 #[derive(Debug, thiserror::Error)]
@@ -94,42 +89,91 @@ enum HookError {
     NotReleased,
 }
 
-/// Does what this hook has to do. `args` are the program's, its own name first; `env` is its environment.
-pub fn main(args: impl IntoIterator<Item = OsString>, env: impl Fn(&str) -> Option<OsString>) -> Exit {
+/// A member that must not go on.
+struct Refusal {
+    error: HookError,
+    kill: Kill,
+}
+
+/// What must be killed once it was said why: killing CRIU ends the engine too, and with it whoever reads its log.
+enum Kill {
+    Nothing,
+    Tasks(Tasks),
+    Held(Held, Option<Guard>),
+}
+
+impl Refusal {
+    /// Says why, kills, and ends the program.
+    fn carry_out(self, hook: &str, say: impl FnOnce(&str)) -> ExitStatus {
+        let mut words = format!("Error (syncpoint-hook): {hook}: {}", self.error);
+        let mut source = std::error::Error::source(&self.error);
+        while let Some(cause) = source {
+            words.push_str(&format!(": {cause}"));
+            source = cause.source();
+        }
+        say(&words);
+        match self.kill {
+            Kill::Nothing => {}
+            Kill::Tasks(tasks) => tasks.kill(),
+            Kill::Held(held, guard) => {
+                held.kill();
+                if let Some(guard) = guard {
+                    guard.end();
+                }
+            }
+        }
+        1
+    }
+}
+
+impl From<HookError> for Refusal {
+    fn from(error: HookError) -> Self {
+        Self { error, kill: Kill::Nothing }
+    }
+}
+
+/// Does what this hook has to do. `args` are the program's, its own name first; `env` is its environment; `say` writes a
+/// line to the standard error stream, which is CRIU's log, in the form of CRIU's own error lines.
+pub fn main(
+    args: impl IntoIterator<Item = OsString>,
+    env: impl Fn(&str) -> Option<OsString>,
+    say: impl FnOnce(&str),
+) -> ExitStatus {
     let mut args = args.into_iter();
     let name = PathBuf::from(args.next().unwrap_or_default());
-    if let Some(pid) = guard::recognise(args) {
-        return guard::main(pid);
+    if let Some(order) = guard::recognise(args) {
+        guard::main(order);
+        return 0;
     }
     let action = env(ACTION);
-    let path = name.with_file_name(TICKET);
-    let ticket = match load(&path) {
+    let action = action.as_deref().map(|action| action.to_string_lossy());
+    let folder = name.parent().unwrap_or(Path::new(""));
+    let ticket = match load(&folder.join(TICKET)) {
         Ok(ticket) => ticket,
         Err(HookError::Ticket { source, .. }) if source.kind() == io::ErrorKind::NotFound && !in_session(&name) => {
-            return match action {
-                Some(_) => Exit::SILENT,
-                None => Exit {
-                    code: 2,
-                    message: Some(
-                        "syncpoint-hook is run by CRIU, as its action script; see docs/protocol.md".to_owned(),
-                    ),
-                },
-            };
+            if action.is_some() {
+                return 0;
+            }
+            say("syncpoint-hook is run by CRIU, as its action script; see docs/protocol.md");
+            return 2;
         }
-        Err(error) => return refuse(action.as_deref().and_then(|action| action.to_str()), &env, &error),
+        Err(error) => {
+            let action = action.unwrap_or_default();
+            return Refusal { error, kill: without_ticket(&action, &env) }.carry_out(&action, say);
+        }
     };
-    let Some(action) = action else { return failure("?", &HookError::NoAction) };
+    let Some(action) = action else { return Refusal::from(HookError::NoAction).carry_out("?", say) };
     // Actions of CRIU that no session has a step at, also ones that it may get some day.
-    let Some(hook) = action.to_str().and_then(|action| action.parse::<Hook>().ok()) else { return Exit::SILENT };
-    let member = Member { folder: name.parent().unwrap_or(Path::new("")), ticket, hook, init: init_pid(&env) };
+    let Ok(hook) = action.parse::<Hook>() else { return 0 };
+    let member = Member { folder, ticket, hook, init: init_pid(&env), criu: criu_pid(&env) };
     let done = match member.ticket.kind.duty(hook) {
         Duty::Pass => Ok(()),
         Duty::Wait(place) => member.wait(place),
         Duty::Report => member.report(),
     };
     match done {
-        Ok(()) => Exit::SILENT,
-        Err(error) => failure(hook.as_str(), &error),
+        Ok(()) => 0,
+        Err(refusal) => refusal.carry_out(hook.as_str(), say),
     }
 }
 
@@ -149,25 +193,24 @@ fn init_pid(env: &impl Fn(&str) -> Option<OsString>) -> Option<i32> {
     env(INIT_PID)?.to_str()?.parse().ok().filter(|pid| *pid > 1)
 }
 
-/// Stops a member whose ticket cannot be had. It cannot be known whether the session dumps or restores, but only a
-/// restore comes to pre-resume and post-resume, and there only killing stops anything.
-fn refuse(action: Option<&str>, env: &impl Fn(&str) -> Option<OsString>, error: &HookError) -> Exit {
-    if let Some(Hook::PreResume | Hook::PostResume) = action.and_then(|action| action.parse::<Hook>().ok())
-        && let Some(Ok(tasks)) = init_pid(env).map(Tasks::of)
-    {
-        tasks.kill();
-    }
-    failure(action.unwrap_or("?"), error)
+fn criu_pid(env: &impl Fn(&str) -> Option<OsString>) -> Option<i32> {
+    env(IMAGE_DIR)?.to_str()?.strip_prefix("/proc/")?.split_once('/')?.0.parse().ok()
 }
 
-fn failure(hook: &str, error: &HookError) -> Exit {
-    let mut message = format!("Error (syncpoint-hook): {hook}: {error}");
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        message.push_str(&format!(": {cause}"));
-        source = cause.source();
+/// What to kill of a member whose ticket cannot be had. It cannot be known whether the session dumps or restores, but
+/// only a restore comes to pre-resume and post-resume, and there only killing stops anything.
+fn without_ticket(action: &str, env: &impl Fn(&str) -> Option<OsString>) -> Kill {
+    let Some(Ok(tasks)) = init_pid(env).map(Tasks::of) else { return Kill::Nothing };
+    match action.parse() {
+        Ok(Hook::PreResume) => Kill::Held(Held { tasks, criu: criu(criu_pid(env)) }, None),
+        Ok(Hook::PostResume) => Kill::Tasks(tasks),
+        Ok(_) | Err(_) => Kill::Nothing,
     }
-    Exit { code: 1, message: Some(message) }
+}
+
+/// CRIU, to be stopped and killed: only a parent that says itself that it is CRIU.
+fn criu(pid: Option<i32>) -> Option<Process> {
+    Process::parent().ok().filter(|parent| pid == Some(parent.pid()))
 }
 
 /// One member at one hook.
@@ -176,11 +219,12 @@ struct Member<'a> {
     ticket: Ticket,
     hook: Hook,
     init: Option<i32>,
+    criu: Option<i32>,
 }
 
 impl Member<'_> {
     /// Waits at the barrier `place` and does what was decided.
-    fn wait(&self, place: usize) -> Result<(), HookError> {
+    fn wait(&self, place: usize) -> Result<(), Refusal> {
         let notes = Notes::in_folder(self.folder);
         let kills = self.ticket.kind.verdict(self.hook, None) == Verdict::KillAndRefuse;
         if kills && notes.released() {
@@ -193,39 +237,50 @@ impl Member<'_> {
             (SessionKind::Dump, _) | (SessionKind::Restore, None) => None,
             (SessionKind::Restore, Some(pid)) => Some(Tasks::of(pid).map_err(HookError::Watch)?),
         };
-        if !kills {
-            let asked = self.ask(tasks.as_ref(), Vote::Yes, deadline);
-            if let (Err(HookError::Lost(Lost::Criu)), Some(tasks)) = (&asked, &tasks) {
-                // Nobody is left to kill what was restored.
-                tasks.kill();
-            }
-            asked?;
-            return if place == 0 { notes.note_hold(self.hold()).map_err(HookError::Note) } else { Ok(()) };
+        if kills {
+            let tasks = tasks.ok_or(HookError::NoInit)?;
+            return self.pass_the_door(Held { tasks, criu: criu(self.criu) }, &notes, deadline);
         }
-        let tasks = tasks.ok_or(HookError::NoInit)?;
-        let released = self.pass_the_door(&tasks, &notes, deadline);
-        if released.is_err() {
-            tasks.kill();
+        match (self.ask(tasks.as_ref(), deadline), tasks) {
+            (Ok(()), _) if place == 0 => Ok(notes.note_hold(self.hold()).map_err(HookError::Note)?),
+            (Ok(()), _) => Ok(()),
+            // What a dead CRIU has restored runs on, and nobody else is left to kill it.
+            (Err(error @ HookError::Lost(Lost::Criu)), Some(tasks)) => Err(Refusal { error, kill: Kill::Tasks(tasks) }),
+            (Err(error), _) => Err(error.into()),
         }
-        released
     }
 
-    /// At pre-resume: under a guard, waits for the release and notes it.
-    fn pass_the_door(&self, tasks: &Tasks, notes: &Notes, deadline: Instant) -> Result<(), HookError> {
-        let guard = Guard::start(tasks).map_err(HookError::Guard)?;
-        self.ask(Some(tasks), Vote::Yes, deadline)?;
-        notes.note_release().map_err(HookError::Note)?;
-        guard.dismiss();
-        Ok(())
-    }
-
-    /// Sends this member's vote and waits for what was decided.
-    fn ask(&self, tasks: Option<&Tasks>, vote: Vote, deadline: Instant) -> Result<(), HookError> {
-        let mut client = Client::connect(&self.ticket.socket, deadline).map_err(HookError::Lost)?;
-        let vote = match (tasks, vote) {
-            (Some(tasks), Vote::Yes) if tasks.are_gone() => Vote::No { reason: "its tasks are gone".to_owned() },
-            (_, vote) => vote,
+    /// At pre-resume: under a guard and with CRIU stopped, waits for the release and notes it.
+    fn pass_the_door(&self, held: Held, notes: &Notes, deadline: Instant) -> Result<(), Refusal> {
+        let guard = match Guard::start(&held, self.folder) {
+            Ok(guard) => guard,
+            Err(error) => return Err(Refusal { error: HookError::Guard(error), kill: Kill::Held(held, None) }),
         };
+        held.stop_criu();
+        let released = self.ask(Some(&held.tasks), deadline);
+        match released.and_then(|()| notes.note_release().map_err(HookError::Note)) {
+            Ok(()) => {
+                // It lets CRIU go, by the note.
+                guard.end();
+                held.let_go();
+                Ok(())
+            }
+            Err(error) => Err(Refusal { error, kill: Kill::Held(held, Some(guard)) }),
+        }
+    }
+
+    /// Votes for going on, unless the tasks are gone, and waits for what was decided.
+    fn ask(&self, tasks: Option<&Tasks>, deadline: Instant) -> Result<(), HookError> {
+        let vote = match tasks {
+            Some(tasks) if tasks.are_gone() => Vote::No { reason: "its tasks are gone".to_owned() },
+            Some(_) | None => Vote::Yes,
+        };
+        self.say(vote, tasks, deadline)
+    }
+
+    fn say(&self, vote: Vote, tasks: Option<&Tasks>, deadline: Instant) -> Result<(), HookError> {
+        let criu = Process::parent().map_err(HookError::Watch)?;
+        let mut client = Client::connect(&self.ticket.socket, deadline).map_err(HookError::Lost)?;
         let message = Message {
             session: self.ticket.session,
             epoch: self.ticket.epoch,
@@ -235,24 +290,28 @@ impl Member<'_> {
         };
         let secret = self.ticket.secret.clone();
         client.send(&wire::Request { version: wire::VERSION, secret, message }).map_err(HookError::Lost)?;
-        match client.wait(tasks).map_err(HookError::Lost)? {
+        match client.wait(&criu, tasks).map_err(HookError::Lost)? {
             Reply::Proceed => Ok(()),
             Reply::Abort { reason } => Err(HookError::Aborted { reason }),
         }
     }
 
-    /// At post-resume. Tasks that were released run, whatever becomes of the rendezvous.
-    fn report(&self) -> Result<(), HookError> {
+    /// At post-resume. Tasks that were released run, whatever becomes of the rendezvous; tasks that were not must not.
+    fn report(&self) -> Result<(), Refusal> {
         if Notes::in_folder(self.folder).released() {
-            return self.ask(None, Vote::Yes, Instant::now() + REPORT);
+            return Ok(self.say(Vote::Yes, None, Instant::now() + REPORT)?);
         }
-        if let Some(Ok(tasks)) = self.init.map(Tasks::of) {
+        let kill = match self.init.map(Tasks::of) {
+            Some(Ok(tasks)) => Kill::Tasks(tasks),
+            Some(Err(_)) | None => Kill::Nothing,
+        };
+        if let Kill::Tasks(tasks) = &kill {
             tasks.kill();
         }
         let reason = "it was resumed without having been released".to_owned();
-        match self.ask(None, Vote::No { reason }, Instant::now() + REPORT) {
-            Ok(()) | Err(_) => Err(HookError::NotReleased),
-        }
+        // Whether anybody hears it or not, it is refused.
+        let _ = self.say(Vote::No { reason }, None, Instant::now() + REPORT);
+        Err(Refusal { error: HookError::NotReleased, kill })
     }
 
     /// When to stop waiting at the barrier `place`, also if the rendezvous neither answers nor ends.

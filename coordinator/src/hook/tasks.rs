@@ -1,14 +1,19 @@
-//! The restored tasks: watched and killed by handles, never by a number that another process may have got since.
+//! The restored tasks, and CRIU that holds them.
+//!
+//! A script that fails at pre-resume is only logged by CRIU, which then lets the tasks go; and a CRIU that dies lets
+//! go of what it traces. So while a hook waits there CRIU is stopped, and to refuse is to kill the tasks and
+//! CRIU with them. CRIU must go too: once its tasks are dead it waits for the first of them to be collected, which for
+//! tasks of several threads or processes never happens as long as CRIU, their tracer, waits.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::Signal;
+
+use super::process::Process;
 
 /// How long to wait for killed tasks to be gone. None of them can run an instruction once the signal is sent; the wait
-/// is so that CRIU finds them dead.
+/// is so that whoever comes next finds them dead.
 const DYING: Duration = Duration::from_secs(5);
 
 /// The most descendants that are looked for, against a tree that grows faster than it is read.
@@ -17,70 +22,76 @@ const MOST_TASKS: usize = 100_000;
 /// A container's tasks, known by the first of them.
 #[derive(Debug)]
 pub(super) struct Tasks {
-    pid: i32,
-    init: OwnedFd,
+    pub(super) init: Process,
 }
 
 impl Tasks {
-    /// The tasks below the one of this pid, which CRIU, our parent, still holds.
+    /// The tasks below the one of this pid.
     pub(super) fn of(pid: i32) -> io::Result<Self> {
-        let raw = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Self { pid, init: pidfd_open(raw, PidfdFlags::empty())? })
-    }
-
-    /// The tasks behind a handle that another process opened.
-    pub(super) fn from_handle(pid: i32, init: OwnedFd) -> Self {
-        Self { pid, init }
-    }
-
-    pub(super) fn pid(&self) -> i32 {
-        self.pid
-    }
-
-    /// Becomes readable when the first task has ended.
-    pub(super) fn handle(&self) -> BorrowedFd<'_> {
-        self.init.as_fd()
+        Ok(Self { init: Process::open(pid)? })
     }
 
     pub(super) fn are_gone(&self) -> bool {
-        ended(&self.init, Duration::ZERO) || is_zombie(self.pid)
+        self.init.ends_within(Duration::ZERO)
     }
 
-    /// Kills all of them, and waits until the first one is gone. In a pid namespace of their own the first one's death is
-    /// that of all; without one, each is killed.
+    /// Kills all of them, and waits until the first one is gone.
     pub(super) fn kill(&self) {
+        self.signal();
+        self.wait();
+    }
+
+    /// In a pid namespace of their own the first one's death is that of all; without one, each must be killed.
+    fn signal(&self) {
         // Looked for before the first one dies: then they are somebody else's children.
-        let others = if self.are_gone() { Vec::new() } else { descendants(self.pid) };
-        // One that cannot be signalled is gone already.
-        let _ = pidfd_send_signal(&self.init, Signal::KILL);
+        let others = if self.are_gone() { Vec::new() } else { descendants(self.init.pid()) };
+        self.init.signal(Signal::KILL);
         for other in others {
-            let _ = pidfd_send_signal(other, Signal::KILL);
+            other.signal(Signal::KILL);
         }
+    }
+
+    fn wait(&self) {
         let until = Instant::now() + DYING;
-        while !ended(&self.init, Duration::from_millis(1)) && !is_zombie(self.pid) && Instant::now() < until {}
+        while !self.init.ends_within(Duration::from_millis(100)) && Instant::now() < until {}
     }
 }
 
-/// Whether a process ends within this time.
-fn ended(process: &OwnedFd, within: Duration) -> bool {
-    let mut fds = [PollFd::new(process, PollFlags::IN)];
-    let within = Timespec { tv_sec: 0, tv_nsec: within.subsec_nanos().into() };
-    matches!(poll(&mut fds, Some(&within)), Ok(count) if count > 0)
+/// The tasks at the door, pre-resume, with CRIU stopped beside them where it is known.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) tasks: Tasks,
+    pub(super) criu: Option<Process>,
 }
 
-/// Whether the process has ended but for its record. A traced process of several threads is that for a while before its
-/// handle says so: its tracer, CRIU, first collects the threads, and CRIU waits for us.
-fn is_zombie(pid: i32) -> bool {
-    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        // The name before the state may hold blanks and parentheses itself.
-        Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X'])),
-        Err(error) => error.kind() == io::ErrorKind::NotFound,
+impl Held {
+    /// From here on CRIU does nothing, also if this process is killed.
+    pub(super) fn stop_criu(&self) {
+        if let Some(criu) = &self.criu {
+            criu.signal(Signal::STOP);
+        }
+    }
+
+    /// CRIU goes on, once this process has ended.
+    pub(super) fn let_go(&self) {
+        if let Some(criu) = &self.criu {
+            criu.signal(Signal::CONT);
+        }
+    }
+
+    /// Kills the tasks, then CRIU.
+    pub(super) fn kill(&self) {
+        self.tasks.signal();
+        if let Some(criu) = &self.criu {
+            criu.signal(Signal::KILL);
+        }
+        self.tasks.wait();
     }
 }
 
 /// Handles of all tasks below this one.
-fn descendants(pid: i32) -> Vec<OwnedFd> {
-    let mut found = Vec::new();
+fn descendants(pid: i32) -> Vec<Process> {
+    let mut found: Vec<Process> = Vec::new();
     let mut parents = vec![pid];
     while let Some(parent) = parents.pop()
         && found.len() < MOST_TASKS
@@ -88,12 +99,11 @@ fn descendants(pid: i32) -> Vec<OwnedFd> {
         let Ok(threads) = std::fs::read_dir(format!("/proc/{parent}/task")) else { continue };
         for thread in threads.flatten() {
             let children = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
-            for child in children.split_ascii_whitespace().filter_map(|child| child.parse::<i32>().ok()) {
-                let handle = Pid::from_raw(child).map(|raw| pidfd_open(raw, PidfdFlags::empty()));
-                if let Some(Ok(handle)) = handle {
-                    found.push(handle);
-                    parents.push(child);
-                }
+            let children = children.split_ascii_whitespace().filter_map(|child| child.parse().ok());
+            let children = children.filter_map(|child| Process::open(child).ok());
+            for child in children {
+                parents.push(child.pid());
+                found.push(child);
             }
         }
     }
