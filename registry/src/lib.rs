@@ -7,6 +7,7 @@ mod links;
 mod reference;
 pub mod sign;
 mod store;
+mod verify;
 
 pub use bridge::Bridge;
 pub use copy::{CopyError, CopyOptions, CopyReport, copy};

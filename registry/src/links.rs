@@ -45,6 +45,10 @@ fn null_is_empty<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Descri
 
 impl Links {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, LinksError> {
+        // The parser would take a list for an object with its fields in order; nobody else does.
+        if bytes.trim_ascii_start().first() != Some(&b'{') {
+            return Err(LinksError::Neither);
+        }
         let mut links: Self = serde_json::from_slice(bytes).map_err(LinksError::Shape)?;
         let manifest = links.config.is_some() || links.layers.is_some();
         links.index = match links.media_type.as_deref() {
@@ -102,7 +106,9 @@ mod tests {
 
     #[test]
     fn what_is_neither_is_refused() {
-        for text in ["", "{}", "null", r#"{"manifests":[]}"#, r#"{"config":{}}"#, &"[".repeat(1_000_000)] {
+        for text in
+            ["", "{}", "null", r#"{"manifests":[]}"#, r#"{"config":{}}"#, "[null]", &"{\"a\":".repeat(1_000_000)]
+        {
             assert!(Links::parse(text.as_bytes()).is_err(), "{text:.40}");
         }
     }

@@ -1,3 +1,159 @@
-//! Signatures, offline, with keys.
+//! Signatures, offline, with keys: cosign's, both ways.
+//!
+//! Two forms are written side by side, because no reader knows both: cosign 2 and podman's `policy.json` read the
+//! simplesigning attachment under the tag `sha256-<hex>.sig`; cosign 3 reads a sigstore bundle that refers to the
+//! manifest. Both sign the digest of the exact manifest. [`verify`] accepts either.
 
 pub(crate) mod attachment;
+mod key;
+pub(crate) mod payload;
+
+use image_format::annotation::MEDIA_MANIFEST;
+use image_format::{Descriptor, Digest, Document, canonical_json};
+use serde_json::json;
+
+use crate::copy::put_small_blob;
+use crate::links::Links;
+use crate::{Selector, Store, StoreError, Tag};
+use attachment::{Attachment, MEDIA_PAYLOAD, payload_layer, signature_tag};
+pub use key::{KeyError, Password, PrivateKey, PublicKey};
+use payload::{MEDIA_BUNDLE, PREDICATE};
+
+pub use crate::verify::{Depth, Finding, Form, GoodSignature, Severity, VerifyReport, verify};
+
+/// The OCI specification's empty JSON document, where a manifest has to have a config and there is nothing to say.
+const MEDIA_EMPTY: &str = "application/vnd.oci.empty.v1+json";
+
+/// What [`sign`] did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SignReport {
+    /// Manifests that are signed now: the members and the index, or the one image.
+    pub manifests: usize,
+    /// Signatures that were put; the others were there already.
+    pub added: usize,
+}
+
+/// Why signing was not finished. What was put stays, and is not put again next time.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SignError {
+    /// A store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Something is under the `.sig` tag that cannot be added to, and that is not overwritten.
+    #[error("the signatures under {tag} in {store} cannot be added to: {reason}")]
+    Attachment {
+        /// The store's name.
+        store: String,
+        /// The `.sig` tag.
+        tag: Tag,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The root is neither an image nor an index.
+    #[error("{digest} in {store} is not to be signed: {reason}")]
+    NotAnImage {
+        /// The store's name.
+        store: String,
+        /// What was to be signed.
+        digest: Digest,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A document could not be written as JSON.
+    #[error("a signature could not be encoded")]
+    Encode(#[source] serde_json::Error),
+}
+
+/// Signs a manifest and, if it is an index, every manifest that it names first.
+///
+/// `identity` is what signatures of the first form call the image (`docker-reference`). With `HOST/REPO:TAG`, podman's
+/// policies accept the image under just that tag, or by digest from that repository.
+///
+/// Signing again with the same key and identity changes nothing. Signatures of others are kept.
+///
+/// # Errors
+/// See [`SignError`].
+pub async fn sign(
+    store: &dyn Store,
+    root: &Descriptor,
+    key: &PrivateKey,
+    identity: &str,
+) -> Result<SignReport, SignError> {
+    let document = store.manifest(&root.digest).await?;
+    let links = Links::parse(document.bytes()).map_err(|error| SignError::NotAnImage {
+        store: store.name().to_owned(),
+        digest: root.digest,
+        reason: error.to_string(),
+    })?;
+    let mut report = SignReport::default();
+    let mut signed = Vec::new();
+    for descriptor in links.manifests.iter().chain([&document.descriptor()]) {
+        if signed.contains(&descriptor.digest) {
+            continue;
+        }
+        signed.push(descriptor.digest);
+        report.manifests += 1;
+        report.added += usize::from(attach(store, &descriptor.digest, key, identity).await?);
+        report.added += usize::from(refer(store, descriptor, key).await?);
+    }
+    Ok(report)
+}
+
+/// Adds a simplesigning signature to those under the `.sig` tag. Says whether it was new.
+async fn attach(store: &dyn Store, digest: &Digest, key: &PrivateKey, identity: &str) -> Result<bool, SignError> {
+    use base64::Engine as _;
+
+    let tag = signature_tag(digest);
+    let mut attachment = match store.resolve(&Selector::Tag(tag.clone())).await {
+        Ok(descriptor) => {
+            let document = store.manifest(&descriptor.digest).await?;
+            let parsed = Attachment::parse(&document);
+            parsed.map_err(|reason| SignError::Attachment {
+                store: store.name().to_owned(),
+                tag: tag.clone(),
+                reason,
+            })?
+        }
+        Err(StoreError::NotFound { .. }) => Attachment::empty(),
+        Err(error) => return Err(error.into()),
+    };
+    let payload = payload::simple_payload(digest, identity).map_err(SignError::Encode)?;
+    let signature = base64::engine::general_purpose::STANDARD.encode(key.sign(&payload));
+    let payload = Document::new(MEDIA_PAYLOAD, payload);
+    if !attachment.add(payload_layer(&payload.descriptor(), &signature).map_err(SignError::Encode)?) {
+        return Ok(false);
+    }
+    let (config, manifest) = attachment.to_documents().map_err(SignError::Encode)?;
+    put_small_blob(store, &payload, &()).await?;
+    put_small_blob(store, &config, &()).await?;
+    store.put_manifest(&manifest, Some(&tag)).await?;
+    Ok(true)
+}
+
+/// Puts a bundle that refers to the manifest. Says whether it was new.
+async fn refer(store: &dyn Store, subject: &Descriptor, key: &PrivateKey) -> Result<bool, SignError> {
+    let bundle = payload::bundle(&subject.digest, key).map_err(SignError::Encode)?;
+    let bundle = Document::new(MEDIA_BUNDLE, bundle);
+    let empty = Document::new(MEDIA_EMPTY, b"{}".to_vec());
+    let manifest = canonical_json(&json!({
+        "schemaVersion": 2,
+        "mediaType": MEDIA_MANIFEST,
+        "artifactType": MEDIA_BUNDLE,
+        "config": empty.descriptor(),
+        "layers": [bundle.descriptor()],
+        "subject": subject,
+        "annotations": {
+            "dev.sigstore.bundle.content": "dsse-envelope",
+            "dev.sigstore.bundle.predicateType": PREDICATE,
+        },
+    }));
+    let manifest = Document::new(MEDIA_MANIFEST, manifest.map_err(SignError::Encode)?);
+    if store.referrers(&subject.digest).await?.iter().any(|listed| listed.digest == manifest.digest()) {
+        return Ok(false);
+    }
+    put_small_blob(store, &bundle, &()).await?;
+    put_small_blob(store, &empty, &()).await?;
+    store.put_referrer(&subject.digest, &manifest).await?;
+    Ok(true)
+}

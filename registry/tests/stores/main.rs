@@ -2,4 +2,5 @@
 
 mod copy;
 mod layout;
+mod sign;
 mod support;
