@@ -76,6 +76,15 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Certificates, credentials or other settings for this store cannot be used.
+    #[error("{store} cannot be reached with these settings")]
+    Settings {
+        /// The store's name.
+        store: String,
+        /// What is wrong with them.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The local file system said no.
     #[error("{store}: {operation} failed")]
     Io {
