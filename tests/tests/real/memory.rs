@@ -14,7 +14,7 @@ fn pack_push_and_pull_of_4_gib_take_at_most_64_mib() {
     let (dump, unpacked) = (path("dump.tar"), path("unpacked.tar"));
     let ledger = syncpoint_tests::Ledger::start(&[]);
     ledger.wipe();
-    run(&mut command(
+    run(command(
         "podman",
         ["run", "--detach", "--name", "heavy", "localhost/syncpoint-demo:1", "/bin/ledger", "consumer"],
     )

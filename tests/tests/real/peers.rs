@@ -19,7 +19,7 @@ fn podman_run_restores_each_member_from_the_registry_and_refuses_the_global_chec
     let mut link = vec!["link".to_owned(), "--to".into(), format!("{repository}:epoch-1")];
     link.extend(["--application", "loners", "--sign-by", &keys.private()].map(str::to_owned));
     for name in ["one", "two"] {
-        run(&mut command("podman", ["run", "--detach", "--name", name, "localhost/syncpoint-demo:1", "/bin/sh", "-c"])
+        run(command("podman", ["run", "--detach", "--name", name, "localhost/syncpoint-demo:1", "/bin/sh", "-c"])
             .arg("i=0; while :; do i=$((i+1)); echo count $i; /bin/busybox sleep 0.05; done"));
         wait_until("it counts", || last_count(name) > 3);
         let archive = dumps.path().join(name);
