@@ -140,7 +140,8 @@ impl Folder {
         let failed = |error| self.io_error("reading the folder", error);
         for entry in fs::read_dir(&self.dir).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
-            if !["blobs", "index.json", PRIVATE].iter().any(|known| name == *known) {
+            // The marker itself may have come since it was looked for, from somebody who makes the same layout.
+            if !["blobs", "index.json", "oci-layout", PRIVATE].iter().any(|known| name == *known) {
                 return Err(StoreError::Refused {
                     store: self.name.clone(),
                     operation: "making a layout".to_owned(),

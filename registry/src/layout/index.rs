@@ -152,6 +152,10 @@ fn is(entry: &Map<String, Value>, digest: &Digest) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
     use super::*;
 
     fn manifest(text: &str) -> Descriptor {
@@ -216,6 +220,42 @@ mod tests {
         assert!(index.tagged(&tag("one")).unwrap_err().contains("names both"));
         index.put(&manifest("b"), None, Some(&tag("one"))).unwrap();
         assert_eq!(index.tagged(&tag("one")), Ok(Some(manifest("b"))));
+    }
+
+    proptest! {
+        /// Whatever is done, tags are where a plain map would have them, and no manifest is ever lost or listed twice untagged.
+        #[test]
+        fn tags_behave_like_a_map(steps in proptest::collection::vec((0u8..4, 0u8..5, 0u8..4), 0..40)) {
+            let mut index = LayoutIndex::empty();
+            let (mut tags, mut known) = (BTreeMap::new(), BTreeSet::new());
+            for (step, content, name) in steps {
+                let (descriptor, name) = (manifest(&content.to_string()), tag(&format!("t{name}")));
+                match step {
+                    0 => {
+                        prop_assert_eq!(index.delete_tag(&name), tags.remove(&name).is_some());
+                    }
+                    1 => {
+                        index.put(&descriptor, None, None).unwrap();
+                        known.insert(descriptor.digest);
+                    }
+                    _ => {
+                        index.put(&descriptor, None, Some(&name)).unwrap();
+                        tags.insert(name, descriptor.clone());
+                        known.insert(descriptor.digest);
+                    }
+                }
+                index = LayoutIndex::parse(&index.to_bytes()).unwrap();
+            }
+            prop_assert_eq!(index.tags(), tags.keys().cloned().collect::<Vec<_>>());
+            for (name, descriptor) in tags {
+                prop_assert_eq!(index.tagged(&name), Ok(Some(descriptor)));
+            }
+            let listed = listed(&index);
+            prop_assert_eq!(listed.iter().map(|(digest, _)| *digest).collect::<BTreeSet<_>>(), known);
+            for (digest, _) in listed.iter().filter(|(_, name)| name.is_none()) {
+                prop_assert_eq!(listed.iter().filter(|(other, _)| other == digest).count(), 1);
+            }
+        }
     }
 
     #[test]

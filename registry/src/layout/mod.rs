@@ -114,6 +114,15 @@ impl LayoutStore {
         Ok(Document::new(links.media_type(), bytes))
     }
 
+    /// Whether a manifest is here and undamaged: a damaged one is to be put again, which replaces it.
+    fn has_whole_manifest(&self, digest: &Digest) -> Result<bool, StoreError> {
+        match self.read_manifest(digest) {
+            Ok(_) => Ok(true),
+            Err(StoreError::NotFound { .. } | StoreError::Corrupt { .. } | StoreError::TooLarge { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn write_manifest(&self, document: &Document, tag: Option<&Tag>) -> Result<(), StoreError> {
         let digest = document.digest();
         let size = document.bytes().len() as u64;
@@ -125,7 +134,7 @@ impl LayoutStore {
             operation: format!("putting manifest {digest}"),
             reason: error.to_string(),
         })?;
-        if self.folder.blob_size(&digest)? != Some(size) {
+        if !self.has_whole_manifest(&digest)? {
             self.folder.write_blob(&digest, document.bytes())?;
         }
         self.folder.sync_blobs()?;
@@ -202,7 +211,8 @@ impl Store for LayoutStore {
     }
 
     async fn has_manifest(&self, digest: &Digest) -> Result<bool, StoreError> {
-        self.blob_size(digest).await.map(|size| size.is_some())
+        let digest = *digest;
+        self.blocking(move |store| store.has_whole_manifest(&digest)).await
     }
 
     async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
@@ -238,12 +248,13 @@ impl Store for LayoutStore {
     async fn put_blob(&self, upload: BlobUpload<'_>) -> Result<Put, StoreError> {
         let Descriptor { digest, size, .. } = *upload.descriptor;
         let name = digest.to_string();
+        upload.progress.begin(&name, Some(size));
         if self.blob_size(&digest).await? == Some(size) {
             upload.progress.end(&name, Some(Put::Existed));
             return Ok(Put::Existed);
         }
-        upload.progress.begin(&name, Some(size));
-        let mut reader = upload.source.open().await?;
+        // One byte more than promised is enough to know: the folder is not filled with what will be refused.
+        let mut reader = upload.source.open().await?.take(size.saturating_add(1));
         let mut writer = Box::new(self.blocking(|store| BlobFileWriter::create(store.folder.clone())).await?);
         let failed = |error| StoreError::from_stream(self.name(), &format!("writing blob {name}"), error);
         let mut buffer = Vec::with_capacity(PIECE / 4);

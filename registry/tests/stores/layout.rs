@@ -6,10 +6,11 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use image_format::annotation::{MEDIA_INDEX, MEDIA_LAYER};
 use image_format::{BlobSource, BlobStore, Descriptor, Digest, Document};
-use registry::{Bridge, LayoutStore, Selector, Store, StoreError};
+use registry::{BlobReader, BlobUpload, Bridge, CopyOptions, LayoutStore, Reopen, Selector, Store, StoreError, copy};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::runtime::Handle;
@@ -50,6 +51,26 @@ async fn an_unfinished_or_wrong_blob_leaves_nothing() {
         let error = writer.commit(&digest, size).await.unwrap_err();
         assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
     }
+    assert_eq!(files(dir.path()), before);
+}
+
+#[tokio::test]
+async fn a_source_that_does_not_end_is_cut_off() {
+    struct Endless;
+
+    #[async_trait::async_trait]
+    impl Reopen for Endless {
+        async fn open(&self) -> Result<BlobReader, StoreError> {
+            Ok(Box::pin(tokio::io::repeat(7)))
+        }
+    }
+
+    let dir = tempfile::tempdir().unwrap();
+    let store = layout(dir.path());
+    let before = files(dir.path());
+    let descriptor = Document::new(MEDIA_LAYER, b"seven".to_vec()).descriptor();
+    let upload = BlobUpload { descriptor: &descriptor, source: &Endless, mount_from: None, progress: &() };
+    assert!(matches!(store.put_blob(upload).await.unwrap_err(), StoreError::Corrupt { .. }));
     assert_eq!(files(dir.path()), before);
 }
 
@@ -119,9 +140,16 @@ async fn damaged_blobs_end_with_an_error() {
     fs::write(&path, &bytes[..100]).unwrap();
     let error = read(&store, &good).await.unwrap_err().to_string();
     assert!(error.contains("it has 100 bytes instead of 2097157"), "{error}");
-    // A blob of the wrong size is not "there": putting it again heals it.
+    // A blob of the wrong size is not "there": putting it again heals it. The same for a manifest that is damaged.
     put(&store, MEDIA_LAYER, &bytes).await;
     assert_eq!(read(&store, &good).await.unwrap(), bytes);
+    let document = image(&store, &[b"a"]).await;
+    let mut changed = document.bytes().to_vec();
+    changed[9] ^= 1;
+    fs::write(blob(dir.path(), &document.digest()), &changed).unwrap();
+    assert!(!store.has_manifest(&document.digest()).await.unwrap());
+    store.put_manifest(&document, None).await.unwrap();
+    assert_eq!(store.manifest(&document.digest()).await.unwrap(), document);
 }
 
 #[tokio::test]
@@ -191,6 +219,13 @@ fn child_process() {
             writer.flush().await.unwrap();
             std::process::abort();
         }
+        if let Some(source) = work.strip_prefix("copy:") {
+            let from = LayoutStore::open(Path::new(source)).unwrap();
+            let root = from.resolve(&Selector::Tag(tag("whole"))).await.unwrap();
+            let options = CopyOptions { tag: Some(tag("whole")), ..CopyOptions::default() };
+            copy(&from, &root, &store, &options).await.unwrap();
+            return;
+        }
         let document = image(&store, &[work.as_bytes()]).await;
         for number in 0..50 {
             store.put_manifest(&document, Some(&tag(&format!("{work}-{number}")))).await.unwrap();
@@ -245,6 +280,48 @@ async fn what_a_killed_writer_left_is_swept_by_the_next() {
     drop(store);
 }
 
+#[tokio::test]
+async fn a_copy_killed_at_any_moment_is_finished_by_the_next() {
+    let (source, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let from = layout(source.path());
+    let layers: Vec<_> = (0..12).map(|seed| noise(seed, 700_000)).collect();
+    let members = [image(&from, &[&layers[0], &layers[1]]).await, image(&from, &[&layers[2], &layers[3]]).await];
+    let more: Vec<&[u8]> = layers[4..].iter().map(Vec::as_slice).collect();
+    let root = index(&[&members[0], &members[1], &image(&from, &more).await]);
+    from.put_manifest(&root, Some(&tag("whole"))).await.unwrap();
+    let work = format!("copy:{}", source.path().display());
+    let mut killed = 0;
+    let mut kept = 0;
+    for pause in (0..).map(|round| Duration::from_millis(10 + 7 * round)) {
+        let mut child = start_child(target.path(), &work);
+        tokio::time::sleep(pause).await;
+        if child.try_wait().unwrap().is_some_and(|status| status.success()) {
+            break;
+        }
+        child.kill().unwrap();
+        if child.wait().unwrap().success() {
+            break;
+        }
+        killed += 1;
+        if let Ok(store) = LayoutStore::open(target.path()) {
+            assert_eq!(
+                store.resolve(&Selector::Tag(tag("whole"))).await.is_ok(),
+                !store.tags().await.unwrap().is_empty()
+            );
+        }
+        let blobs = files(target.path()).keys().filter(|name| name.starts_with("blobs/")).count();
+        assert!(blobs >= kept, "what was finished stays");
+        kept = blobs;
+    }
+    assert!(killed >= 3, "{killed}");
+    let store = LayoutStore::open(target.path()).unwrap();
+    let report =
+        registry::sign::verify(&store, &root.descriptor(), &[], registry::sign::Depth::Blobs, &()).await.unwrap();
+    assert_eq!((report.manifests, report.blobs), (4, 12 + 3));
+    put(&store, MEDIA_LAYER, b"sweeps").await;
+    assert!(files(target.path()).keys().all(|name| !name.starts_with(".syncpoint")));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_bridge_streams_both_ways() {
     let dir = tempfile::tempdir().unwrap();
@@ -288,7 +365,7 @@ async fn the_bridge_streams_both_ways() {
     tokio::task::spawn_blocking(work).await.unwrap();
     // What was dropped in the middle of a write goes away when that write is done.
     while files(path).keys().any(|name| name.starts_with(".syncpoint")) {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(files(path).len(), 2 + 2);
 }
