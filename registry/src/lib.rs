@@ -2,17 +2,26 @@
 
 mod bridge;
 mod copy;
+mod credentials;
 mod layout;
 mod links;
+mod login;
 mod reference;
+mod remote;
+mod retry;
 mod settings;
 pub mod sign;
 mod store;
+mod tls;
 mod verify;
 
 pub use bridge::Bridge;
 pub use copy::{CopyError, CopyOptions, CopyReport, copy};
+pub use credentials::CredentialError;
 pub use layout::LayoutStore;
+pub use login::{LoginError, login, logout};
 pub use reference::{Location, ParseReferenceError, Reference, Selector, Tag};
+pub use remote::RemoteStore;
 pub use settings::Settings;
 pub use store::{BlobReader, BlobUpload, BlobWriter, Progress, Put, Reopen, Store, StoreError};
+pub use tls::TlsError;
