@@ -5,18 +5,34 @@
 //! of everything it writes is `docs/image-format.md`.
 
 pub mod annotation;
+mod artifact;
 mod blob;
+pub mod criu;
 mod digest;
 mod document;
+mod facts;
+mod global;
 mod id;
+mod image;
+mod json;
 mod kind;
 mod layer;
 mod limits;
+mod timestamp;
+mod version;
 
+pub use artifact::{Artifact, ArtifactError};
 pub use blob::{BlobSink, BlobSource, BlobStore, Descriptor};
 pub use digest::{Digest, HashReader, HashWriter, ParseDigestError};
 pub use document::{Document, canonical_json};
+pub use facts::{Connection, CpuFact, Facts, FactsBuilder, FactsError, MountFact, NetworkFact, Pod, Process, Timings};
+pub use global::{GlobalCheckpoint, GlobalError, MemberEntry, OrderError};
 pub use id::{ApplicationId, Epoch, MemberId, ParseIdError};
+pub use image::{
+    BuildError, CheckpointImage, ImageConfig, ImageError, ImageMetadata, LayerRef, build_config, build_manifest,
+};
+pub use json::JsonError;
 pub use kind::{Compression, DumpKind, LayerContent, ParseKindError};
 pub use layer::LayerInfo;
 pub use limits::Limits;
+pub use version::{FormatVersion, FormatVersionError};
