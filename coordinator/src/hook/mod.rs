@@ -317,14 +317,15 @@ impl Member<'_> {
     /// When to stop waiting at the barrier `place`, also if the rendezvous neither answers nor ends.
     fn deadline(&self, place: usize, notes: &Notes) -> Instant {
         let wait = if place == 0 {
-            Duration::from_millis(self.ticket.gather_ms)
+            Duration::from_millis(self.ticket.gather_ms).saturating_add(GRACE)
         } else {
             // The time to hold runs from the first barrier on, and the hooks after it are programs of their own.
-            notes.left_to_hold().map_or(self.hold(), |left| left.min(self.hold()))
+            let most = self.hold().saturating_add(GRACE);
+            notes.left_to_hold(GRACE).map_or(most, |left| left.min(most))
         };
         let now = Instant::now();
         // A century is a deadline that never comes; it stands for what the clock cannot add.
-        now.checked_add(wait.saturating_add(GRACE)).unwrap_or(now + Duration::from_secs(100 * 365 * 86_400))
+        now.checked_add(wait).unwrap_or(now + Duration::from_secs(100 * 365 * 86_400))
     }
 
     fn hold(&self) -> Duration {

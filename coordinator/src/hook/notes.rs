@@ -33,10 +33,10 @@ impl Notes {
         write(&self.hold, &monotonic().saturating_add(hold).as_millis().to_string())
     }
 
-    /// How much of the time to hold is left; `None` if nobody noted when it began.
-    pub(super) fn left_to_hold(&self) -> Option<Duration> {
+    /// How much of the time to hold is left, with some grace after it; `None` if nobody noted when it began.
+    pub(super) fn left_to_hold(&self, grace: Duration) -> Option<Duration> {
         let until = std::fs::read_to_string(&self.hold).ok()?.parse().ok()?;
-        Some(Duration::from_millis(until).saturating_sub(monotonic()))
+        Some(Duration::from_millis(until).saturating_add(grace).saturating_sub(monotonic()))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The state machine itself; the diagram is at [`super`].
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use image_format::{Epoch, MemberId};
@@ -18,7 +19,7 @@ const REPORT_WITHIN: Duration = Duration::from_secs(30);
 /// One run of the protocol over its members.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Session {
-    plan: SessionPlan,
+    plan: Arc<SessionPlan>,
     members: BTreeMap<MemberId, Member>,
     waiting: BTreeMap<ConnectionId, Place>,
     state: State,
@@ -74,7 +75,7 @@ impl Session {
         let members = plan.members.iter().map(|id| (id.clone(), Member::default())).collect();
         let deadline = Moment::START.after(plan.deadlines.gather);
         let state = State::Waiting { barrier: 0, arrived: 0, deadline };
-        Ok(Self { plan, members, waiting: BTreeMap::new(), state, actions: VecDeque::new() })
+        Ok(Self { plan: Arc::new(plan), members, waiting: BTreeMap::new(), state, actions: VecDeque::new() })
     }
 
     /// What the session was started with.
