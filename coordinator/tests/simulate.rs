@@ -121,7 +121,7 @@ impl Simulation {
         let rough = random.below(4);
         let size = count as u64;
         let weather = Weather {
-            kill: if rough == 0 { 0 } else { size * 10 / rough },
+            kill: (size * 10).checked_div(rough).unwrap_or(0),
             lose: if rough < 2 { 0 } else { size * 20 },
             slow: if rough < 2 { 0 } else { size * 20 },
             no: if rough < 2 { 0 } else { size * 30 },
