@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use coordinator::{Deadlines, Hook, Outcome, Rendezvous, SessionId, SessionKind, SessionPlan};
 use image_format::{Epoch, MemberId};
+use serde_json::Value;
 use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_syncpoint-hook");
@@ -90,6 +91,28 @@ impl Fake {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the hook")
     }
 
+    /// Runs a hook below a shell that calls itself CRIU, and that may therefore be stopped and killed.
+    fn start_under_criu(&self, hook: Hook) -> Child {
+        Command::new("sh")
+            .args(["-c", "CRTOOLS_IMAGE_DIR=/proc/$$/fd/9 \"$0\"; exit $?"])
+            .arg(&self.hook)
+            .env_clear()
+            .env("CRTOOLS_SCRIPT_ACTION", hook.as_str())
+            .env("CRTOOLS_INIT_PID", self.task.id().to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("a shell")
+    }
+
+    fn change_ticket(&self, key: &str, value: Value) {
+        let path = self.hook.with_file_name("session.json");
+        let mut ticket: Value = serde_json::from_slice(&std::fs::read(&path).expect("a ticket")).expect("a ticket");
+        ticket[key] = value;
+        std::fs::write(path, ticket.to_string()).expect("written");
+    }
+
     /// How the task ended, or `None` if it lives on after some time.
     fn task_end(&mut self, within: Duration) -> Option<ExitStatus> {
         let until = Instant::now() + within;
@@ -119,6 +142,30 @@ impl Drop for Fake {
         let _ = self.task.kill();
         let _ = self.task.wait();
     }
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + LONG;
+    while !holds() {
+        assert!(Instant::now() < until, "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The state letter of a process, or `None` if there is none.
+fn state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    children.split_ascii_whitespace().map(|child| child.parse().expect("a pid")).collect()
+}
+
+fn kill(pid: u32) {
+    let pid = nix::unistd::Pid::from_raw(pid.try_into().expect("a pid"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("a kill");
 }
 
 fn end(child: Child) -> Output {
@@ -203,11 +250,231 @@ async fn a_rendezvous_that_dies_stops_everybody() {
         std::thread::sleep(Duration::from_millis(100));
         drop(rendezvous);
         assert_refused(&end(waiting), "the rendezvous has gone");
-        assert_refused(&end(members[1].start(hook)), "nobody can be reached");
+        assert_refused(&end(members[1].start(hook)), "the session is lost");
         if hook == Hook::PreResume {
             members.iter_mut().for_each(Fake::assert_killed);
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn criu_stands_still_at_the_door_and_goes_on_with_the_release() {
+    let set = Set::restore(2).await;
+    set.pass_up_to(Hook::PreResume);
+    let mut criu = set.members[0].start_under_criu(Hook::PreResume);
+    wait_until("CRIU is stopped", || state(criu.id()) == Some('T'));
+    assert_eq!(criu.try_wait().expect("CRIU"), None);
+    assert_passed(&end(set.members[1].start(Hook::PreResume)));
+    assert_passed(&end(criu));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hook_killed_at_the_door_takes_the_tasks_and_criu_with_it() {
+    let mut set = Set::restore(2).await;
+    set.pass_up_to(Hook::PreResume);
+    let mut criu = set.members[0].start_under_criu(Hook::PreResume);
+    wait_until("CRIU is stopped", || state(criu.id()) == Some('T'));
+    let hook = children(criu.id())[0];
+    kill(hook);
+    assert_eq!(criu.wait().expect("CRIU").signal(), Some(9));
+    set.members[0].assert_killed();
+    let (member, at, _) = set.aborted().await;
+    assert_eq!((member, at), (Some(set.members[0].id.clone()), Some(Hook::PreResume)));
+    set.members[1].assert_alive();
+    assert_refused(&end(set.members[1].start(Hook::PreResume)), "member member-0 vanished");
+    set.members[1].assert_killed();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hook_and_its_guard_killed_at_the_door_leave_criu_standing_there() {
+    let mut set = Set::restore(2).await;
+    set.pass_up_to(Hook::PreResume);
+    let mut criu = set.members[0].start_under_criu(Hook::PreResume);
+    wait_until("CRIU is stopped", || state(criu.id()) == Some('T'));
+    let hook = children(criu.id())[0];
+    let guard = children(hook)[0];
+    kill(guard);
+    kill(hook);
+    let (member, ..) = set.aborted().await;
+    assert_eq!(member, Some(set.members[0].id.clone()));
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!((criu.try_wait().expect("CRIU"), state(criu.id())), (None, Some('T')));
+    criu.kill().expect("a kill");
+    criu.wait().expect("an end");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_criu_that_dies_while_the_hook_waits_takes_the_tasks_with_it() {
+    for hook in BARRIERS {
+        let mut set = Set::restore(3).await;
+        set.pass_up_to(hook);
+        let waiting = set.members[1].start(hook);
+        let mut criu = set.members[0].start_under_criu(hook);
+        wait_until("the hook runs", || !children(criu.id()).is_empty());
+        std::thread::sleep(Duration::from_millis(100));
+        criu.kill().expect("a kill");
+        let _ = criu.wait();
+        let (member, at, _) = set.aborted().await;
+        assert_eq!((member, at), (Some(set.members[0].id.clone()), Some(hook)));
+        assert_refused(&end(waiting), "member member-0 vanished");
+        if hook != Hook::PreRestore {
+            set.members[0].assert_killed();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hook_ends_by_itself_if_the_rendezvous_hangs() {
+    for hook in BARRIERS {
+        let hold = Duration::from_millis(1_500);
+        let mut set = Set::of(SessionKind::Restore, 1, Deadlines { gather: hold, hold }).await;
+        let held_since = Instant::now();
+        set.pass_up_to(hook);
+        // In the place of the rendezvous: one that takes everything and never answers.
+        let silent = set.root.path().join("silent");
+        let _silent = std::os::unix::net::UnixListener::bind(&silent).expect("a socket");
+        set.members[0].change_ticket("socket", silent.to_str().expect("a text").into());
+        std::thread::sleep(Duration::from_millis(300));
+        assert_refused(&end(set.members[0].start(hook)), "the time was up");
+        let held = held_since.elapsed();
+        assert!(held > hold && held < hold + Duration::from_secs(1) + Duration::from_millis(300), "{hook}: {held:?}");
+        match hook {
+            Hook::PreResume => set.members[0].assert_killed(),
+            _ => set.members[0].assert_alive(),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hook_whose_ticket_is_lost_still_knows_that_it_belongs_to_a_session() {
+    for damage in ["removed", "broken"] {
+        for hook in
+            [Hook::PreDump, Hook::PostDump, Hook::PreRestore, Hook::PostRestore, Hook::PreResume, Hook::PostResume]
+        {
+            let mut set = Set::restore(1).await;
+            let ticket = set.members[0].hook.with_file_name("session.json");
+            match damage {
+                "removed" => std::fs::remove_file(ticket).expect("removed"),
+                _ => std::fs::write(ticket, "{").expect("written"),
+            }
+            assert_refused(&end(set.members[0].start(hook)), "the ticket");
+            match hook {
+                Hook::PreResume | Hook::PostResume => set.members[0].assert_killed(),
+                _ => set.members[0].assert_alive(),
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_that_run_without_a_release_are_killed() {
+    let mut set = Set::restore(2).await;
+    set.pass_up_to(Hook::PreResume);
+    // As if the hook at pre-resume had been lost without a trace.
+    assert_refused(&end(set.members[0].start(Hook::PostResume)), "without having been released");
+    set.members[0].assert_killed();
+    let (member, at, _) = set.aborted().await;
+    assert_eq!((member, at), (Some(set.members[0].id.clone()), Some(Hook::PostResume)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_that_are_gone_are_a_vote_of_no() {
+    for hook in [Hook::PostRestore, Hook::PreResume] {
+        let mut set = Set::restore(2).await;
+        set.pass_up_to(hook);
+        // A zombie, which its parent, this test, has not collected yet: CRIU's view of a task that died.
+        kill(set.members[0].task.id());
+        std::thread::sleep(Duration::from_millis(50));
+        assert_refused(&end(set.members[0].start(hook)), "its tasks are gone");
+        let (member, at, reason) = set.aborted().await;
+        assert_eq!((member, at), (Some(set.members[0].id.clone()), Some(hook)), "{reason}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_that_die_while_the_hook_waits_are_an_abort() {
+    let mut set = Set::restore(2).await;
+    set.pass_up_to(Hook::PreResume);
+    let waiting = set.members[0].start(Hook::PreResume);
+    std::thread::sleep(Duration::from_millis(100));
+    kill(set.members[0].task.id());
+    assert_refused(&end(waiting), "the tasks have gone");
+    let (member, ..) = set.aborted().await;
+    assert_eq!(member, Some(set.members[0].id.clone()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_task_is_killed_also_without_a_pid_namespace() {
+    let mut set = Set::restore(1).await;
+    set.pass_up_to(Hook::PreResume);
+    kill(set.members[0].task.id());
+    set.members[0].task.wait().expect("an end");
+    set.members[0].task = Command::new("sh").args(["-c", "sleep 1000 & sleep 1000 & wait"]).spawn().expect("tasks");
+    let task = set.members[0].task.id();
+    wait_until("the tasks run", || children(task).len() == 2);
+    let grandchildren = children(task);
+    set.members[0].change_ticket("epoch", 1.into());
+    assert_refused(&end(set.members[0].start(Hook::PreResume)), "epoch 1");
+    set.members[0].assert_killed();
+    wait_until("all are dead", || grandchildren.iter().all(|pid| matches!(state(*pid), None | Some('Z'))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_released_member_stays_released_whatever_becomes_of_the_rendezvous() {
+    let set = Set::restore(1).await;
+    set.pass_up_to(Hook::PostResume);
+    let Set { root: _root, rendezvous, mut members } = set;
+    drop(rendezvous);
+    // The second run of a script that CRIU has twice.
+    assert_passed(&end(members[0].start(Hook::PreResume)));
+    assert_refused(&end(members[0].start(Hook::PostResume)), "the session is lost");
+    members[0].assert_alive();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dump_waits_at_its_own_hooks_and_never_touches_the_tasks() {
+    let dump = [Hook::PreDump, Hook::NetworkLock, Hook::PostDump];
+    let deadlines = Deadlines { gather: LONG, hold: LONG };
+    let mut set = Set::of(SessionKind::Dump, 3, deadlines).await;
+    for hook in [Hook::PreDump, Hook::NetworkLock, Hook::PostDump, Hook::NetworkUnlock] {
+        set.pass(hook).iter().for_each(assert_passed);
+    }
+    assert!(matches!(set.rendezvous.outcome().await, Outcome::Released { .. }));
+    for hook in dump {
+        let mut set = Set::of(SessionKind::Dump, 3, deadlines).await;
+        for before in dump.into_iter().take_while(|before| *before != hook) {
+            set.pass(before).iter().for_each(assert_passed);
+        }
+        let waiting = set.members[0].start(hook);
+        let mut victim = set.members[1].start(hook);
+        std::thread::sleep(Duration::from_millis(100));
+        victim.kill().expect("a kill");
+        let _ = end(victim);
+        assert_refused(&end(waiting), "member member-1 vanished");
+        set.members.iter_mut().for_each(Fake::assert_alive);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hooks_of_the_other_kind_are_silent() {
+    let deadlines = Deadlines { gather: LONG, hold: LONG };
+    let mut restore = Set::of(SessionKind::Restore, 1, deadlines).await;
+    for hook in [Hook::PreDump, Hook::NetworkLock, Hook::PostDump, Hook::NetworkUnlock, Hook::SetupNamespaces] {
+        restore.pass(hook).iter().for_each(assert_passed);
+    }
+    let mut dump = Set::of(SessionKind::Dump, 1, deadlines).await;
+    for hook in [Hook::PreRestore, Hook::PostRestore, Hook::PreResume, Hook::PostResume] {
+        dump.pass(hook).iter().for_each(assert_passed);
+    }
+    restore.members[0].assert_alive();
+    dump.members[0].assert_alive();
+}
+
+#[test]
+fn run_by_hand_it_says_what_it_is() {
+    let output = Command::new(PROGRAM).env_remove("CRTOOLS_SCRIPT_ACTION").output().expect("the hook");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("run by CRIU"));
 }
 
 #[test]

@@ -271,11 +271,12 @@ impl Member<'_> {
 
     /// Votes for going on, unless the tasks are gone, and waits for what was decided.
     fn ask(&self, tasks: Option<&Tasks>, deadline: Instant) -> Result<(), HookError> {
-        let vote = match tasks {
-            Some(tasks) if tasks.are_gone() => Vote::No { reason: "its tasks are gone".to_owned() },
-            Some(_) | None => Vote::Yes,
-        };
-        self.say(vote, tasks, deadline)
+        match tasks {
+            Some(tasks) if tasks.are_gone() => {
+                self.say(Vote::No { reason: "its tasks are gone".to_owned() }, None, deadline)
+            }
+            Some(_) | None => self.say(Vote::Yes, tasks, deadline),
+        }
     }
 
     fn say(&self, vote: Vote, tasks: Option<&Tasks>, deadline: Instant) -> Result<(), HookError> {
