@@ -5,11 +5,13 @@
 //! of everything it writes is `docs/image-format.md`.
 
 pub mod annotation;
+mod archive;
 mod artifact;
 mod blob;
 pub mod criu;
 mod digest;
 mod document;
+mod dump;
 mod facts;
 mod global;
 mod id;
@@ -18,13 +20,18 @@ mod json;
 mod kind;
 mod layer;
 mod limits;
+mod pack;
+mod time;
 mod timestamp;
+mod unpack;
 mod version;
 
+pub use archive::{ArchiveError, EntryName};
 pub use artifact::{Artifact, ArtifactError};
 pub use blob::{BlobSink, BlobSource, BlobStore, Descriptor};
 pub use digest::{Digest, HashReader, HashWriter, ParseDigestError};
 pub use document::{Document, canonical_json};
+pub use dump::{DumpError, DumpSource, RecognizeError};
 pub use facts::{Connection, CpuFact, Facts, FactsBuilder, FactsError, MountFact, NetworkFact, Pod, Process, Timings};
 pub use global::{GlobalCheckpoint, GlobalError, MemberEntry, OrderError};
 pub use id::{ApplicationId, Epoch, MemberId, ParseIdError};
@@ -35,4 +42,6 @@ pub use json::JsonError;
 pub use kind::{Compression, DumpKind, LayerContent, ParseKindError};
 pub use layer::LayerInfo;
 pub use limits::Limits;
+pub use pack::{Layout, PackError, PackOptions, PackedImage, pack};
+pub use unpack::{SpecError, UnpackError, UnpackOptions, read_state, unpack_archive, unpack_folder};
 pub use version::{FormatVersion, FormatVersionError};

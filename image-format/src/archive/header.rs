@@ -1,0 +1,128 @@
+//! Writes the headers of entries: ustar, with PAX records (POSIX.1-2001) for what does not fit.
+//!
+//! Equal entries give equal bytes. User and group names, access and change times are never written.
+
+use std::io::{self, Write};
+
+use super::{Entry, EntryKind};
+
+const BLOCK: usize = 512;
+/// What ends an archive.
+pub(crate) const END: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
+
+/// Bytes of zeros that follow a file's content.
+pub(crate) fn padding(size: u64) -> &'static [u8] {
+    let over = (size % BLOCK as u64) as usize;
+    &END[..(BLOCK - over) % BLOCK]
+}
+
+/// Writes all headers of an entry, with a modification time in seconds since 1970.
+pub(crate) fn write_header(entry: &Entry, mtime: u64, out: &mut impl Write) -> io::Result<()> {
+    let mut name = entry.name.clone();
+    let (kind, target, size) = match &entry.kind {
+        EntryKind::File { size } => (b'0', &[][..], *size),
+        EntryKind::HardLink { target } => (b'1', &target[..], 0),
+        EntryKind::Symlink { target } => (b'2', &target[..], 0),
+        EntryKind::Directory => {
+            name.push(b'/');
+            (b'5', &[][..], 0)
+        }
+    };
+    let mut header = Header::new(kind, entry.mode, mtime);
+    header.number(124..136, b"size", size);
+    header.number(108..116, b"uid", entry.uid);
+    header.number(116..124, b"gid", entry.gid);
+    header.text(0..100, b"path", &name);
+    header.text(157..257, b"linkpath", target);
+    for (key, value) in &entry.xattrs {
+        header.record(&[XATTR_RECORD, key].concat(), value);
+    }
+    header.write(out)
+}
+
+/// The prefix of PAX records that carry extended attributes.
+pub(super) const XATTR_RECORD: &[u8] = b"SCHILY.xattr.";
+
+/// A ustar block and the records that have to go before it.
+struct Header {
+    block: [u8; BLOCK],
+    records: Vec<u8>,
+}
+
+impl Header {
+    fn new(kind: u8, mode: u32, mtime: u64) -> Self {
+        let mut header = Self { block: [0; BLOCK], records: Vec::new() };
+        header.block[156] = kind;
+        header.block[257..265].copy_from_slice(b"ustar\x0000");
+        header.octal(100..108, u64::from(mode & 0o7777));
+        header.octal(329..337, 0);
+        header.octal(337..345, 0);
+        header.number(136..148, b"mtime", mtime);
+        header
+    }
+
+    /// Fills a field with octal digits and a closing NUL.
+    fn octal(&mut self, field: std::ops::Range<usize>, value: u64) {
+        let digits = field.len() - 1;
+        self.block[field.start..field.end - 1].copy_from_slice(format!("{value:0digits$o}").as_bytes());
+    }
+
+    fn number(&mut self, field: std::ops::Range<usize>, key: &[u8], value: u64) {
+        if value >> (3 * (field.len() - 1)) == 0 {
+            self.octal(field, value);
+        } else {
+            self.octal(field, 0);
+            self.record(key, value.to_string().as_bytes());
+        }
+    }
+
+    fn text(&mut self, field: std::ops::Range<usize>, key: &[u8], value: &[u8]) {
+        if value.len() > field.len() {
+            self.record(key, value);
+        }
+        let kept = value.len().min(field.len());
+        self.block[field.start..field.start + kept].copy_from_slice(&value[..kept]);
+    }
+
+    /// `LENGTH KEY=VALUE\n`, where the length counts its own digits.
+    fn record(&mut self, key: &[u8], value: &[u8]) {
+        let rest = key.len() + value.len() + 3;
+        let mut len = rest + 1;
+        while len != rest + decimal_digits(len) {
+            len = rest + decimal_digits(len);
+        }
+        self.records.extend_from_slice(len.to_string().as_bytes());
+        self.records.push(b' ');
+        self.records.extend_from_slice(key);
+        self.records.push(b'=');
+        self.records.extend_from_slice(value);
+        self.records.push(b'\n');
+    }
+
+    fn write(mut self, out: &mut impl Write) -> io::Result<()> {
+        if !self.records.is_empty() {
+            let mut extension = Self::new(b'x', 0, 0);
+            extension.block[..10].copy_from_slice(b"PaxHeaders");
+            extension.octal(124..136, self.records.len() as u64);
+            extension.octal(108..116, 0);
+            extension.octal(116..124, 0);
+            extension.seal();
+            out.write_all(&extension.block)?;
+            out.write_all(&self.records)?;
+            out.write_all(padding(self.records.len() as u64))?;
+        }
+        self.seal();
+        out.write_all(&self.block)
+    }
+
+    /// The check sum is taken with its own field as spaces, and is six digits, NUL, space.
+    fn seal(&mut self) {
+        self.block[148..156].fill(b' ');
+        let sum: u32 = self.block.iter().map(|byte| u32::from(*byte)).sum();
+        self.block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    }
+}
+
+fn decimal_digits(number: usize) -> usize {
+    number.to_string().len()
+}

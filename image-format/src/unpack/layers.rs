@@ -1,0 +1,173 @@
+//! Walks through the layers of an image: fetched, decompressed, hashed, checked.
+
+use std::io::{self, Read};
+use std::vec;
+
+use super::UnpackError;
+use crate::archive::{ArchiveError, ArchiveReader, Decoder, Entries, Entry, EntryKind, Guard};
+use crate::dump::{RecognizeError, Recognizer};
+use crate::image::{CheckpointImage, LayerRef};
+use crate::{BlobSource, Digest, Document, HashReader, LayerContent, Limits, time};
+
+/// The layers of one image, one after the other. Nothing that came out of one may be relied on before
+/// [`Layers::next_layer`] or [`Layers::finish`] has returned without an error after it.
+pub(super) struct Layers<'a> {
+    image: Digest,
+    blobs: &'a dyn BlobSource,
+    limits: Limits,
+    created: u64,
+    rest: vec::IntoIter<(LayerRef, Digest)>,
+    current: Option<Current>,
+    guard: Guard,
+    recognizer: Recognizer,
+}
+
+struct Current {
+    layer: Digest,
+    diff_id: Digest,
+    content: Option<LayerContent>,
+    reader: ArchiveReader<Plain>,
+}
+
+type Plain = HashReader<Decoder<Box<dyn Read + Send>>>;
+
+impl<'a> Layers<'a> {
+    /// Fetches the config, which says what the layers must unpack to.
+    pub fn open(image: &CheckpointImage, blobs: &'a dyn BlobSource, limits: &Limits) -> Result<Self, UnpackError> {
+        let digest = image.manifest().digest;
+        let fetch = |source| UnpackError::FetchConfig { image: digest, source };
+        let mut bytes = Vec::new();
+        let config = blobs.open(image.config()).map_err(fetch)?;
+        config.take(limits.document_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(fetch)?;
+        let document = Document::new(image.config().media_type.clone(), bytes);
+        let config = image.parse_config(&document).map_err(|source| UnpackError::Config { image: digest, source })?;
+        let layers: Vec<_> = image.layers().iter().cloned().zip(config.diff_ids).collect();
+        Ok(Self {
+            image: digest,
+            blobs,
+            limits: limits.clone(),
+            created: config.created.and_then(|created| time::seconds(&created)).unwrap_or(0),
+            rest: layers.into_iter(),
+            current: None,
+            guard: Guard::new(limits),
+            recognizer: Recognizer::default(),
+        })
+    }
+
+    /// When the image was made, in seconds since 1970; 0 if it does not say.
+    pub fn created(&self) -> u64 {
+        self.created
+    }
+
+    /// Leaves out layers by what they hold.
+    pub fn retain(&mut self, wanted: impl Fn(Option<LayerContent>) -> bool) {
+        let kept: Vec<_> = self.rest.by_ref().filter(|(layer, _)| wanted(layer.content)).collect();
+        self.rest = kept.into_iter();
+    }
+
+    /// The next layer, after the one before was read to its end and found to be what the config says.
+    pub fn next_layer(&mut self) -> Result<Option<Layer<'_, 'a>>, UnpackError> {
+        self.close()?;
+        let Some((layer, diff_id)) = self.rest.next() else {
+            return Ok(None);
+        };
+        let (image, digest) = (self.image, layer.descriptor.digest);
+        let fetch = |source| UnpackError::FetchLayer { image, layer: digest, source };
+        let blob = self.blobs.open(&layer.descriptor).map_err(fetch)?;
+        let plain = Decoder::new(blob, layer.compression, &self.limits).map_err(fetch)?;
+        let reader = ArchiveReader::new(HashReader::new(plain), &self.limits);
+        self.current = Some(Current { layer: digest, diff_id, content: layer.content, reader });
+        Ok(Some(Layer(self)))
+    }
+
+    /// Checks the last layer, and that together they hold a dump.
+    pub fn finish(mut self) -> Result<(), UnpackError> {
+        self.close()?;
+        match self.recognizer.has_inventory() {
+            true => Ok(()),
+            false => Err(UnpackError::NotADump { image: self.image, source: RecognizeError::NoInventory }),
+        }
+    }
+
+    fn close(&mut self) -> Result<(), UnpackError> {
+        let Some(mut current) = self.current.take() else {
+            return Ok(());
+        };
+        let (image, layer) = (self.image, current.layer);
+        while current.reader.next_entry().map_err(|source| UnpackError::Layer { image, layer, source })?.is_some() {}
+        let (_, found, _) = current.reader.into_inner().finish();
+        if found != current.diff_id {
+            return Err(UnpackError::DiffId { image, layer, found });
+        }
+        Ok(())
+    }
+}
+
+/// The layer that is being read.
+pub(super) struct Layer<'l, 'a>(&'l mut Layers<'a>);
+
+impl Layer<'_, '_> {
+    pub fn created(&self) -> u64 {
+        self.0.created
+    }
+
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, UnpackError> {
+        let Some(current) = &mut self.0.current else {
+            return Ok(None);
+        };
+        let (image, layer) = (self.0.image, current.layer);
+        let failed = |source| UnpackError::Layer { image, layer, source };
+        while let Some(mut entry) = current.reader.next_entry().map_err(failed)? {
+            // Folders in a layer of pages are there for engines; the dump's own are in the layer of the state.
+            if current.content == Some(LayerContent::Pages) && entry.kind == EntryKind::Directory {
+                continue;
+            }
+            if self.0.guard.admit(&mut entry).map_err(failed)? {
+                self.0.recognizer.saw(&entry.name);
+                return Ok(Some(entry));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads up to that many bytes of the entry.
+    pub fn read_head(&mut self, bytes: u64) -> Result<Vec<u8>, UnpackError> {
+        let mut head = Vec::new();
+        self.take(bytes).read_to_end(&mut head).map_err(|error| self.failed(error))?;
+        Ok(head)
+    }
+
+    /// Hands on that many bytes of the entry, in pieces as large as the buffer.
+    pub fn copy(
+        &mut self,
+        mut left: u64,
+        buf: &mut [u8],
+        mut to: impl FnMut(&[u8]) -> Result<(), UnpackError>,
+    ) -> Result<(), UnpackError> {
+        while left > 0 {
+            let part = left.min(buf.len() as u64) as usize;
+            let read = self.read(&mut buf[..part]).map_err(|error| self.failed(error))?;
+            if read == 0 {
+                return Err(self.failed(io::ErrorKind::UnexpectedEof.into()));
+            }
+            to(&buf[..read])?;
+            left -= read as u64;
+        }
+        Ok(())
+    }
+
+    fn failed(&self, error: io::Error) -> UnpackError {
+        let image = self.0.image;
+        let layer = self.0.current.as_ref().map_or(image, |current| current.layer);
+        UnpackError::Layer { image, layer, source: ArchiveError::read(error) }
+    }
+}
+
+impl Read for Layer<'_, '_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match &mut self.0.current {
+            Some(current) => current.reader.read(buf),
+            None => Ok(0),
+        }
+    }
+}

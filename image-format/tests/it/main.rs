@@ -1,0 +1,6 @@
+//! The crate from outside: real dumps, hostile input, and any input at all.
+
+mod dumps;
+mod hostile;
+mod round_trip;
+mod support;
