@@ -172,7 +172,13 @@ impl Verifier<'_> {
     /// Bundles that refer to the manifest. Says how many there are.
     async fn bundles(&mut self, manifest: &Digest) -> Result<usize, StoreError> {
         let form = Form::Bundle;
-        let referrers = self.store.referrers(manifest).await?;
+        let referrers = match content(self.store.referrers(manifest).await)? {
+            Ok(referrers) => referrers,
+            Err(reason) => {
+                self.found(Finding::MalformedSignature { manifest: *manifest, form, reason });
+                return Ok(1);
+            }
+        };
         if referrers.len() > MAX_SIGNATURES {
             self.found(Finding::TooManySignatures { manifest: *manifest, count: referrers.len() });
         }
