@@ -1,1 +1,36 @@
 //! What happens to containers: engines, preflight and the restore run.
+//!
+//! [`restore`] takes a checkpoint from a store and starts every member of it, or none. It is one straight line:
+//!
+//! ```text
+//! verify ─▶ load ─▶ claim names ─▶ sweep ─▶ preflight ─▶ fetch all ─▶ session (again, if it failed) ─▶ running
+//!    │        │          │           │          │            │             │
+//!    └────────┴──────────┴───────────┴──────────┴────────────┘             └─▶ everything made is removed
+//!                  fails: nothing was touched
+//! ```
+//!
+//! What is made is written down before it is made (`workspace`), and bears the session's name (`engine`), so
+//! that a launcher that is killed at any point leaves only what the next one finds and takes away (`sweep`). Hooks whose
+//! launcher is dead fail closed, so nothing runs meanwhile.
+
+mod claims;
+mod engine;
+mod error;
+mod fetch;
+mod observer;
+mod options;
+mod plan;
+mod preflight;
+mod restore;
+mod session;
+mod set;
+mod sweep;
+mod workspace;
+
+pub use engine::{BundleError, EngineError, EngineKind, ParseEngineError, ProgramError};
+pub use error::{RestoreError, RestoreErrorKind};
+pub use observer::{MemberStep, Observer, Phase};
+pub use options::{RestoreOptions, Trust};
+pub use preflight::Problem;
+pub use restore::{RestoreReport, RestoredMember, preflight, restore};
+pub use set::LoadError;

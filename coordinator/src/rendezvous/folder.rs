@@ -107,7 +107,7 @@ impl Folder {
     }
 
     pub(super) fn criu_config(&self, member: &MemberId) -> PathBuf {
-        self.path.join(member.as_str()).join(CRIU_CONFIG)
+        criu_config(&self.path, member)
     }
 
     pub(super) fn remove(&self) -> io::Result<()> {
@@ -146,6 +146,11 @@ impl Folder {
         }
         Ok(())
     }
+}
+
+/// The CRIU configuration of a member, in the folder of its session.
+pub(super) fn criu_config(session: &Path, member: &MemberId) -> PathBuf {
+    session.join(member.as_str()).join(CRIU_CONFIG)
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -21,7 +21,7 @@ use self::connection::Keys;
 use self::driver::{Command, Driver};
 use self::folder::Folder;
 pub use self::folder::FolderError;
-use crate::plan::{PlanError, SessionPlan};
+use crate::plan::{PlanError, SessionId, SessionPlan};
 use crate::proto::{Event, Finished, Missing, Outcome, Session};
 use crate::secret::Secret;
 
@@ -122,6 +122,13 @@ impl Rendezvous {
     #[must_use]
     pub fn criu_config(&self, member: &MemberId) -> PathBuf {
         self.folder.criu_config(member)
+    }
+
+    /// The same before there is a session, for whoever has to write it into a dump first. `root` is absolute and leads
+    /// through no link.
+    #[must_use]
+    pub fn criu_config_at(root: &Path, session: SessionId, member: &MemberId) -> PathBuf {
+        folder::criu_config(&root.join(session.to_string()), member)
     }
 
     /// What the members do, from the start. Only the first call gets it; later ones get a channel that has ended.

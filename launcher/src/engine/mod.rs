@@ -1,0 +1,297 @@
+//! Engines: what runs containers. One trait, a driver for each.
+//!
+//! An engine is asked four things: what is here ([`Engine::survey`]), to restore one member, whether it runs, and to
+//! take away whatever came of it. A container is known to be a restore's own by its annotation `org.criu.config`, which
+//! names a file in the folder of that restore's session and of no other: nothing else is ever removed.
+
+mod criu_log;
+mod podman;
+mod processes;
+mod program;
+mod runc;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use async_trait::async_trait;
+use image_format::MemberId;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use self::podman::Podman;
+pub(crate) use self::processes::{Marks, Ticks, kill, wait_gone};
+pub(crate) use self::program::Program;
+pub use self::program::ProgramError;
+pub use self::runc::bundle::BundleError;
+pub(crate) use self::runc::{Runc, bundle};
+
+/// The annotation by which runc and crun are told CRIU's configuration file.
+pub(crate) const CRIU_CONFIG: &str = "org.criu.config";
+
+/// What runs containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineKind {
+    /// podman, through `podman container restore`.
+    Podman,
+    /// runc alone, with a bundle.
+    Runc,
+}
+
+impl EngineKind {
+    /// The program's name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Podman => "podman",
+            Self::Runc => "runc",
+        }
+    }
+
+    /// The driver.
+    pub(crate) fn driver(self) -> &'static dyn Engine {
+        match self {
+            Self::Podman => &Podman,
+            Self::Runc => &Runc,
+        }
+    }
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A text is not an engine's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not an engine: podman or runc")]
+pub struct ParseEngineError {
+    text: String,
+}
+
+impl FromStr for EngineKind {
+    type Err = ParseEngineError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "podman" => Ok(Self::Podman),
+            "runc" => Ok(Self::Runc),
+            _ => Err(ParseEngineError { text: text.chars().take(64).collect() }),
+        }
+    }
+}
+
+/// Why an engine did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// One of its programs failed.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// Its answer is not what this program knows.
+    #[error("the answer of `{command}` is not understood")]
+    Answer {
+        /// The question.
+        command: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Processes that it left could not be killed.
+    #[error("what is left of container {container} cannot be killed")]
+    Kill {
+        /// The container.
+        container: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file of this program's own.
+    #[error("{path:?} cannot be used")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What one engine has, as far as a restore needs to know.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Survey {
+    pub(crate) version: String,
+    /// The name of the runtime that it uses.
+    pub(crate) runtime: Option<String>,
+    pub(crate) containers: Vec<Container>,
+    /// Those of the wanted networks that are there.
+    pub(crate) networks: BTreeMap<String, Network>,
+    pub(crate) volumes: BTreeSet<String>,
+    /// Those of the wanted images that are there, by id.
+    pub(crate) images: BTreeSet<String>,
+    /// Where it keeps containers.
+    pub(crate) storage: Option<PathBuf>,
+}
+
+/// A container that an engine knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) names: Vec<String>,
+    pub(crate) state: String,
+}
+
+/// A network that an engine knows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Network {
+    pub(crate) subnets: Vec<Subnet>,
+    /// Who has which address now.
+    pub(crate) taken: BTreeMap<IpAddr, String>,
+}
+
+/// A range of addresses, such as `10.90.0.0/24`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Subnet {
+    address: IpAddr,
+    length: u32,
+}
+
+impl Subnet {
+    pub(crate) fn contains(self, address: IpAddr) -> bool {
+        // The bits after the prefix are shifted out; a shift by all the bits compares nothing.
+        match (self.address, address) {
+            (IpAddr::V4(own), IpAddr::V4(other)) => {
+                (own.to_bits() ^ other.to_bits()).checked_shr(32 - self.length.min(32)).unwrap_or(0) == 0
+            }
+            (IpAddr::V6(own), IpAddr::V6(other)) => {
+                (own.to_bits() ^ other.to_bits()).checked_shr(128 - self.length.min(128)).unwrap_or(0) == 0
+            }
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+        }
+    }
+}
+
+impl FromStr for Subnet {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (address, length) = text.split_once('/').ok_or(())?;
+        Ok(Self { address: address.parse().map_err(|_| ())?, length: length.parse().map_err(|_| ())? })
+    }
+}
+
+/// What a restore of one member needs, and by what its container is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Target {
+    pub(crate) member: MemberId,
+    pub(crate) engine: EngineKind,
+    /// The container's name; runc has no other id.
+    pub(crate) container: String,
+    /// Its id, where that is known before: podman keeps it, unless the container gets another name.
+    pub(crate) id: Option<String>,
+    /// Whether the container gets a name other than the dump's.
+    pub(crate) renamed: bool,
+    /// Volumes that come with it, none of which is there before.
+    pub(crate) volumes: Vec<String>,
+    /// podman: the archive. runc: the folder of CRIU's images.
+    pub(crate) dump: PathBuf,
+    /// What runc needs besides.
+    pub(crate) lone: Option<Lone>,
+    /// CRIU's configuration: the session's file, and the container's mark.
+    pub(crate) criu_config: PathBuf,
+}
+
+/// What a container needs that has no engine but its runtime.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Lone {
+    /// The bundle, made for this restore.
+    pub(crate) bundle: PathBuf,
+    /// Where runc and CRIU write their logs.
+    pub(crate) work: PathBuf,
+    /// Where the container writes what it prints.
+    pub(crate) output: PathBuf,
+}
+
+/// How a member's container is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) id: String,
+    pub(crate) running: bool,
+    /// Whether it was made by the restore that asks.
+    pub(crate) ours: bool,
+}
+
+/// What runs containers.
+#[async_trait]
+pub(crate) trait Engine: Send + Sync + fmt::Debug {
+    /// What is here. `images` are ids.
+    async fn survey(&self, networks: &BTreeSet<String>, images: &BTreeSet<String>) -> Result<Survey, EngineError>;
+
+    /// Makes an image available by its name, whichever way the engine is configured for; says its id.
+    async fn pull(&self, image: &str) -> Result<String, EngineError>;
+
+    /// Restores one member; returns when its tasks run, or at once when it has failed, with the engine's words. `kill`
+    /// ends the engine's program.
+    async fn restore(&self, target: &Target, kill: &CancellationToken) -> Result<(), String>;
+
+    /// CRIU's words about a restore that failed, as long as what is left of it was not removed.
+    async fn log_lines(&self, target: &Target) -> Vec<String>;
+
+    /// The container of that name or id, if there is one.
+    async fn find(&self, target: &Target) -> Result<Option<Found>, EngineError>;
+
+    /// Takes away the container with its processes, if it is the target's own, and its volumes, if `made_volumes`.
+    async fn remove(&self, target: &Target, marks: &Marks, made_volumes: bool) -> Result<(), EngineError>;
+}
+
+/// Kills processes without holding up the runtime.
+async fn kill_left(container: &str, marks: Marks) -> Result<(), EngineError> {
+    let killed =
+        tokio::task::spawn_blocking(move || kill(&marks)).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+    killed.map_err(|source| EngineError::Kill { container: container.to_owned(), source })
+}
+
+/// CRIU's words, or why they cannot be had: a failure is never without any.
+fn log_lines(path: &std::path::Path) -> Vec<String> {
+    criu_log::error_lines(path).unwrap_or_else(|error| vec![format!("{} cannot be read: {error}", path.display())])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subnets_contain_their_addresses() {
+        for (subnet, address, inside) in [
+            ("10.90.0.0/24", "10.90.0.255", true),
+            ("10.90.0.0/24", "10.90.1.0", false),
+            ("10.88.0.0/16", "10.88.255.1", true),
+            ("0.0.0.0/0", "1.2.3.4", true),
+            ("10.0.0.1/32", "10.0.0.1", true),
+            ("10.0.0.1/32", "10.0.0.0", false),
+            ("fd00::/64", "fd00::1:2", true),
+            ("fd00::/64", "fd00:0:0:1::", false),
+            ("::/0", "fd00::", true),
+            ("10.0.0.0/8", "::ffff:10.0.0.1", false),
+        ] {
+            let subnet: Subnet = subnet.parse().unwrap();
+            assert_eq!(subnet.contains(address.parse().unwrap()), inside, "{subnet:?} {address}");
+        }
+        for bad in ["", "10.0.0.0", "10.0.0.0/x", "x/8", "10.0.0/8"] {
+            assert!(bad.parse::<Subnet>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn engines_have_names() {
+        for kind in [EngineKind::Podman, EngineKind::Runc] {
+            assert_eq!(kind.to_string().parse(), Ok(kind));
+        }
+        assert!("docker".parse::<EngineKind>().is_err());
+    }
+}

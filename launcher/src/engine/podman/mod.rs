@@ -1,0 +1,205 @@
+//! podman, as root, through its command line.
+//!
+//! The member's archive is podman's own export. From an archive podman keeps the container's id, name, addresses and MAC;
+//! from a checkpoint image it would not keep addresses that it chose itself.
+//!
+//! While podman restores a container it holds that container's lock: `podman ps` and `podman inspect` of it wait until
+//! CRIU is through. So nothing here is asked of podman between the start of a restore and its end.
+
+mod answers;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use super::program::{Program, ProgramError, words_of};
+use super::{CRIU_CONFIG, Engine, EngineError, Found, Marks, Survey, Target, kill_left, log_lines, runc};
+use answers::Inspected;
+
+use crate::error::chain;
+
+/// How long pulling a base image may take.
+const PULL: Duration = Duration::from_secs(1800);
+
+/// The driver.
+#[derive(Debug)]
+pub(crate) struct Podman;
+
+#[async_trait]
+impl Engine for Podman {
+    async fn survey(&self, networks: &BTreeSet<String>, images: &BTreeSet<String>) -> Result<Survey, EngineError> {
+        let (version, info, containers, volumes) = tokio::try_join!(
+            ask(["version", "--format", "json"], answers::version),
+            ask(["info", "--format", "json"], answers::info),
+            ask(["ps", "--all", "--external", "--format", "json"], answers::containers),
+            ask(["volume", "ls", "--format", "json"], answers::volumes),
+        )?;
+        let mut survey = Survey {
+            version,
+            runtime: Some(info.runtime),
+            storage: Some(info.storage),
+            containers,
+            volumes,
+            ..Survey::default()
+        };
+        for network in networks {
+            if exists(["network", "exists", network]).await? {
+                let inspected = ask(["network", "inspect", network], answers::network).await?;
+                survey.networks.insert(network.clone(), inspected);
+            }
+        }
+        for image in images {
+            if exists(["image", "exists", image]).await? {
+                survey.images.insert(image.clone());
+            }
+        }
+        Ok(survey)
+    }
+
+    async fn pull(&self, image: &str) -> Result<String, EngineError> {
+        let answer = podman(["pull", "--quiet", image]).answer_within(PULL).await?;
+        Ok(String::from_utf8_lossy(&answer).trim().to_owned())
+    }
+
+    async fn restore(&self, target: &Target, kill: &CancellationToken) -> Result<(), String> {
+        let output = tempfile::tempfile().map_err(|error| format!("no temporary file: {error}"))?;
+        let status = restore_command(target).run_until(&output, kill).await.map_err(|error| chain(&error))?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(format!("podman ({status}): {}", words_of(&output).unwrap_or_default()))
+    }
+
+    async fn log_lines(&self, target: &Target) -> Vec<String> {
+        match find(target).await {
+            // What goes wrong before there is a container is in podman's own words.
+            Ok(None) => Vec::new(),
+            Ok(Some(found)) if !is_ours(&found, target) => Vec::new(),
+            Ok(Some(found)) => log_lines(&restore_log(&found)),
+            Err(error) => vec![format!("CRIU's log cannot be found: {}", chain(&error))],
+        }
+    }
+
+    async fn find(&self, target: &Target) -> Result<Option<Found>, EngineError> {
+        let found = find(target).await?;
+        Ok(found.map(|found| Found {
+            running: found.state.status == "running" && is_alive(found.state.pid),
+            ours: is_ours(&found, target),
+            id: found.id,
+        }))
+    }
+
+    async fn remove(&self, target: &Target, marks: &Marks, made_volumes: bool) -> Result<(), EngineError> {
+        let found = find(target).await?;
+        if found.as_ref().is_some_and(|found| !is_ours(found, target)) {
+            return Ok(());
+        }
+        let id = found.as_ref().map(|found| found.id.clone()).or_else(|| target.id.clone());
+        kill_left(&target.container, Marks { id: id.clone(), ..marks.clone() }).await?;
+        if let Some(found) = &found {
+            podman(["rm", "--force", "--time", "0", &found.id]).answer().await?;
+        }
+        if let Some(id) = id {
+            let runtime = found.as_ref().map_or("runc", |found| &found.runtime);
+            runc::forget(if runtime == "crun" { "crun" } else { "runc" }, &id).await?;
+        }
+        if made_volumes {
+            for volume in &target.volumes {
+                if exists(["volume", "exists", volume]).await? {
+                    podman(["volume", "rm", volume]).answer().await?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn podman<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Program {
+    Program::new("podman", arguments)
+}
+
+/// `--name` and `--tcp-established` exclude each other in podman. `--file-locks`: without it CRIU leaves out locks that a
+/// dump has, without a word.
+fn restore_command(target: &Target) -> Program {
+    let command = podman(["container", "restore", "--file-locks", "--import"]).arg(&target.dump);
+    if target.renamed {
+        command.args(["--ignore-static-ip", "--ignore-static-mac", "--name", &target.container])
+    } else {
+        command.arg("--tcp-established")
+    }
+}
+
+/// Asks, and reads the answer with `parse`.
+async fn ask<T, const N: usize>(
+    arguments: [&str; N],
+    parse: impl FnOnce(&[u8]) -> Result<T, serde_json::Error>,
+) -> Result<T, EngineError> {
+    let question = podman(arguments);
+    let command = question.line();
+    parse(&question.answer().await?).map_err(|source| EngineError::Answer { command, source })
+}
+
+/// podman's `exists` commands end with 0 for yes and 1 for no.
+async fn exists<const N: usize>(arguments: [&str; N]) -> Result<bool, EngineError> {
+    let question = podman(arguments);
+    let command = question.line();
+    let ran = question.ask().await?;
+    match ran.status.code() {
+        Some(0) => Ok(true),
+        Some(1) => Ok(false),
+        _ => Err(ProgramError::Failed { command, status: ran.status, words: ran.words }.into()),
+    }
+}
+
+/// The container by its id, which stays when somebody renames it, or by its name where the id is podman's to choose.
+async fn find(target: &Target) -> Result<Option<Inspected>, EngineError> {
+    let key = target.id.as_deref().unwrap_or(&target.container);
+    if !exists(["container", "exists", key]).await? {
+        return Ok(None);
+    }
+    ask(["container", "inspect", key], answers::container).await.map(Some)
+}
+
+fn is_ours(found: &Inspected, target: &Target) -> bool {
+    found.annotation(CRIU_CONFIG).is_some_and(|config| Path::new(config) == target.criu_config)
+}
+
+/// CRIU's log: podman's runtime is told to write it beside its configuration.
+fn restore_log(found: &Inspected) -> PathBuf {
+    found.oci_config_path.with_file_name("restore.log")
+}
+
+fn is_alive(pid: i32) -> bool {
+    rustix::process::Pid::from_raw(pid).is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_renamed_container_gives_up_its_connections_and_addresses() {
+        let target = |renamed| Target {
+            member: "auditor".parse().unwrap(),
+            engine: crate::EngineKind::Podman,
+            container: "clone".to_owned(),
+            id: None,
+            renamed,
+            volumes: Vec::new(),
+            dump: "/w/auditor.tar".into(),
+            lone: None,
+            criu_config: "/run/syncpoint/s/auditor/criu.conf".into(),
+        };
+        assert_eq!(
+            restore_command(&target(false)).line(),
+            "podman container restore --file-locks --import /w/auditor.tar --tcp-established"
+        );
+        assert_eq!(
+            restore_command(&target(true)).line(),
+            "podman container restore --file-locks --import /w/auditor.tar --ignore-static-ip --ignore-static-mac --name clone"
+        );
+    }
+}

@@ -1,0 +1,194 @@
+//! runc alone: a bundle and a folder of CRIU's images, no engine above it.
+//!
+//! The bundle is one made for the restore: the caller's own, with the annotation that attaches CRIU's hooks. What the
+//! container prints goes to `container.log` in the caller's bundle, for there is nobody to hand it to.
+
+pub(crate) mod bundle;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
+
+use super::program::{Program, words_of};
+use super::{CRIU_CONFIG, Container, Engine, EngineError, Found, Lone, Marks, Survey, Target, kill_left, log_lines};
+use crate::error::chain;
+
+/// The driver.
+#[derive(Debug)]
+pub(crate) struct Runc;
+
+/// `runc state`.
+#[derive(Debug, Deserialize)]
+struct State {
+    id: String,
+    status: String,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
+#[async_trait]
+impl Engine for Runc {
+    async fn survey(&self, _: &BTreeSet<String>, _: &BTreeSet<String>) -> Result<Survey, EngineError> {
+        let version = version(&Program::new("runc", ["--version"]).answer().await?);
+        let question = Program::new("runc", ["list", "--format", "json"]);
+        let command = question.line();
+        let containers = containers(&question.answer().await?);
+        let containers = containers.map_err(|source| EngineError::Answer { command, source })?;
+        Ok(Survey { version, containers, ..Survey::default() })
+    }
+
+    /// runc has no images; nothing asks for one.
+    async fn pull(&self, image: &str) -> Result<String, EngineError> {
+        Ok(image.to_owned())
+    }
+
+    async fn restore(&self, target: &Target, kill: &CancellationToken) -> Result<(), String> {
+        let Some(lone) = &target.lone else { return Err("it has no bundle".to_owned()) };
+        let made = DirBuilder::new().mode(0o700).recursive(true).create(&lone.work);
+        made.map_err(|error| format!("{} cannot be made: {error}", lone.work.display()))?;
+        let output = OpenOptions::new().append(true).create(true).mode(0o600).open(&lone.output);
+        let output = output.map_err(|error| format!("{} cannot be written: {error}", lone.output.display()))?;
+        let status = restore_command(target, lone).run_until(&output, kill).await.map_err(|error| chain(&error))?;
+        if status.success() {
+            return Ok(());
+        }
+        let said = File::open(lone.work.join(RUNC_LOG)).and_then(|log| words_of(&log)).unwrap_or_default();
+        Err(format!("runc ({status}): {said}"))
+    }
+
+    async fn log_lines(&self, target: &Target) -> Vec<String> {
+        target.lone.as_ref().map_or_else(Vec::new, |lone| log_lines(&lone.work.join("restore.log")))
+    }
+
+    async fn find(&self, target: &Target) -> Result<Option<Found>, EngineError> {
+        let question = Program::new("runc", ["state", &target.container]);
+        let command = question.line();
+        let ran = question.ask().await?;
+        if !ran.status.success() {
+            return Ok(None);
+        }
+        let state: State =
+            serde_json::from_slice(&ran.answer).map_err(|source| EngineError::Answer { command, source })?;
+        let ours = state.annotations.get(CRIU_CONFIG).is_some_and(|config| Path::new(config) == target.criu_config);
+        Ok(Some(Found { running: state.status == "running", ours, id: state.id }))
+    }
+
+    async fn remove(&self, target: &Target, marks: &Marks, _: bool) -> Result<(), EngineError> {
+        let found = self.find(target).await?;
+        if found.as_ref().is_some_and(|found| !found.ours) {
+            return Ok(());
+        }
+        kill_left(&target.container, Marks { id: Some(target.container.clone()), ..marks.clone() }).await?;
+        forget("runc", &target.container).await
+    }
+}
+
+/// Makes a runtime forget a container whose processes are gone; what still runs is not ours and stays.
+///
+/// A runtime that was killed in the middle of a restore leaves its folder without a state that it could read, and in it
+/// the mount that CRIU was given as the root. Then the container can neither be restored again nor deleted.
+pub(super) async fn forget(runtime: &'static str, id: &str) -> Result<(), EngineError> {
+    let ran = match Program::new(runtime, ["state", id]).ask().await {
+        Err(error) if error.is_missing() => return Ok(()),
+        ran => ran?,
+    };
+    let state = serde_json::from_slice::<State>(&ran.answer);
+    if ran.status.success() && state.is_ok_and(|state| state.status == "running") {
+        return Ok(());
+    }
+    let mounts = std::fs::read_to_string(MOUNTS).map_err(|source| EngineError::File { path: MOUNTS.into(), source })?;
+    for mount in criu_roots(&mounts, id) {
+        let unmounted = rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH);
+        unmounted.map_err(|error| EngineError::File { path: mount, source: error.into() })?;
+    }
+    Program::new(runtime, ["delete", "--force", id]).answer().await?;
+    Ok(())
+}
+
+const MOUNTS: &str = "/proc/self/mountinfo";
+
+/// Mount points `.../<id>/criu-root`, the last one first. Such a path has no blanks, which the file would write as `\040`.
+fn criu_roots(mounts: &str, id: &str) -> Vec<PathBuf> {
+    let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    points.filter(|point| point.ends_with(Path::new(id).join("criu-root"))).collect()
+}
+
+const RUNC_LOG: &str = "runc.log";
+
+fn restore_command(target: &Target, lone: &Lone) -> Program {
+    Program::new("runc", ["--log"])
+        .arg(lone.work.join(RUNC_LOG))
+        .args(["restore", "--detach", "--tcp-established", "--file-locks", "--image-path"])
+        .arg(&target.dump)
+        .arg("--work-path")
+        .arg(&lone.work)
+        .arg("--bundle")
+        .arg(&lone.bundle)
+        .arg(&target.container)
+}
+
+/// `runc version 1.1.15+ds1`, in the first line.
+fn version(answer: &[u8]) -> String {
+    let text = String::from_utf8_lossy(answer);
+    text.lines().next().unwrap_or_default().trim_start_matches("runc version ").trim().to_owned()
+}
+
+/// `runc list`; `null` when there are none.
+fn containers(answer: &[u8]) -> Result<Vec<Container>, serde_json::Error> {
+    let states: Option<Vec<State>> = serde_json::from_slice(answer)?;
+    let container = |State { id, status, .. }| Container { names: vec![id.clone()], id, state: status };
+    Ok(states.unwrap_or_default().into_iter().map(container).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_runc_1_1_says() {
+        assert_eq!(version(b"runc version 1.1.15+ds1\ncommit: 1.1.15+ds1-2+b4\n"), "1.1.15+ds1");
+        let answer =
+            br#"[{"ociVersion":"1.2.0","id":"lone","pid":570,"status":"running","bundle":"/b","owner":"root"}]"#;
+        let expected = Container { id: "lone".to_owned(), names: vec!["lone".to_owned()], state: "running".to_owned() };
+        assert_eq!(containers(answer).unwrap(), [expected]);
+        assert_eq!(containers(b"null").unwrap(), []);
+        assert!(containers(b"{}").is_err());
+    }
+
+    #[test]
+    fn the_mounts_that_runc_makes_for_criu() {
+        let mounts = "22 1 0:21 / /proc rw - proc proc rw\n\
+                      90 22 0:50 / /run/runc/241c/criu-root rw,nosuid shared:1 - overlay overlay rw\n\
+                      91 22 0:50 / /run/runc/99/criu-root rw - overlay overlay rw\n\
+                      92 22 0:50 / /run/runc/241c/criu-root rw - overlay overlay rw\n";
+        let twice = vec![PathBuf::from("/run/runc/241c/criu-root"); 2];
+        assert_eq!(criu_roots(mounts, "241c"), twice);
+        assert!(criu_roots(mounts, "criu-root").is_empty());
+    }
+
+    #[test]
+    fn the_command_names_everything() {
+        let lone = Lone { bundle: "/w/b".into(), work: "/w/work".into(), output: "/b/container.log".into() };
+        let target = Target {
+            member: "lone".parse().unwrap(),
+            engine: crate::EngineKind::Runc,
+            container: "lone".to_owned(),
+            id: None,
+            renamed: false,
+            volumes: Vec::new(),
+            dump: "/w/images/checkpoint".into(),
+            lone: Some(lone.clone()),
+            criu_config: "/run/syncpoint/s/lone/criu.conf".into(),
+        };
+        assert_eq!(
+            restore_command(&target, &lone).line(),
+            "runc --log /w/work/runc.log restore --detach --tcp-established --file-locks \
+             --image-path /w/images/checkpoint --work-path /w/work --bundle /w/b lone"
+        );
+    }
+}

@@ -1,0 +1,101 @@
+//! What a restore tells whoever watches it.
+
+use std::fmt;
+
+use coordinator::Hook;
+use image_format::MemberId;
+
+/// A part of a restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Phase {
+    /// The signature and the digests of the manifests are checked.
+    Verify,
+    /// The members' facts are read.
+    Load,
+    /// What killed restores left is taken away.
+    Sweep,
+    /// The whole set is checked against this machine.
+    Preflight,
+    /// The members' dumps, and the base images that are missing, are fetched. Nothing is started before all are here.
+    Fetch,
+    /// The members are restored together, for the so-manieth time.
+    Session {
+        /// Counted from 1.
+        attempt: u32,
+    },
+    /// Everything that was made is taken away again.
+    CleanUp,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Verify => f.write_str("verify"),
+            Self::Load => f.write_str("load"),
+            Self::Sweep => f.write_str("sweep"),
+            Self::Preflight => f.write_str("preflight"),
+            Self::Fetch => f.write_str("fetch"),
+            Self::Session { attempt: 1 } => f.write_str("restore"),
+            Self::Session { attempt } => write!(f, "restore, attempt {attempt}"),
+            Self::CleanUp => f.write_str("clean up"),
+        }
+    }
+}
+
+/// What one member does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MemberStep {
+    /// Its dump is being fetched: so many bytes in all, as they are stored.
+    Fetching {
+        /// Bytes of all its blobs.
+        bytes: u64,
+    },
+    /// So many further bytes came.
+    Received {
+        /// Bytes since the last time.
+        bytes: u64,
+    },
+    /// Its dump is here, and every digest was right.
+    Fetched,
+    /// Its base image is being pulled.
+    Pulling {
+        /// The image's name.
+        image: String,
+    },
+    /// Its engine was started.
+    Started,
+    /// It waits at a barrier.
+    Arrived {
+        /// The barrier's hook.
+        hook: Hook,
+    },
+    /// It goes on from a barrier, for everybody came.
+    Passed {
+        /// The barrier's hook.
+        hook: Hook,
+    },
+    /// Its tasks run.
+    Running,
+    /// It does not come any further.
+    Failed {
+        /// Why, as a fragment.
+        reason: String,
+    },
+}
+
+/// Is told how a restore goes. Called from the restore's own task: to be quick about it.
+pub trait Observer: Send + Sync {
+    /// A part begins.
+    fn phase(&self, phase: Phase);
+    /// A member does something.
+    fn member(&self, member: &MemberId, step: MemberStep);
+    /// Something is worth a person's attention, and does not stop the restore.
+    fn warning(&self, warning: &str);
+}
+
+/// The silent one.
+impl Observer for () {
+    fn phase(&self, _: Phase) {}
+    fn member(&self, _: &MemberId, _: MemberStep) {}
+    fn warning(&self, _: &str) {}
+}

@@ -1,0 +1,68 @@
+//! How to restore.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use coordinator::Deadlines;
+use image_format::MemberId;
+use registry::sign::PublicKey;
+use tokio_util::sync::CancellationToken;
+
+use crate::EngineKind;
+
+/// Whom to believe that a checkpoint is what it should be.
+#[derive(Debug, Clone)]
+pub enum Trust {
+    /// One of these keys must have signed it.
+    Keys(Vec<PublicKey>),
+    /// Nobody is asked. Whoever can write to the store can run what they like on this machine, as root.
+    InsecureNoVerify,
+}
+
+/// How to restore.
+#[derive(Debug, Clone)]
+pub struct RestoreOptions {
+    /// The engine, for all members; otherwise the one that each dump was made with.
+    pub engine: Option<EngineKind>,
+    /// The `syncpoint-hook` binary, which CRIU runs.
+    pub hook_program: PathBuf,
+    /// Where sessions have their sockets. A short path: a socket's is at most 107 bytes.
+    pub run_root: PathBuf,
+    /// Where dumps are unpacked to. Needs room for all of them, and survives a reboot, so that what a killed restore
+    /// left can be taken away afterwards.
+    pub work_dir: PathBuf,
+    /// When an attempt gives up.
+    pub deadlines: Deadlines,
+    /// How often to try, at least once.
+    pub attempts: u32,
+    /// Whom to believe.
+    pub trust: Trust,
+    /// Container names other than the dumps'.
+    pub names: BTreeMap<MemberId, String>,
+    /// The bundles of runc's members.
+    pub bundles: BTreeMap<MemberId, PathBuf>,
+    /// Transfers at the same time.
+    pub jobs: usize,
+    /// Cancelled, it ends the restore: everything that was made is taken away, unless the members were released already.
+    pub cancel: CancellationToken,
+}
+
+impl RestoreOptions {
+    /// Three attempts, four transfers at a time, `/run/syncpoint` and `/var/lib/syncpoint`.
+    #[must_use]
+    pub fn new(hook_program: PathBuf, trust: Trust) -> Self {
+        Self {
+            engine: None,
+            hook_program,
+            run_root: PathBuf::from("/run/syncpoint"),
+            work_dir: PathBuf::from("/var/lib/syncpoint"),
+            deadlines: Deadlines::default(),
+            attempts: 3,
+            trust,
+            names: BTreeMap::new(),
+            bundles: BTreeMap::new(),
+            jobs: 4,
+            cancel: CancellationToken::new(),
+        }
+    }
+}

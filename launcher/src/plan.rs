@@ -1,0 +1,241 @@
+//! What becomes of each member here: its engine, its container's name, what it wants of this machine.
+//!
+//! Everything that a dump says about names ends up on a command line or as a path, so none of it is believed: what is not
+//! a name by the engines' own rules is a [`Problem`].
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use image_format::{Compression, DumpKind, Facts, LayerContent, MemberId};
+
+use crate::engine::{Lone, Target, bundle};
+use crate::preflight::{BaseImage, Want};
+use crate::set::{Member, Set};
+use crate::workspace::Workspace;
+use crate::{EngineKind, Problem, RestoreOptions};
+
+/// One member, and what becomes of it.
+#[derive(Debug)]
+pub(crate) struct Planned {
+    pub(crate) want: Want,
+    /// runc: the caller's bundle and what its configuration says.
+    pub(crate) bundle: Option<(PathBuf, serde_json::Value)>,
+}
+
+/// Plans every member of the set, in its order; those that cannot be planned are problems.
+pub(crate) fn plan(set: &Set, options: &RestoreOptions) -> (Vec<Planned>, Vec<Problem>) {
+    let mut problems = Vec::new();
+    for member in options.names.keys().chain(options.bundles.keys()) {
+        if !set.members.iter().any(|known| known.id == *member) {
+            problems.push(Problem::UnknownMember { member: member.clone() });
+        }
+    }
+    let mut planned = Vec::new();
+    for member in &set.members {
+        match plan_member(member, options) {
+            Ok(member) => planned.push(member),
+            Err(found) => problems.extend(found),
+        }
+    }
+    (planned, problems)
+}
+
+impl Planned {
+    /// What the engine is to do, once the files of the member are in `workspace`.
+    pub(crate) fn target(&self, workspace: &Workspace, criu_config: PathBuf) -> Target {
+        let Want { member, engine, container, id, renamed, volumes, .. } = &self.want;
+        let folder = workspace.folder(member);
+        let dump = match engine {
+            EngineKind::Podman => workspace.archive(member),
+            EngineKind::Runc => folder.join("images/checkpoint"),
+        };
+        let lone = self.bundle.as_ref().map(|(dir, _)| Lone {
+            bundle: folder.join("bundle"),
+            work: folder.join("work"),
+            output: dir.join("container.log"),
+        });
+        Target {
+            member: member.clone(),
+            engine: *engine,
+            container: container.clone(),
+            id: id.clone(),
+            renamed: *renamed,
+            volumes: volumes.clone(),
+            dump,
+            lone,
+            criu_config,
+        }
+    }
+}
+
+fn plan_member(member: &Member, options: &RestoreOptions) -> Result<Planned, Vec<Problem>> {
+    let (id, facts) = (&member.id, &member.facts);
+    let engine = engine_for(id, facts.kind, options.engine).map_err(|problem| vec![problem])?;
+    let given = options.names.get(id);
+    let own = match engine {
+        EngineKind::Podman => facts.container_name.as_deref().unwrap_or(id.as_str()),
+        EngineKind::Runc => id.as_str(),
+    };
+    let container = given.map_or(own, String::as_str);
+    let renamed = engine == EngineKind::Podman && container != own;
+
+    let mut bad = Vec::new();
+    let mut check = |what: &'static str, text: &str, good: fn(&str) -> bool| {
+        if !good(text) {
+            bad.push(Problem::BadName { member: id.clone(), what, text: text.chars().take(160).collect() });
+        }
+    };
+    check("container name", container, is_name);
+    let podman = engine == EngineKind::Podman;
+    let container_id = facts.container_id.as_deref().filter(|_| podman && !renamed);
+    if let Some(container_id) = container_id {
+        check("container id", container_id, is_id);
+    }
+    let volumes = if podman { facts.named_volumes.as_slice() } else { &[] };
+    volumes.iter().for_each(|volume| check("volume name", volume, is_name));
+    let networks = if podman { facts.networks.as_slice() } else { &[] };
+    networks.iter().for_each(|network| check("network name", &network.name, is_name));
+    let base = base_image(facts).filter(|_| podman);
+    if let Some(base) = &base {
+        check("image id", &base.id, is_id);
+        base.name.iter().for_each(|name| check("image name", name, is_image_name));
+    }
+    let bundle = match engine {
+        EngineKind::Podman => None,
+        EngineKind::Runc => match read_bundle(id, options.bundles.get(id)) {
+            Ok(bundle) => Some(bundle),
+            Err(problem) => {
+                bad.push(problem);
+                None
+            }
+        },
+    };
+    if !bad.is_empty() {
+        return Err(bad);
+    }
+
+    let addresses = |network: &image_format::NetworkFact| if renamed { Vec::new() } else { network.addresses.clone() };
+    let want = Want {
+        member: id.clone(),
+        engine,
+        container: container.to_owned(),
+        id: container_id.map(str::to_owned),
+        renamed,
+        connections: facts.tcp_established == Some(true),
+        architecture: facts.architecture.clone(),
+        kernel: facts.kernel.clone(),
+        criu: facts.criu_version.clone(),
+        cpu_flags: facts.cpu.iter().flat_map(|cpu| cpu.needed_flags()).map(str::to_owned).collect(),
+        engine_version: facts.engine_version.clone().filter(|_| podman),
+        runtime: facts.runtime_name.clone().filter(|_| podman),
+        networks: networks.iter().map(|network| (network.name.clone(), addresses(network))).collect(),
+        volumes: volumes.to_vec(),
+        base,
+        mounts: if podman { host_mounts(facts) } else { BTreeMap::new() },
+        bytes: unpacked_size(member),
+    };
+    Ok(Planned { want, bundle })
+}
+
+fn engine_for(member: &MemberId, kind: DumpKind, asked: Option<EngineKind>) -> Result<EngineKind, Problem> {
+    let own = match kind {
+        DumpKind::Podman => Some(EngineKind::Podman),
+        DumpKind::Runc => Some(EngineKind::Runc),
+        DumpKind::CriO | DumpKind::Containerd => None,
+    };
+    match (own, asked) {
+        (Some(own), None) => Ok(own),
+        (Some(own), Some(asked)) if own == asked => Ok(own),
+        (Some(_) | None, asked) => {
+            let engine = asked.map_or("any engine here".to_owned(), |asked| asked.to_string());
+            Err(Problem::UnsupportedDump { member: member.clone(), kind, engine })
+        }
+    }
+}
+
+fn read_bundle(member: &MemberId, given: Option<&PathBuf>) -> Result<(PathBuf, serde_json::Value), Problem> {
+    let Some(path) = given else { return Err(Problem::NoBundle { member: member.clone() }) };
+    match bundle::read(path) {
+        Ok(config) => Ok((path.clone(), config)),
+        Err(error) => {
+            let (path, reason) = (path.clone(), crate::error::chain(&error));
+            Err(Problem::Bundle { member: member.clone(), path, reason })
+        }
+    }
+}
+
+fn base_image(facts: &Facts) -> Option<BaseImage> {
+    let id = facts.rootfs_image_id.as_deref().filter(|id| !id.is_empty())?;
+    let id = id.strip_prefix("sha256:").unwrap_or(id).to_owned();
+    Some(BaseImage { id, name: facts.rootfs_image_name.clone().filter(|name| !name.is_empty()) })
+}
+
+/// Paths of the host that somebody mounted into the container: not the engine's own (in folders named by the container's
+/// id), and not its volumes.
+fn host_mounts(facts: &Facts) -> BTreeMap<PathBuf, String> {
+    let id = facts.container_id.as_deref().unwrap_or("?");
+    let volume = |source: &str| {
+        let parts = || Path::new(source).components().map(|part| part.as_os_str());
+        facts.named_volumes.iter().any(|name| parts().any(|part| part == name.as_str()))
+    };
+    let binds = facts.mounts.iter().filter(|mount| mount.kind.as_deref() == Some("bind"));
+    let sources = binds.filter_map(|mount| Some((mount.source.as_deref()?, mount.destination.clone())));
+    let own = sources.filter(|(source, _)| source.starts_with('/') && !source.contains(id) && !volume(source));
+    own.map(|(source, destination)| (PathBuf::from(source), destination)).collect()
+}
+
+/// About how large the dump is once it is unpacked. Its pages are counted in it; what else is compressed is taken for four
+/// times as large, which is little for text and much for what does not compress.
+fn unpacked_size(member: &Member) -> u64 {
+    let pages = member.facts.pages_bytes;
+    let sizes = member.image.layers().iter().map(|layer| match (layer.content, layer.compression) {
+        (Some(LayerContent::Pages), _) if pages.is_some() => 0,
+        (_, Compression::None) => layer.descriptor.size,
+        (_, Compression::Gzip | Compression::Zstd) => layer.descriptor.size.saturating_mul(4),
+    });
+    sizes.fold(pages.unwrap_or(0), u64::saturating_add)
+}
+
+/// podman's rule for containers, volumes and networks, which is that of member ids.
+fn is_name(text: &str) -> bool {
+    text.parse::<MemberId>().is_ok()
+}
+
+fn is_id(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn is_image_name(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"./:@_-[]+".contains(&byte);
+    text.len() <= 1024 && !text.starts_with('-') && text.bytes().all(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dumps_go_to_the_engine_that_made_them() {
+        let member: MemberId = "m".parse().unwrap();
+        use EngineKind::{Podman, Runc};
+        for (kind, asked, engine) in [
+            (DumpKind::Podman, None, Some(Podman)),
+            (DumpKind::Podman, Some(Podman), Some(Podman)),
+            (DumpKind::Podman, Some(Runc), None),
+            (DumpKind::Runc, None, Some(Runc)),
+            (DumpKind::CriO, None, None),
+            (DumpKind::Containerd, Some(Podman), None),
+        ] {
+            assert_eq!(engine_for(&member, kind, asked).ok(), engine, "{kind} {asked:?}");
+        }
+    }
+
+    #[test]
+    fn only_names_come_near_a_command_line() {
+        for bad in ["", "--all", "a/b", "../a", "a b", "a\n"] {
+            assert!(!is_name(bad) && !is_id(bad), "{bad:?}");
+        }
+        assert!(is_name("sdp-receive_0.1") && is_id(&"a0".repeat(32)) && !is_id(&"A0".repeat(32)));
+        assert!(is_image_name("[::1]:5000/a/b:tag") && !is_image_name("--privileged") && !is_image_name("a b"));
+    }
+}

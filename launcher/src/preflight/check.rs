@@ -1,0 +1,389 @@
+//! The checks themselves: what the members want against what is here. No IO.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use image_format::MemberId;
+
+use super::Problem;
+use super::host::{Host, is_older};
+use crate::EngineKind;
+use crate::engine::Survey;
+
+/// What one member wants of this machine. What its dump does not say is not checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Want {
+    pub(crate) member: MemberId,
+    pub(crate) engine: EngineKind,
+    pub(crate) container: String,
+    pub(crate) id: Option<String>,
+    pub(crate) renamed: bool,
+    pub(crate) connections: bool,
+    pub(crate) architecture: Option<String>,
+    pub(crate) kernel: Option<String>,
+    pub(crate) criu: Option<String>,
+    pub(crate) cpu_flags: Vec<String>,
+    pub(crate) engine_version: Option<String>,
+    pub(crate) runtime: Option<String>,
+    /// Networks, and the addresses there that it keeps.
+    pub(crate) networks: BTreeMap<String, Vec<IpAddr>>,
+    pub(crate) volumes: Vec<String>,
+    pub(crate) base: Option<BaseImage>,
+    /// Paths of this host, and where in the container they are mounted.
+    pub(crate) mounts: BTreeMap<PathBuf, String>,
+    /// The size of the unpacked dump, estimated.
+    pub(crate) bytes: u64,
+}
+
+/// The image that a container was made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BaseImage {
+    pub(crate) id: String,
+    pub(crate) name: Option<String>,
+}
+
+impl BaseImage {
+    /// The name to pull it by, if it names a registry. `localhost/...` is podman's word for what came from nowhere.
+    pub(crate) fn source(&self) -> Option<&str> {
+        let name = self.name.as_deref()?;
+        let (host, _) = name.split_once('/')?;
+        (host.contains('.') || host.contains(':')).then_some(name)
+    }
+}
+
+/// Everything in the way of the whole set, member by member.
+pub(crate) fn check(
+    wants: &[Want],
+    host: &Host,
+    engines: &BTreeMap<EngineKind, Survey>,
+    missing: &BTreeSet<PathBuf>,
+) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if !host.root {
+        problems.push(Problem::NotRoot);
+    }
+    if let Err(reason) = &host.criu {
+        problems.push(Problem::NoCriu { reason: reason.clone() });
+    }
+    for want in wants {
+        check_machine(want, host, &mut problems);
+        if let Some(survey) = engines.get(&want.engine) {
+            check_engine(want, survey, &mut problems);
+            check_names(want, survey, &mut problems);
+            check_networks(want, survey, &mut problems);
+        }
+        for (path, destination) in want.mounts.iter().filter(|(path, _)| missing.contains(*path)) {
+            let (member, destination) = (want.member.clone(), destination.clone());
+            problems.push(Problem::MountSource { member, source_path: path.clone(), destination });
+        }
+    }
+    check_each_other(wants, &mut problems);
+    problems
+}
+
+fn check_machine(want: &Want, host: &Host, problems: &mut Vec<Problem>) {
+    let member = &want.member;
+    if let Some(dump) = want.architecture.as_ref().filter(|dump| **dump != host.architecture) {
+        let (dump, host) = (dump.clone(), host.architecture.clone());
+        problems.push(Problem::Architecture { member: member.clone(), dump, host });
+    }
+    if let Some(flags) = &host.cpu_flags {
+        let missing: Vec<_> = want.cpu_flags.iter().filter(|flag| !flags.contains(*flag)).cloned().collect();
+        if !missing.is_empty() {
+            problems.push(Problem::Cpu { member: member.clone(), missing });
+        }
+    }
+    if let Some(dump) = want.kernel.as_ref().filter(|dump| is_older(&host.kernel, dump, 2)) {
+        let (dump, host) = (dump.clone(), host.kernel.clone());
+        problems.push(Problem::OlderKernel { member: member.clone(), dump, host });
+    }
+    if let (Some(dump), Ok(here)) = (&want.criu, &host.criu)
+        && is_older(here, dump, 1)
+    {
+        problems.push(Problem::OlderCriu { member: member.clone(), dump: dump.clone(), host: here.clone() });
+    }
+}
+
+fn check_engine(want: &Want, survey: &Survey, problems: &mut Vec<Problem>) {
+    let (member, engine) = (&want.member, want.engine);
+    if let Some(dump) = want.engine_version.as_ref().filter(|dump| is_older(&survey.version, dump, 1)) {
+        let (dump, host) = (dump.clone(), survey.version.clone());
+        problems.push(Problem::OlderEngine { member: member.clone(), engine, dump, host });
+    }
+    if let (Some(dump), Some(here)) = (&want.runtime, &survey.runtime)
+        && dump != here
+    {
+        let (dump, host) = (dump.clone(), here.clone());
+        problems.push(Problem::Runtime { member: member.clone(), engine, dump, host });
+    }
+    if let Some(base) = &want.base
+        && !survey.images.contains(&base.id)
+        && base.source().is_none()
+    {
+        let id = base.id.get(..12).unwrap_or(&base.id);
+        let image = format!("{} ({id})", base.name.as_deref().unwrap_or("without a name"));
+        problems.push(Problem::BaseImage { member: member.clone(), image });
+    }
+}
+
+fn check_names(want: &Want, survey: &Survey, problems: &mut Vec<Problem>) {
+    let same = |id: &str, names: &[String]| names.contains(&want.container) || want.id.as_deref() == Some(id);
+    for other in survey.containers.iter().filter(|other| same(&other.id, &other.names)) {
+        let container = other.names.first().unwrap_or(&other.id).clone();
+        let (member, state) = (want.member.clone(), other.state.clone());
+        problems.push(Problem::ContainerExists { member, container, state });
+    }
+    if want.renamed && want.connections {
+        problems.push(Problem::RenamedWithConnections { member: want.member.clone() });
+    }
+    for volume in want.volumes.iter().filter(|volume| survey.volumes.contains(*volume)) {
+        problems.push(Problem::VolumeExists { member: want.member.clone(), volume: volume.clone() });
+    }
+}
+
+fn check_networks(want: &Want, survey: &Survey, problems: &mut Vec<Problem>) {
+    for (name, addresses) in &want.networks {
+        let (member, network) = (want.member.clone(), name.clone());
+        let Some(here) = survey.networks.get(name) else {
+            problems.push(Problem::NetworkMissing { member, network });
+            continue;
+        };
+        for address in addresses {
+            let (member, network, address) = (member.clone(), network.clone(), *address);
+            if let Some(owner) = here.taken.get(&address) {
+                // That this container is there is a problem of its own, and enough.
+                if *owner == want.container {
+                    continue;
+                }
+                problems.push(Problem::AddressTaken { member, address, network, owner: owner.clone() });
+            } else if !here.subnets.is_empty() && !here.subnets.iter().any(|subnet| subnet.contains(address)) {
+                problems.push(Problem::AddressOutside { member, address, network });
+            }
+        }
+    }
+}
+
+/// Two members that want the same thing.
+fn check_each_other(wants: &[Want], problems: &mut Vec<Problem>) {
+    let mut containers = BTreeMap::new();
+    let mut addresses = BTreeMap::new();
+    let mut volumes = BTreeMap::new();
+    for want in wants {
+        let second = || want.member.clone();
+        if let Some(first) = containers.insert((want.engine, &want.container), &want.member) {
+            let (first, container) = (first.clone(), want.container.clone());
+            problems.push(Problem::SameContainer { first, second: second(), container });
+        }
+        for (network, address) in want.networks.iter().flat_map(|(name, all)| all.iter().map(move |one| (name, one))) {
+            if let Some(first) = addresses.insert((network, address), &want.member) {
+                let (first, network, address) = (first.clone(), network.clone(), *address);
+                problems.push(Problem::SameAddress { first, second: second(), address, network });
+            }
+        }
+        for volume in &want.volumes {
+            if let Some(first) = volumes.insert(volume, &want.member) {
+                let (first, volume) = (first.clone(), volume.clone());
+                problems.push(Problem::SharedVolume { first, second: second(), volume });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Container, Network};
+
+    fn want(member: &str) -> Want {
+        Want {
+            member: member.parse().unwrap(),
+            engine: EngineKind::Podman,
+            container: member.to_owned(),
+            id: Some(format!("{member}-id")),
+            renamed: false,
+            connections: true,
+            architecture: Some("amd64".to_owned()),
+            kernel: Some("6.18.44-fc".to_owned()),
+            criu: Some("4.2.1".to_owned()),
+            cpu_flags: vec!["avx".to_owned()],
+            engine_version: Some("5.4.2".to_owned()),
+            runtime: Some("runc".to_owned()),
+            networks: BTreeMap::from([("demo".to_owned(), Vec::new())]),
+            volumes: Vec::new(),
+            base: Some(BaseImage { id: "d3b4812173f3fdbd".to_owned(), name: Some("localhost/demo:1".to_owned()) }),
+            mounts: BTreeMap::new(),
+            bytes: 0,
+        }
+    }
+
+    fn host() -> Host {
+        Host {
+            root: true,
+            architecture: "amd64".to_owned(),
+            kernel: "6.18.44-fc".to_owned(),
+            cpu_flags: Some(BTreeSet::from(["avx".to_owned()])),
+            criu: Ok("4.2.1".to_owned()),
+        }
+    }
+
+    fn survey() -> Survey {
+        let network = Network { subnets: vec!["10.90.0.0/24".parse().unwrap()], taken: BTreeMap::new() };
+        Survey {
+            version: "5.4.2".to_owned(),
+            runtime: Some("runc".to_owned()),
+            networks: BTreeMap::from([("demo".to_owned(), network)]),
+            images: BTreeSet::from(["d3b4812173f3fdbd".to_owned()]),
+            ..Survey::default()
+        }
+    }
+
+    /// The problems of a set on a machine that differ from a good one by these changes.
+    fn problems(change: impl FnOnce(&mut Vec<Want>, &mut Host, &mut Survey)) -> Vec<String> {
+        let (mut wants, mut host, mut survey) = (vec![want("consumer"), want("producer")], host(), survey());
+        change(&mut wants, &mut host, &mut survey);
+        let missing = BTreeSet::from([PathBuf::from("/gone")]);
+        let found = check(&wants, &host, &BTreeMap::from([(EngineKind::Podman, survey)]), &missing);
+        assert!(found.iter().all(|problem| !problem.hint().is_empty()));
+        found.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_good_set_on_a_good_machine() {
+        assert_eq!(problems(|_, _, _| ()), [""; 0]);
+        let unknown = |wants: &mut Vec<Want>, _: &mut Host, _: &mut Survey| {
+            let want = &mut wants[0];
+            (want.architecture, want.kernel, want.criu, want.base) = (None, None, None, None);
+            (want.engine_version, want.runtime) = (None, None);
+        };
+        assert_eq!(problems(unknown), [""; 0], "what a dump does not say is not checked");
+    }
+
+    #[test]
+    fn the_machine() {
+        assert_eq!(problems(|_, host, _| host.root = false), ["only root can restore containers"]);
+        assert_eq!(
+            problems(|wants, host, _| {
+                wants.truncate(1);
+                host.architecture = "arm64".to_owned();
+                host.kernel = "6.1.0".to_owned();
+                host.cpu_flags = Some(BTreeSet::new());
+                host.criu = Ok("3.17".to_owned());
+            }),
+            [
+                "member consumer: the dump is for amd64, this machine is arm64",
+                "member consumer: this processor has no avx",
+                "member consumer: the dump was made on kernel 6.18.44-fc, this is 6.1.0",
+                "member consumer: the dump was made by CRIU 4.2.1, this is CRIU 3.17",
+            ]
+        );
+        assert_eq!(
+            problems(|_, host, _| host.criu = Err("no such file".to_owned())),
+            ["CRIU cannot be run: no such file"]
+        );
+        assert_eq!(problems(|_, host, _| host.cpu_flags = None), [""; 0]);
+        let mounts = |wants: &mut Vec<Want>, _: &mut Host, _: &mut Survey| {
+            wants[0].mounts = BTreeMap::from([("/gone".into(), "/a".to_owned()), ("/here".into(), "/b".to_owned())]);
+        };
+        assert_eq!(problems(mounts), ["member consumer: \"/gone\", which is mounted at /a, is not there"]);
+    }
+
+    #[test]
+    fn the_engine() {
+        assert_eq!(
+            problems(|wants, _, survey| {
+                wants.truncate(1);
+                survey.version = "4.9.0".to_owned();
+                survey.runtime = Some("crun".to_owned());
+                survey.images.clear();
+            }),
+            [
+                "member consumer: the dump was made by podman 5.4.2, this is podman 4.9.0",
+                "member consumer: the dump needs the runtime runc, podman uses crun here",
+                "member consumer: the base image localhost/demo:1 (d3b4812173f3) is not here",
+            ]
+        );
+        let pullable = |wants: &mut Vec<Want>, _: &mut Host, survey: &mut Survey| {
+            survey.images.clear();
+            for want in wants {
+                let name = Some("registry.example/demo:1".to_owned());
+                want.base = want.base.take().map(|base| BaseImage { name, ..base });
+            }
+        };
+        assert_eq!(problems(pullable), [""; 0]);
+    }
+
+    #[test]
+    fn names_addresses_and_volumes_that_are_taken() {
+        let container = |id: &str, name: &str| Container {
+            id: id.to_owned(),
+            names: vec![name.to_owned()],
+            state: "exited".to_owned(),
+        };
+        assert_eq!(
+            problems(|wants, _, survey| {
+                survey.containers =
+                    vec![container("x", "consumer"), container("producer-id", "y"), container("z", "z")];
+                wants[0].volumes = vec!["data".to_owned(), "new".to_owned()];
+                survey.volumes = BTreeSet::from(["data".to_owned()]);
+            }),
+            [
+                "member consumer: there is a container consumer already (exited)",
+                "member consumer: there is a volume data already",
+                "member producer: there is a container y already (exited)",
+            ]
+        );
+        assert_eq!(
+            problems(|wants, _, survey| {
+                let addresses = ["10.90.0.10", "10.90.0.11", "10.91.0.1"].map(|text| text.parse().unwrap());
+                wants[0].networks = BTreeMap::from([("demo".to_owned(), addresses.to_vec())]);
+                wants[1].networks = BTreeMap::from([("other".to_owned(), Vec::new())]);
+                let network = survey.networks.get_mut("demo").unwrap();
+                network.taken = BTreeMap::from([(addresses[1], "squatter".to_owned())]);
+            }),
+            [
+                "member consumer: address 10.90.0.11 of network demo belongs to squatter",
+                "member consumer: address 10.91.0.1 is not of network demo as it is here",
+                "member producer: there is no network other",
+            ]
+        );
+    }
+
+    #[test]
+    fn members_that_want_the_same() {
+        assert_eq!(
+            problems(|wants, _, _| {
+                let address = vec!["10.90.0.10".parse().unwrap()];
+                for want in wants {
+                    want.container = "one".to_owned();
+                    want.volumes = vec!["data".to_owned()];
+                    want.networks = BTreeMap::from([("demo".to_owned(), address.clone())]);
+                }
+            }),
+            [
+                "members consumer and producer are both to be the container one",
+                "members consumer and producer both have the address 10.90.0.10 of network demo",
+                "members consumer and producer share the volume data, which podman cannot restore",
+            ]
+        );
+        assert_eq!(
+            problems(|wants, _, _| wants[1].renamed = true),
+            ["member producer: a container with established TCP connections cannot get another name"]
+        );
+    }
+
+    #[test]
+    fn only_names_of_registries_can_be_pulled() {
+        let source =
+            |name: &str| BaseImage { id: String::new(), name: Some(name.to_owned()) }.source().map(str::to_owned);
+        for (name, pullable) in [
+            ("registry.example/a:1", true),
+            ("localhost:5000/a", true),
+            ("localhost/a:1", false),
+            ("a:1", false),
+            ("library/a", false),
+        ] {
+            assert_eq!(source(name).is_some(), pullable, "{name}");
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! The restore of a set, from a digest in a store to containers that run: all of them, or none.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coordinator::proto::Passage;
+use coordinator::{Rendezvous, SessionId, SessionKind, SessionPlan};
+use image_format::{Descriptor, Epoch, MemberId};
+use registry::Store;
+use registry::sign::{Depth, verify};
+
+use crate::claims::Claims;
+use crate::engine::{Marks, Target};
+use crate::error::{RestoreError, RestoreErrorKind, chain};
+use crate::plan::{Planned, plan};
+use crate::preflight::{Examined, examine};
+use crate::session::{self, Broken, Passages};
+use crate::set::{Set, load};
+use crate::sweep::{remove_all, sweep};
+use crate::workspace::{Record, Workspace};
+use crate::{EngineKind, MemberStep, Observer, Phase, Problem, RestoreOptions, Trust, fetch};
+
+/// The wait before the second attempt; doubled for each further one.
+const BACK_OFF: Duration = Duration::from_millis(500);
+/// The longest wait between two attempts.
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(10);
+
+/// A set that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreReport {
+    /// Every member, in the order of the start.
+    pub members: Vec<RestoredMember>,
+    /// How many attempts it took.
+    pub attempts: u32,
+}
+
+/// A member that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoredMember {
+    /// The member.
+    pub id: MemberId,
+    /// Its container's name.
+    pub container: String,
+    /// What runs it.
+    pub engine: EngineKind,
+    /// When it came to each barrier and went on from it, since its session's start.
+    pub passages: Vec<Passage>,
+}
+
+/// Restores a global checkpoint, or one member's image alone: verifies it, checks this machine, fetches everything, and
+/// starts all members together.
+///
+/// To be cancelled by [`RestoreOptions::cancel`]. When the future is dropped instead, or its process killed, the hooks of
+/// its session find nobody and fail closed, and the next restore with the same `work_dir` takes away what is left.
+///
+/// # Errors
+/// Whatever keeps the set from running as a whole. Nothing of it runs then.
+pub async fn restore(
+    store: Arc<dyn Store>,
+    root: Descriptor,
+    options: &RestoreOptions,
+    observer: &dyn Observer,
+) -> Result<RestoreReport, RestoreError> {
+    let set = trusted_set(&store, &root, options, observer).await?;
+    let (planned, problems) = plan(&set, options);
+
+    let in_phase = |phase| move |kind: RestoreErrorKind| RestoreError::new(phase, kind);
+    let claims = claim(&planned, options).map_err(in_phase(Phase::Preflight))?;
+    let (_claims, busy) = claims;
+    if !busy.is_empty() {
+        // An engine answers no questions about a container that is being restored.
+        let problems = problems.into_iter().chain(busy).collect();
+        return Err(RestoreError::new(Phase::Preflight, RestoreErrorKind::Preflight { problems }));
+    }
+    observer.phase(Phase::Sweep);
+    let swept = sweep(&options.work_dir, observer).await;
+    swept
+        .map_err(|source| RestoreErrorKind::File { path: options.work_dir.clone(), source })
+        .map_err(in_phase(Phase::Sweep))?;
+
+    observer.phase(Phase::Preflight);
+    let examined = examine(&set, &planned, &store, options).await;
+    let Examined { problems: found, engines } = examined.map_err(|error| RestoreError::new(Phase::Preflight, error))?;
+    let (warnings, problems): (Vec<_>, Vec<_>) = problems.into_iter().chain(found).partition(Problem::is_warning);
+    warnings.iter().for_each(|warning| observer.warning(&format!("{warning}; {}", warning.hint())));
+    if !problems.is_empty() {
+        return Err(RestoreError::new(Phase::Preflight, RestoreErrorKind::Preflight { problems }));
+    }
+
+    observer.phase(Phase::Fetch);
+    let session = SessionId::random().map_err(|_| RestoreError::new(Phase::Fetch, RestoreErrorKind::Random))?;
+    let run_root = make_run_root(options).map_err(in_phase(Phase::Fetch))?;
+    let workspace = Workspace::create(&options.work_dir, session);
+    let workspace = workspace.map_err(|source| RestoreErrorKind::File { path: options.work_dir.clone(), source });
+    let workspace = workspace.map_err(in_phase(Phase::Fetch))?;
+    let criu_config = |member: &MemberId| Rendezvous::criu_config_at(&run_root, session, member);
+    let targets: Vec<Target> =
+        planned.iter().map(|planned| planned.target(&workspace, criu_config(&planned.want.member))).collect();
+    let fetched = fetch::fetch(&set, &planned, &targets, &store, options.jobs, &options.cancel, observer).await;
+    fetched.map_err(in_phase(Phase::Fetch))?;
+    pull_images(&planned, &engines, observer).await.map_err(in_phase(Phase::Fetch))?;
+
+    let record = Record::new(session, &run_root, targets);
+    Run { set: &set, workspace, record, options, observer }.attempts().await
+}
+
+/// Checks everything that [`restore`] checks before it touches anything, and gives all problems of the whole set.
+///
+/// # Errors
+/// A checkpoint that is not to be trusted, or a store that cannot be asked.
+pub async fn preflight(
+    store: Arc<dyn Store>,
+    root: Descriptor,
+    options: &RestoreOptions,
+    observer: &dyn Observer,
+) -> Result<Vec<Problem>, RestoreError> {
+    let set = trusted_set(&store, &root, options, observer).await?;
+    let (planned, mut problems) = plan(&set, options);
+    observer.phase(Phase::Preflight);
+    let examined = examine(&set, &planned, &store, options).await;
+    problems.extend(examined.map_err(|error| RestoreError::new(Phase::Preflight, error))?.problems);
+    Ok(problems)
+}
+
+async fn trusted_set(
+    store: &Arc<dyn Store>,
+    root: &Descriptor,
+    options: &RestoreOptions,
+    observer: &dyn Observer,
+) -> Result<Set, RestoreError> {
+    observer.phase(Phase::Verify);
+    let failed = |kind: RestoreErrorKind| RestoreError::new(Phase::Verify, kind);
+    match &options.trust {
+        Trust::InsecureNoVerify => observer.warning(&format!(
+            "NOT VERIFIED: nobody vouches for {} in {}; whoever wrote it there runs what they like on this machine, as root",
+            root.digest,
+            store.name()
+        )),
+        Trust::Keys(keys) if keys.is_empty() => return Err(failed(RestoreErrorKind::NoKeys)),
+        Trust::Keys(keys) => {
+            // What the root's digests lead to is checked when it is read, and completely before anything is started.
+            let report = verify(store.as_ref(), root, keys, Depth::Signature, &()).await;
+            let report = report.map_err(|error| failed(error.into()))?;
+            if !report.is_good() {
+                return Err(failed(RestoreErrorKind::Untrusted { findings: report.findings }));
+            }
+        }
+    }
+    observer.phase(Phase::Load);
+    load(store, root, options.jobs).await.map_err(|error| RestoreError::new(Phase::Load, error))
+}
+
+fn claim(planned: &[Planned], options: &RestoreOptions) -> Result<(Claims, Vec<Problem>), RestoreErrorKind> {
+    let mut claims = Claims::default();
+    let mut names = std::collections::BTreeSet::new();
+    let mut busy = Vec::new();
+    for want in planned.iter().map(|planned| &planned.want) {
+        // The same name twice is a problem of its own.
+        if !names.insert((want.engine, &want.container)) {
+            continue;
+        }
+        let claimed = claims.claim(&options.run_root, want.engine, &want.container);
+        if !claimed.map_err(|source| RestoreErrorKind::File { path: options.run_root.clone(), source })? {
+            busy.push(Problem::Busy { container: want.container.clone() });
+        }
+    }
+    Ok((claims, busy))
+}
+
+/// The folder itself, as an absolute path without links: that is how it stands in CRIU's configuration.
+fn make_run_root(options: &RestoreOptions) -> Result<std::path::PathBuf, RestoreErrorKind> {
+    use std::os::unix::fs::DirBuilderExt;
+    let path = &options.run_root;
+    let made = std::fs::DirBuilder::new().mode(0o700).recursive(true).create(path);
+    made.and_then(|()| path.canonicalize()).map_err(|source| RestoreErrorKind::File { path: path.clone(), source })
+}
+
+/// Pulls the base images that are not here. podman would do so by itself, in the middle of the session.
+async fn pull_images(
+    planned: &[Planned],
+    engines: &std::collections::BTreeMap<EngineKind, crate::engine::Survey>,
+    observer: &dyn Observer,
+) -> Result<(), RestoreErrorKind> {
+    let mut pulled = std::collections::BTreeSet::new();
+    for want in planned.iter().map(|planned| &planned.want) {
+        let Some(base) = &want.base else { continue };
+        let here = engines.get(&want.engine).is_some_and(|survey| survey.images.contains(&base.id));
+        let Some(image) = base.source().filter(|_| !here) else { continue };
+        if !pulled.insert(&base.id) {
+            continue;
+        }
+        let (member, image) = (want.member.clone(), image.to_owned());
+        observer.member(&member, MemberStep::Pulling { image: image.clone() });
+        let found = match want.engine.driver().pull(&image).await {
+            Ok(found) => found,
+            Err(source) => return Err(RestoreErrorKind::Pull { member, image, source }),
+        };
+        if found != base.id {
+            return Err(RestoreErrorKind::OtherImage { member, image, found, expected: base.id.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// A set whose dumps are all here.
+struct Run<'a> {
+    set: &'a Set,
+    workspace: Workspace,
+    record: Record,
+    options: &'a RestoreOptions,
+    observer: &'a dyn Observer,
+}
+
+impl Run<'_> {
+    /// Tries until the set runs, or often enough.
+    async fn attempts(mut self) -> Result<RestoreReport, RestoreError> {
+        let attempts = self.options.attempts.max(1);
+        let mut attempt = 1;
+        let mut wait = BACK_OFF;
+        loop {
+            let phase = Phase::Session { attempt };
+            self.observer.phase(phase);
+            let error = match self.attempt(attempt).await {
+                Ok(passages) => return Ok(self.succeed(attempt, passages)),
+                Err(error) => error,
+            };
+            if let Err(leftovers) = self.clean_up().await {
+                return Err(RestoreError { leftovers, ..error });
+            }
+            let give_up = attempt == attempts || !matches!(*error.kind, RestoreErrorKind::Aborted { .. });
+            if give_up || self.options.cancel.is_cancelled() {
+                self.end();
+                return Err(error);
+            }
+            self.observer.warning(&format!("attempt {attempt} failed: {error}; trying again"));
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.options.cancel.cancelled() => {}
+            }
+            wait = (wait * 2).min(LONGEST_BACK_OFF);
+            attempt += 1;
+        }
+    }
+
+    /// One attempt; whatever it made is still there when it fails.
+    async fn attempt(&mut self, attempt: u32) -> Result<Passages, RestoreError> {
+        let phase = Phase::Session { attempt };
+        let failed = |kind: RestoreErrorKind| RestoreError::new(phase, kind);
+        if self.options.cancel.is_cancelled() {
+            return Err(failed(RestoreErrorKind::Cancelled));
+        }
+        let written = self.workspace.write(&self.record);
+        let path = self.workspace.path().to_owned();
+        written.map_err(|source| failed(RestoreErrorKind::File { path, source }))?;
+        let plan = SessionPlan {
+            kind: SessionKind::Restore,
+            // The same session for every attempt, since its name is in the dumps as they are here; the epoch tells them
+            // apart.
+            id: self.record.session,
+            epoch: Epoch(u64::from(attempt)),
+            application: self.set.application.clone(),
+            members: self.set.members.iter().map(|member| member.id.clone()).collect(),
+            deadlines: self.options.deadlines,
+        };
+        let rendezvous = Rendezvous::start(&self.record.run_root, plan, &self.options.hook_program).await;
+        let mut rendezvous = rendezvous.map_err(|error| failed(error.into()))?;
+        let marks = self.record.since().map(|since| Marks { id: None, folder: None, since });
+        let marks = marks.unwrap_or_else(Marks::nothing);
+        let (targets, waves) = (&self.record.targets, &self.set.waves);
+        let ran = session::run(&mut rendezvous, targets, waves, &marks, &self.options.cancel, self.observer).await;
+        let ran = match ran {
+            Ok(passages) => Ok(passages),
+            Err(broken) => Err(self.broken(attempt, broken)),
+        };
+        if let Err(error) = rendezvous.close().await {
+            self.observer.warning(&chain(&error));
+        }
+        ran
+    }
+
+    fn broken(&self, attempt: u32, broken: Broken) -> RestoreError {
+        let Broken { member, hook, reason, log_lines } = broken;
+        let kind = if self.options.cancel.is_cancelled() {
+            RestoreErrorKind::Cancelled
+        } else {
+            RestoreErrorKind::Aborted { attempts: attempt, reason }
+        };
+        RestoreError { member, hook, log_lines, ..RestoreError::new(Phase::Session { attempt }, kind) }
+    }
+
+    async fn clean_up(&mut self) -> Result<(), Vec<String>> {
+        self.observer.phase(Phase::CleanUp);
+        let leftovers = remove_all(&mut self.workspace, &mut self.record).await;
+        self.record.made.clear();
+        if leftovers.is_empty() { Ok(()) } else { Err(leftovers) }
+    }
+
+    fn succeed(self, attempts: u32, mut passages: Passages) -> RestoreReport {
+        let member = |target: &Target| RestoredMember {
+            id: target.member.clone(),
+            container: target.container.clone(),
+            engine: target.engine,
+            passages: passages.remove(&target.member).unwrap_or_default(),
+        };
+        let members = self.record.targets.iter().map(member).collect();
+        self.end();
+        RestoreReport { members, attempts }
+    }
+
+    /// The dumps and the record go; nothing but what runs is left.
+    fn end(self) {
+        let path = self.workspace.path().to_owned();
+        if let Err(error) = self.workspace.remove() {
+            self.observer.warning(&format!("{} cannot be removed: {error}", path.display()));
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Takes away what restores left: this one's after a failure, those of launchers that were killed before the next begins.
+//!
+//! ```text
+//!   restore-<session>/ whose lock nobody holds
+//!     ├─ no record ─────────────────────────────▶ nothing was made: the folder goes
+//!     └─ record ─▶ its engines end (their hooks fail closed), or are killed after a while
+//!                    ├─ every member runs, and is this session's ─▶ it was released: left running
+//!                    └─ otherwise ─▶ all its containers, processes and volumes are removed: none of the set runs
+//!                         then session folder and restore folder go
+//! ```
+//!
+//! A launcher can die in the middle of the release, when some hooks were told to go on and others were not: these kill
+//! their tasks. So it is by what runs that a set was released, not by what its launcher wrote down.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::Observer;
+use crate::engine::{Marks, kill, wait_gone};
+use crate::error::chain;
+use crate::workspace::{Record, Workspace};
+
+/// How long the engines of a dead launcher may take to notice.
+const NOTICE: Duration = Duration::from_secs(15);
+
+/// Takes away what dead launchers left below `work_dir`.
+pub(crate) async fn sweep(work_dir: &Path, observer: &dyn Observer) -> io::Result<()> {
+    for orphan in Workspace::orphans(work_dir)? {
+        let name = orphan.path().display().to_string();
+        match orphan.read() {
+            Ok(None) => orphan.remove()?,
+            Ok(Some(record)) => sweep_one(orphan, record, observer).await?,
+            Err(error) => observer.warning(&format!("what the killed restore in {name} left cannot be known: {error}")),
+        }
+    }
+    Ok(())
+}
+
+async fn sweep_one(mut orphan: Workspace, mut record: Record, observer: &dyn Observer) -> io::Result<()> {
+    let session = record.session;
+    if let Some(since) = record.since() {
+        let marks = Marks { id: None, folder: Some(orphan.path().to_owned()), since };
+        let ended = tokio::task::spawn_blocking(move || if wait_gone(&marks, NOTICE) { Ok(()) } else { kill(&marks) });
+        ended.await.unwrap_or_else(|error| Err(io::Error::other(error)))?;
+    }
+    if all_run(&record).await {
+        observer.warning(&format!(
+            "session {session} was released before its launcher was killed: its set is left running"
+        ));
+    } else {
+        observer.warning(&format!("session {session} was killed before its set ran: what it left is removed"));
+        let leftovers = remove_all(&mut orphan, &mut record).await;
+        if !leftovers.is_empty() {
+            observer.warning(&format!("not everything could be removed: {}", leftovers.join("; ")));
+            return orphan.leave();
+        }
+    }
+    let folder = record.run_root.join(session.to_string());
+    match std::fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => orphan.remove(),
+    }
+}
+
+async fn all_run(record: &Record) -> bool {
+    for target in &record.targets {
+        match target.engine.driver().find(target).await {
+            Ok(Some(found)) if found.ours && found.running => {}
+            Ok(_) | Err(_) => return false,
+        }
+    }
+    true
+}
+
+/// Removes everything that a restore made; gives what could not be, in words.
+///
+/// Which volumes are its own is noted first: once its container is gone nothing else tells.
+pub(crate) async fn remove_all(workspace: &mut Workspace, record: &mut Record) -> Vec<String> {
+    let mut leftovers = Vec::new();
+    for target in &record.targets {
+        match target.engine.driver().find(target).await {
+            Ok(Some(found)) if found.ours => {
+                record.made.insert(target.member.clone());
+            }
+            Ok(_) => {}
+            Err(error) => leftovers.push(format!("member {}: {}", target.member, chain(&error))),
+        }
+    }
+    if let Err(error) = workspace.write(record) {
+        leftovers.push(format!("what was made cannot be noted: {error}"));
+    }
+    // Nothing that this boot did not start can be meant when there was another boot since.
+    let marks = record.since().map(|since| Marks { id: None, folder: None, since });
+    let marks = marks.unwrap_or_else(Marks::nothing);
+    let removals = record.targets.iter().map(|target| {
+        let (marks, made) = (marks.clone(), record.made.contains(&target.member));
+        async move { (target, target.engine.driver().remove(target, &marks, made).await) }
+    });
+    for (target, removed) in futures_util::future::join_all(removals).await {
+        if let Err(error) = removed {
+            leftovers.push(format!("container {} of member {}: {}", target.container, target.member, chain(&error)));
+        }
+    }
+    leftovers
+}
