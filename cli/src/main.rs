@@ -1,3 +1,85 @@
 //! `syncpoint`: what a person types.
+//!
+//! One file a command under `commands/`: its arguments, and a `run` that asks the libraries and prints what they answer.
+//! Everything that all commands share lies beside it: [`error`] and [`exit`] (what failing means), [`output`] (what goes
+//! to standard output), [`progress`] (what goes to standard error meanwhile), [`environment`] and [`transport`] (what the
+//! libraries, which read no environment, are told).
 
-fn main() {}
+mod args;
+mod cancel;
+mod catalogue;
+mod commands;
+mod context;
+mod environment;
+mod error;
+mod exit;
+mod keys;
+mod manual;
+mod output;
+mod progress;
+#[cfg(test)]
+mod reference;
+mod state;
+mod store;
+mod terminal;
+mod transport;
+mod tree;
+mod values;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+use crate::args::Cli;
+use crate::cancel::{Interrupted, Signals};
+use crate::context::Context;
+use crate::environment::Environment;
+use crate::error::CommandError;
+use crate::exit::Exit;
+use crate::output::Output;
+use crate::progress::Reporter;
+
+/// How long a command that was told to stop may take to remove what it left half-written.
+const CLEAN_UP: Duration = Duration::from_secs(10);
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(help_or_error) => return usage(&help_or_error),
+    };
+    let reporter = Reporter::new(cli.verbosity());
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return reporter.failed(&CommandError::from(error).context("the asynchronous runtime does not start"));
+        }
+    };
+    let context = Context::new(Environment::from_process(), Output::new(cli.verbosity()), reporter);
+    let outcome = runtime.block_on(async {
+        let signals = Signals::listen();
+        tokio::select! {
+            outcome = commands::run(cli.command, &context) => outcome,
+            signal = context.cancel.on(signals) => Err(CommandError::new(Exit::Interrupted, Interrupted(signal))),
+        }
+    });
+    // Threads that were in the middle of writing see that they are cancelled, and remove what they had begun.
+    runtime.shutdown_timeout(CLEAN_UP);
+    match outcome {
+        Ok(()) => Exit::Success.into(),
+        Err(error) => context.reporter.failed(&error),
+    }
+}
+
+/// Prints what clap has to say. Asked-for help that nobody reads any more is no failure.
+fn usage(help_or_error: &clap::Error) -> ExitCode {
+    let printed = help_or_error.print();
+    if help_or_error.use_stderr() {
+        return Exit::Usage.into();
+    }
+    match printed {
+        Ok(()) => Exit::Success.into(),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Exit::BrokenPipe.into(),
+        Err(_) => Exit::Failure.into(),
+    }
+}

@@ -1,0 +1,116 @@
+//! The tree that a person reads.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use image_format::{Facts, LayerContent, MemberId};
+
+use super::{Inspection, Layer, Member, What};
+use crate::output::{Report, count, size};
+use crate::tree::Node;
+
+impl Report for Inspection {
+    fn human(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        let mut root = Node::new(self.reference.clone());
+        match self.what {
+            What::GlobalCheckpoint => self.describe_global(&mut root),
+            What::CheckpointImage => {
+                root.field("digest", self.digest);
+                root.field("signatures", Some(self.signed(self.digest)));
+                self.members.iter().for_each(|member| describe(&mut root, member));
+            }
+            What::Dump => self.members.iter().for_each(|member| describe(&mut root, member)),
+        }
+        if !self.problems.is_empty() {
+            let mut problems = Node::new("PROBLEMS");
+            self.problems.iter().for_each(|problem| problems.line(problem.clone()));
+            root.push(problems);
+        }
+        root.draw(out)
+    }
+
+    fn brief(&self) -> Option<String> {
+        self.digest.map(|digest| digest.to_string())
+    }
+}
+
+impl Inspection {
+    fn describe_global(&self, root: &mut Node) {
+        root.field("digest", self.digest);
+        if let Some(global) = &self.global {
+            root.field("application", Some(&global.application));
+            root.field("epoch", Some(global.epoch));
+            root.field("created", Some(&global.created));
+            root.field(
+                "predecessor",
+                Some(global.predecessor.map_or_else(|| "none".to_owned(), |digest| digest.to_string())),
+            );
+            let waves: Vec<_> = global.start_order.iter().map(|wave| join(wave)).collect();
+            root.field("start order", Some(waves.join(" -> ")));
+        }
+        root.field("signatures", Some(self.signed(self.digest)));
+        let blobs: HashMap<_, _> =
+            self.members.iter().flat_map(|member| &member.layers).map(|layer| (layer.digest, layer)).collect();
+        let (stored, plain) =
+            (total(blobs.values().map(|layer| layer.size)), total(blobs.values().map(|layer| layer.plain_size)));
+        root.field(
+            "size",
+            sizes(stored, plain).map(|sizes| format!("{sizes} in {}", count(blobs.len() as u64, "layer"))),
+        );
+        for member in &self.members {
+            let name = member.id.as_ref().map_or("(unnamed)", MemberId::as_str);
+            let mut node = Node::new(format!("member {name}"));
+            node.field("digest", member.digest);
+            node.field("depends on", (!member.depends_on.is_empty()).then(|| join(&member.depends_on)));
+            node.field("signatures", Some(self.signed(member.digest)));
+            describe(&mut node, member);
+            root.push(node);
+        }
+    }
+
+    /// How a manifest is signed, in words.
+    fn signed(&self, manifest: Option<image_format::Digest>) -> String {
+        let found: Vec<_> = self.signatures.iter().filter(|signature| Some(signature.manifest) == manifest).collect();
+        if found.is_empty() {
+            return "none".to_owned();
+        }
+        let forms = found.iter().map(|signature| match signature.good {
+            Some(true) => format!("{} (good)", signature.form),
+            Some(false) => format!("{} (by another key)", signature.form),
+            None => signature.form.clone(),
+        });
+        forms.collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn join(ids: &[MemberId]) -> String {
+    ids.iter().map(MemberId::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn total(sizes: impl Iterator<Item = Option<u64>>) -> Option<u64> {
+    sizes.sum()
+}
+
+/// `3.4 MiB, plain 5.6 MiB`, as far as known.
+fn sizes(stored: Option<u64>, plain: Option<u64>) -> Option<String> {
+    match (stored, plain) {
+        (Some(stored), Some(plain)) => Some(format!("{}, plain {}", size(stored), size(plain))),
+        (Some(stored), None) => Some(size(stored)),
+        (None, plain) => plain.map(|plain| format!("plain {}", size(plain))),
+    }
+}
+
+fn describe(node: &mut Node, member: &Member) {
+    member.facts.iter().flat_map(Facts::summary).for_each(|line| node.line(line));
+    let mut layers = Node::new("layers");
+    for Layer { content, compression, digest, size, plain_size } in &member.layers {
+        let content = content.map_or("unnamed", LayerContent::as_str);
+        let compression = compression.map_or(String::new(), |how| format!("{how:<6}"));
+        let digest = digest.map_or(String::new(), |digest| format!("  {}", digest.short()));
+        let sizes = sizes(*size, *plain_size).unwrap_or_default();
+        layers.line(format!("{content:<8}{compression}{sizes:>10}{digest}"));
+    }
+    if !member.layers.is_empty() {
+        node.push(layers);
+    }
+}

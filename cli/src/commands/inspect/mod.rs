@@ -1,0 +1,299 @@
+//! `syncpoint inspect`.
+
+mod draw;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use image_format::{
+    ApplicationId, Artifact, BlobSink, BlobStore, CheckpointImage, Compression, Descriptor, Digest, DumpSource, Epoch,
+    Facts, GlobalCheckpoint, LayerContent, MemberId, PackOptions,
+};
+use registry::sign::{Depth, Finding, VerifyReport};
+use registry::{Reference, Store};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::error::{CommandError, While};
+use crate::keys;
+use crate::output::Format;
+use crate::state;
+use crate::store;
+use crate::terminal::blocking;
+use crate::transport::Transport;
+
+/// Show what is in a global checkpoint, a checkpoint image or a dump
+///
+/// Members with their dependencies and in which order they start, layers and sizes, signatures, and what each dump says about
+/// itself: container, networks, connections, processes. Images that podman made are understood too. Only the small
+/// layers are read; what is missing in the store is said.
+#[derive(Debug, Args)]
+#[command(
+    after_long_help = "With --json: {what, reference, digest, global, members, signatures, problems}. what is global-checkpoint, \
+checkpoint-image or dump; global is {application, epoch, created, predecessor, start_order, annotations} or null; members is \
+[{id, depends_on, digest, layers, facts}], layers [{content, compression, digest, size, plain_size}], facts what the dump says about \
+itself (null if the layer that says it is missing); signatures is [{manifest, form, good}], good being null without --key."
+)]
+pub struct InspectArgs {
+    /// A reference (oci:DIR[:TAG|@DIGEST] or HOST/REPO[:TAG|@DIGEST]), or the path of a dump, which begins with '/' or '.'
+    #[arg(value_name = "REF|DUMP")]
+    what: OsString,
+
+    /// The config.json of the bundle, for a dump of runc
+    #[arg(long, value_name = "FILE")]
+    bundle: Option<PathBuf>,
+
+    /// Say whether signatures are by this public key; may be repeated
+    #[arg(long, value_name = "FILE")]
+    key: Vec<PathBuf>,
+
+    #[command(flatten)]
+    format: Format,
+
+    #[command(flatten)]
+    transport: Transport,
+}
+
+/// What was seen.
+#[derive(Debug, Serialize)]
+struct Inspection {
+    what: What,
+    reference: String,
+    digest: Option<Digest>,
+    global: Option<Global>,
+    members: Vec<Member>,
+    signatures: Vec<Signature>,
+    problems: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum What {
+    GlobalCheckpoint,
+    CheckpointImage,
+    Dump,
+}
+
+#[derive(Debug, Serialize)]
+struct Global {
+    application: ApplicationId,
+    epoch: Epoch,
+    created: String,
+    predecessor: Option<Digest>,
+    start_order: Vec<Vec<MemberId>>,
+    annotations: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Member {
+    id: Option<MemberId>,
+    depends_on: Vec<MemberId>,
+    digest: Option<Digest>,
+    layers: Vec<Layer>,
+    facts: Option<Facts>,
+}
+
+#[derive(Debug, Serialize)]
+struct Layer {
+    content: Option<LayerContent>,
+    compression: Option<Compression>,
+    digest: Option<Digest>,
+    size: Option<u64>,
+    plain_size: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Signature {
+    manifest: Digest,
+    form: String,
+    good: Option<bool>,
+}
+
+/// Looks.
+pub async fn run(args: InspectArgs, context: &Context) -> Result<(), CommandError> {
+    let inspection = match path(&args.what) {
+        Some(path) => dump(path, args.bundle, context).await?,
+        None => {
+            let text = args.what.to_string_lossy();
+            let reference = text.parse::<Reference>();
+            let reference = reference.map_err(|error| {
+                CommandError::from(error).hint(format!("a dump in the folder you are in is ./{text}"))
+            })?;
+            image(&reference, &args.key, &args.transport, context).await?
+        }
+    };
+    context.output.print(args.format, &inspection)
+}
+
+/// The path, if it is one and not a reference.
+fn path(what: &OsString) -> Option<&Path> {
+    let path = Path::new(what);
+    (path.is_absolute() || path.starts_with(".") || path.starts_with("..")).then_some(path)
+}
+
+/// Looks at a dump by packing it into nowhere.
+async fn dump(path: &Path, bundle: Option<PathBuf>, context: &Context) -> Result<Inspection, CommandError> {
+    let (dump, nowhere) = (path.to_owned(), Nowhere(context.cancel.clone()));
+    let packed = blocking(move || {
+        let options = PackOptions { compression: Compression::None, ..PackOptions::default() };
+        Ok(image_format::pack(DumpSource::open(&dump, bundle.as_deref())?, &options, &nowhere)?)
+    });
+    let packed = packed.await.doing(|| format!("{} cannot be read", path.display()))?;
+    let layer = |layer: &image_format::LayerInfo| Layer {
+        content: Some(layer.content),
+        compression: None,
+        digest: None,
+        size: None,
+        plain_size: Some(layer.diff_size),
+    };
+    let layers = packed.layers.iter().map(layer).collect();
+    Ok(Inspection {
+        what: What::Dump,
+        reference: path.display().to_string(),
+        digest: None,
+        global: None,
+        members: vec![Member { id: None, depends_on: Vec::new(), digest: None, layers, facts: Some(packed.facts) }],
+        signatures: Vec::new(),
+        problems: Vec::new(),
+    })
+}
+
+/// Takes everything and keeps nothing.
+struct Nowhere(crate::cancel::Cancel);
+
+impl BlobStore for Nowhere {
+    fn create(&self) -> io::Result<Box<dyn BlobSink>> {
+        Ok(Box::new(self.0.guard(NoSink)))
+    }
+}
+
+struct NoSink;
+
+impl Write for NoSink {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl BlobSink for crate::cancel::Guarded<NoSink> {
+    fn commit(self: Box<Self>, _: Digest, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Looks at what a reference names.
+async fn image(
+    reference: &Reference,
+    keys: &[PathBuf],
+    transport: &Transport,
+    context: &Context,
+) -> Result<Inspection, CommandError> {
+    let keys = keys::public(keys.iter().map(PathBuf::as_path))?;
+    let (store, root) = store::find(reference, transport, context).await?;
+    let (global, members) = match store::artifact(&*store, &root).await? {
+        Artifact::Member(image) => {
+            let entry = (image.member(), image.depends_on().to_vec(), root.clone());
+            (None, vec![member(&store, entry, context).await?])
+        }
+        Artifact::Global(global) => {
+            let mut members = Vec::new();
+            for wave in global.start_order() {
+                for entry in wave {
+                    let entry = (Some(entry.id.clone()), entry.depends_on.clone(), entry.manifest.clone());
+                    members.push(member(&store, entry, context).await?);
+                }
+            }
+            (Some(whole(&global)), members)
+        }
+    };
+    let seen = registry::sign::verify(&*store, &root, &keys, Depth::Manifests, &()).await?;
+    Ok(Inspection {
+        what: if global.is_some() { What::GlobalCheckpoint } else { What::CheckpointImage },
+        reference: reference.to_string(),
+        digest: Some(root.digest),
+        global,
+        members,
+        signatures: signatures(&seen, !keys.is_empty()),
+        problems: problems(&seen),
+    })
+}
+
+fn whole(global: &GlobalCheckpoint) -> Global {
+    let ids = |wave: Vec<&image_format::MemberEntry>| wave.iter().map(|entry| entry.id.clone()).collect();
+    Global {
+        application: global.application().clone(),
+        epoch: global.epoch(),
+        created: global.created().to_owned(),
+        predecessor: global.predecessor(),
+        start_order: global.start_order().into_iter().map(ids).collect(),
+        annotations: global.annotations().clone(),
+    }
+}
+
+/// Looks at one member's image. What is missing of it is among the problems that verifying finds.
+async fn member(
+    store: &Arc<dyn Store>,
+    (id, depends_on, manifest): (Option<MemberId>, Vec<MemberId>, Descriptor),
+    context: &Context,
+) -> Result<Member, CommandError> {
+    let unknown = Member { id, depends_on, digest: Some(manifest.digest), layers: Vec::new(), facts: None };
+    if !store.has_manifest(&manifest.digest).await? {
+        return Ok(unknown);
+    }
+    let image = store::member(&**store, &manifest).await?;
+    let layer = |layer: &image_format::LayerRef| Layer {
+        content: layer.content,
+        compression: Some(layer.compression),
+        digest: Some(layer.descriptor.digest),
+        size: Some(layer.descriptor.size),
+        plain_size: None,
+    };
+    let layers = image.layers().iter().map(layer).collect();
+    Ok(Member { layers, facts: known_facts(store, image, context).await?, ..unknown })
+}
+
+/// What the dump in an image says about itself; nothing if the layer that says it is missing.
+async fn known_facts(
+    store: &Arc<dyn Store>,
+    image: CheckpointImage,
+    context: &Context,
+) -> Result<Option<Facts>, CommandError> {
+    for layer in image.layers() {
+        let says = !matches!(layer.content, Some(LayerContent::Files | LayerContent::Pages));
+        if says && store.blob_size(&layer.descriptor.digest).await?.is_none() {
+            return Ok(None);
+        }
+    }
+    state::facts(store, image, context).await.map(Some)
+}
+
+/// Every signature that was found, and whether it is by one of the keys.
+fn signatures(seen: &VerifyReport, asked: bool) -> Vec<Signature> {
+    let good = seen.signatures.iter().map(|good| (good.manifest, good.form, true));
+    let other = seen.findings.iter().filter_map(|finding| match finding {
+        Finding::OtherKey { manifest, form } | Finding::OtherDigest { manifest, form, .. } => {
+            Some((*manifest, *form, false))
+        }
+        _ => None,
+    });
+    let signature = |(manifest, form, good): (Digest, registry::sign::Form, bool)| Signature {
+        manifest,
+        form: form.to_string(),
+        good: asked.then_some(good),
+    };
+    good.chain(other).map(signature).collect()
+}
+
+/// What is missing or damaged. Whether the signatures are good enough is for `verify` to say.
+fn problems(seen: &VerifyReport) -> Vec<String> {
+    let content = seen.findings.iter().filter(|finding| super::verify::about_content(finding));
+    content.map(ToString::to_string).collect()
+}

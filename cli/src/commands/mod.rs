@@ -1,0 +1,66 @@
+//! The commands, one file each.
+
+mod completion;
+mod copy;
+mod inspect;
+mod key;
+mod link;
+mod list;
+mod login;
+mod man;
+mod pack;
+mod sign;
+mod unpack;
+mod verify;
+
+use clap::Subcommand;
+
+use crate::context::Context;
+use crate::error::CommandError;
+
+/// What a person can ask for, in the order in which it is usually asked for.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Pack(pack::PackArgs),
+    Link(link::LinkArgs),
+    Sign(sign::SignArgs),
+    Verify(verify::VerifyArgs),
+    Copy(copy::CopyArgs),
+    #[command(
+        about = "Copy to a registry: another word for `syncpoint copy`",
+        long_about = "Copy to a registry: another word for `syncpoint copy`, where everything is explained"
+    )]
+    Push(copy::CopyArgs),
+    #[command(
+        about = "Copy from a registry: another word for `syncpoint copy`",
+        long_about = "Copy from a registry: another word for `syncpoint copy`, where everything is explained"
+    )]
+    Pull(copy::CopyArgs),
+    List(list::ListArgs),
+    Inspect(inspect::InspectArgs),
+    Unpack(unpack::UnpackArgs),
+    Key(key::KeyArgs),
+    Login(login::LoginArgs),
+    Logout(login::LogoutArgs),
+    Completion(completion::CompletionArgs),
+    Man(man::ManArgs),
+}
+
+/// Does it.
+pub async fn run(command: Command, context: &Context) -> Result<(), CommandError> {
+    match command {
+        Command::Pack(args) => pack::run(args, context).await,
+        Command::Link(args) => link::run(args, context).await,
+        Command::Sign(args) => sign::run(args, context).await,
+        Command::Verify(args) => verify::run(args, context).await,
+        Command::Copy(args) | Command::Push(args) | Command::Pull(args) => copy::run(args, context).await,
+        Command::List(args) => list::run(args, context).await,
+        Command::Inspect(args) => inspect::run(args, context).await,
+        Command::Unpack(args) => unpack::run(args, context).await,
+        Command::Key(args) => key::run(args, context).await,
+        Command::Login(args) => login::run(args, context).await,
+        Command::Logout(args) => login::run_logout(args, context).await,
+        Command::Completion(args) => completion::run(args, context),
+        Command::Man(args) => man::run(&args, context),
+    }
+}

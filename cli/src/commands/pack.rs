@@ -1,0 +1,170 @@
+//! `syncpoint pack`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use image_format::{Compression, DumpSource, Layout, MemberId, PackOptions, PackedImage};
+use registry::{Bridge, Reference};
+use serde::Serialize;
+use tokio::runtime::Handle;
+
+use crate::context::Context;
+use crate::error::{CommandError, While};
+use crate::output::{Format, Report, size};
+use crate::progress::Watched;
+use crate::store;
+use crate::terminal::blocking;
+use crate::transport::Transport;
+use crate::values::{KeyValue, MemberList, words};
+
+/// Make a checkpoint image of one container's dump
+///
+/// DUMP is what `podman container checkpoint --export`, CRI-O, the kubelet or containerd wrote (compressed or not), or the
+/// folder of `runc checkpoint --image-path`; it is recognised by its content. The image goes straight into the store,
+/// and `podman run` restores it by itself where the dump is podman's. The same dump gives the same digests on any machine.
+#[derive(Debug, Args)]
+#[command(after_long_help = "With --json: {reference, digest, tag, kind, member, depends_on, \
+layers: [{content, digest, size, diff_id, diff_size}]}; member is null where none was given.")]
+pub struct PackArgs {
+    /// The dump: an archive or a folder
+    #[arg(value_name = "DUMP")]
+    dump: PathBuf,
+
+    /// Where the image goes, with its tag: oci:DIR:TAG or HOST/REPO:TAG
+    #[arg(long, value_name = "REF")]
+    to: Reference,
+
+    /// The member of the application that this container is
+    #[arg(long, value_name = "ID")]
+    member: Option<MemberId>,
+
+    /// Members that must exist before this one is restored
+    #[arg(long, value_name = "ID,ID", default_value = "", hide_default_value = true, requires = "member")]
+    depends_on: MemberList,
+
+    /// The config.json of the bundle, for a dump of runc
+    #[arg(long, value_name = "FILE")]
+    bundle: Option<PathBuf>,
+
+    /// How layers are compressed
+    #[arg(long, value_name = "HOW", default_value = "zstd", value_parser = words(Compression::ALL, Compression::as_str))]
+    compression: Compression,
+
+    /// Which layers: by what changes together, or one with everything
+    #[arg(long, value_name = "HOW", default_value = "split")]
+    layout: LayoutWord,
+
+    /// The time of the image, RFC 3339; the time of the dump if not given
+    #[arg(long, value_name = "TIME")]
+    created: Option<String>,
+
+    /// A further annotation of the image; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    annotation: Vec<KeyValue<String, String>>,
+
+    #[command(flatten)]
+    format: Format,
+
+    #[command(flatten)]
+    transport: Transport,
+}
+
+/// Which layers, on the command line.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum LayoutWord {
+    /// By what changes together: state, files, pages
+    Split,
+    /// One layer with everything, as the engine lays it out
+    Plain,
+}
+
+impl From<LayoutWord> for Layout {
+    fn from(word: LayoutWord) -> Self {
+        match word {
+            LayoutWord::Split => Self::Split,
+            LayoutWord::Plain => Self::Plain,
+        }
+    }
+}
+
+/// What was packed.
+#[derive(Debug, Serialize)]
+struct Packed {
+    reference: String,
+    digest: String,
+    tag: String,
+    kind: String,
+    member: Option<MemberId>,
+    depends_on: Vec<MemberId>,
+    layers: Vec<PackedLayer>,
+}
+
+#[derive(Debug, Serialize)]
+struct PackedLayer {
+    content: String,
+    digest: String,
+    size: u64,
+    diff_id: String,
+    diff_size: u64,
+}
+
+impl Report for Packed {
+    fn human(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        writeln!(out, "a {} dump", self.kind)?;
+        for layer in &self.layers {
+            let PackedLayer { content, size: stored, diff_size, .. } = layer;
+            writeln!(out, "{content:<8}{:>11}   plain {:>11}", size(*stored), size(*diff_size))?;
+        }
+        writeln!(out, "{}", self.reference)
+    }
+
+    fn brief(&self) -> Option<String> {
+        Some(self.reference.clone())
+    }
+}
+
+/// Packs.
+pub async fn run(args: PackArgs, context: &Context) -> Result<(), CommandError> {
+    let tag = store::tag_to_write(&args.to)?.clone();
+    let options = PackOptions {
+        member: args.member,
+        depends_on: args.depends_on.0,
+        compression: args.compression,
+        layout: args.layout.into(),
+        created: args.created,
+        annotations: BTreeMap::from_iter(args.annotation.into_iter().map(|KeyValue(key, value)| (key, value))),
+        ..PackOptions::default()
+    };
+    let store = store::create(&args.to, &args.transport, context).await?;
+    let blobs = Watched::new(Bridge::new(Handle::current(), Arc::clone(&store)), context);
+    let (dump, bundle, packing) = (args.dump.clone(), args.bundle, options.clone());
+    let packed = blocking(move || {
+        let source = DumpSource::open(&dump, bundle.as_deref())?;
+        Ok(image_format::pack(source, &packing, &blobs)?)
+    });
+    let image = packed.await.doing(|| format!("{} cannot be packed", args.dump.display()))?;
+    store.put_manifest(&image.manifest, Some(&tag)).await?;
+    context.output.print(args.format, &report(&args.to, tag.to_string(), options, &image))
+}
+
+fn report(to: &Reference, tag: String, options: PackOptions, image: &PackedImage) -> Packed {
+    let layer = |layer: &image_format::LayerInfo| PackedLayer {
+        content: layer.content.to_string(),
+        digest: layer.descriptor.digest.to_string(),
+        size: layer.descriptor.size,
+        diff_id: layer.diff_id.to_string(),
+        diff_size: layer.diff_size,
+    };
+    Packed {
+        reference: store::pinned(to, image.manifest.digest()).to_string(),
+        digest: image.manifest.digest().to_string(),
+        tag,
+        kind: image.facts.kind.to_string(),
+        member: options.member,
+        depends_on: options.depends_on,
+        layers: image.layers.iter().map(layer).collect(),
+    }
+}

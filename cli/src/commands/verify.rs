@@ -1,0 +1,190 @@
+//! `syncpoint verify`.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use clap::Args;
+use image_format::{Descriptor, Digest};
+use registry::Reference;
+use registry::sign::{Depth, Finding, GoodSignature, Severity, VerifyReport};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::error::CommandError;
+use crate::exit::Exit;
+use crate::keys;
+use crate::output::{Format, Report, count, size};
+use crate::store;
+use crate::transport::Transport;
+
+/// Check the signatures of an image, and every manifest and byte below it
+///
+/// Accepts signatures of syncpoint and of cosign, in both of cosign's forms, by any of the keys given; no network is needed
+/// beyond the store. Everything that is wrong is said, not only the first thing. What a valid signature does not say is checked
+/// by whoever restores.
+#[derive(Debug, Args)]
+#[command(after_long_help = "With --json: {reference, digest, good, findings: [{severity, message, hint}], \
+signatures: [{manifest, form, key, identity}], manifests, blobs, bytes}. severity is note, warning or error; good means that there \
+is no error. The exit code is 5 if it is not good.")]
+pub struct VerifyArgs {
+    /// A public key whose signatures count; may be repeated
+    #[arg(long, value_name = "FILE", required_unless_present = "insecure_no_signature")]
+    key: Vec<PathBuf>,
+
+    /// Ask for no signature; only whether everything is there and undamaged
+    #[arg(long, conflicts_with = "key")]
+    insecure_no_signature: bool,
+
+    /// How deep to look: at the signatures only, at what there is, or at every byte
+    #[arg(long, value_name = "HOW", default_value = "blobs")]
+    depth: DepthWord,
+
+    /// What to verify
+    #[arg(value_name = "REF")]
+    reference: Reference,
+
+    #[command(flatten)]
+    format: Format,
+
+    #[command(flatten)]
+    transport: Transport,
+}
+
+/// How deep to look, on the command line.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum DepthWord {
+    /// The signatures of the image, which vouch for everything below it
+    Signature,
+    /// Also that every manifest and blob is there with its size, and the signatures of the members
+    Manifests,
+    /// Also every byte of every blob
+    Blobs,
+}
+
+impl From<DepthWord> for Depth {
+    fn from(word: DepthWord) -> Self {
+        match word {
+            DepthWord::Signature => Self::Signature,
+            DepthWord::Manifests => Self::Manifests,
+            DepthWord::Blobs => Self::Blobs,
+        }
+    }
+}
+
+/// What was seen.
+#[derive(Debug, Serialize)]
+struct Verified {
+    reference: String,
+    digest: Digest,
+    good: bool,
+    findings: Vec<Found>,
+    signatures: Vec<Good>,
+    manifests: usize,
+    blobs: usize,
+    bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Found {
+    severity: &'static str,
+    message: String,
+    hint: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Good {
+    manifest: Digest,
+    form: String,
+    key: Digest,
+    identity: Option<String>,
+}
+
+impl Report for Verified {
+    fn human(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        for Good { manifest, form, key, .. } in &self.signatures {
+            writeln!(out, "signed   {} by {} ({form})", manifest.short(), key.short())?;
+        }
+        let (manifests, blobs) = (count(self.manifests as u64, "manifest"), count(self.blobs as u64, "blob"));
+        writeln!(out, "checked  {manifests}, {blobs}, {}", size(self.bytes))?;
+        match self.good {
+            true => writeln!(out, "good     {}", self.reference),
+            false => writeln!(out, "bad      {}", self.reference),
+        }
+    }
+
+    fn brief(&self) -> Option<String> {
+        self.good.then(|| self.reference.clone())
+    }
+}
+
+/// Verifies.
+pub async fn run(args: VerifyArgs, context: &Context) -> Result<(), CommandError> {
+    let keys = keys::public(args.key.iter().map(PathBuf::as_path))?;
+    let (store, root) = store::find(&args.reference, &args.transport, context).await?;
+    let mut seen = registry::sign::verify(&*store, &root, &keys, args.depth.into(), &*context.reporter).await?;
+    if args.insecure_no_signature {
+        context.reporter.warn("signatures are not asked for: anybody may have made this image");
+        seen.findings.retain(about_content);
+    }
+    for finding in &seen.findings {
+        match finding.severity() {
+            Severity::Note => context.reporter.detail(&format!("note: {finding}")),
+            Severity::Warning => context.reporter.warn(&format!("{finding}; {}", finding.hint())),
+            Severity::Error => {}
+        }
+    }
+    let reference = store::pinned(&args.reference, root.digest).to_string();
+    context.output.print(args.format, &verified(reference, &root, &seen))?;
+    if seen.is_good() { Ok(()) } else { Err(refused(&args.reference, &seen)) }
+}
+
+/// Whether a finding is about what there is, and not about who signed it.
+pub fn about_content(finding: &Finding) -> bool {
+    matches!(
+        finding,
+        Finding::MissingManifest { .. }
+            | Finding::DamagedManifest { .. }
+            | Finding::MissingBlob { .. }
+            | Finding::DamagedBlob { .. }
+            | Finding::WrongSize { .. }
+            | Finding::TooMuch { .. }
+    )
+}
+
+/// The error that an image which is not good ends with: every finding that matters, each with what to do.
+fn refused(reference: &Reference, seen: &VerifyReport) -> CommandError {
+    let errors: Vec<_> = seen.findings.iter().filter(|finding| finding.severity() == Severity::Error).collect();
+    let mut hints: Vec<_> = errors.iter().map(|finding| finding.hint()).collect();
+    hints.dedup();
+    let error = CommandError::new(Exit::Unverified, format!("{reference} is not good"));
+    let error = error.details(errors.iter().map(ToString::to_string));
+    hints.into_iter().fold(error, CommandError::hint)
+}
+
+fn verified(reference: String, root: &Descriptor, seen: &VerifyReport) -> Verified {
+    let found = |finding: &Finding| Found {
+        severity: match finding.severity() {
+            Severity::Note => "note",
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        },
+        message: finding.to_string(),
+        hint: finding.hint(),
+    };
+    let good = |good: &GoodSignature| Good {
+        manifest: good.manifest,
+        form: good.form.to_string(),
+        key: good.key,
+        identity: good.identity.clone(),
+    };
+    Verified {
+        reference,
+        digest: root.digest,
+        good: seen.is_good(),
+        findings: seen.findings.iter().map(found).collect(),
+        signatures: seen.signatures.iter().map(good).collect(),
+        manifests: seen.manifests,
+        blobs: seen.blobs,
+        bytes: seen.bytes,
+    }
+}

@@ -1,0 +1,118 @@
+//! The environment, read once: the libraries read none, and a test can say what there is.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// The variables that mean something to the program, each with one line for people.
+pub const VARIABLES: &[(&str, &str)] = &[
+    ("REGISTRY_AUTH_FILE", "the file with registry credentials, as for podman and skopeo; --authfile comes first"),
+    ("XDG_RUNTIME_DIR", "its containers/auth.json holds credentials"),
+    ("DOCKER_CONFIG", "the folder of docker's config.json (default ~/.docker)"),
+    ("HOME", "its .config/containers and .docker hold credentials and certificates"),
+    ("COSIGN_PASSWORD", "the pass phrase of signing keys, as for cosign; asked for on a terminal if it is not set"),
+    ("SSL_CERT_FILE, SSL_CERT_DIR", "where the system's certificate authorities are, if not in the usual places"),
+    ("HTTPS_PROXY, HTTP_PROXY, NO_PROXY", "proxies on the way to a registry"),
+];
+
+/// What the program may know of its environment.
+#[derive(Debug, Clone, Default)]
+pub struct Environment {
+    registry_auth_file: Option<PathBuf>,
+    xdg_runtime_dir: Option<PathBuf>,
+    docker_config: Option<PathBuf>,
+    home: Option<PathBuf>,
+    password: Option<Secret>,
+}
+
+/// A text that is never shown.
+#[derive(Clone)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Environment {
+    /// The process's own.
+    pub fn from_process() -> Self {
+        Self::from(|name| std::env::var_os(name))
+    }
+
+    /// What `get` gives. An empty variable counts as unset, but for the pass phrase, which may be empty.
+    fn from(get: impl Fn(&str) -> Option<OsString>) -> Self {
+        let path = |name| get(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        Self {
+            registry_auth_file: path("REGISTRY_AUTH_FILE"),
+            xdg_runtime_dir: path("XDG_RUNTIME_DIR"),
+            docker_config: path("DOCKER_CONFIG"),
+            home: path("HOME"),
+            password: get("COSIGN_PASSWORD").and_then(|value| value.into_string().ok()).map(Secret),
+        }
+    }
+
+    /// Files with credentials, in the order in which podman looks.
+    pub fn auth_files(&self) -> Vec<PathBuf> {
+        if let Some(file) = &self.registry_auth_file {
+            return vec![file.clone()];
+        }
+        let config = self.home.as_ref().map(|home| home.join(".config/containers/auth.json"));
+        let docker = self.docker_config.clone().or_else(|| self.home.as_ref().map(|home| home.join(".docker")));
+        std::iter::once(self.runtime_file()).chain(config).chain(docker.map(|dir| dir.join("config.json"))).collect()
+    }
+
+    /// The file that `login` writes: the first one that podman would read.
+    pub fn login_file(&self) -> PathBuf {
+        self.registry_auth_file.clone().unwrap_or_else(|| self.runtime_file())
+    }
+
+    fn runtime_file(&self) -> PathBuf {
+        match &self.xdg_runtime_dir {
+            Some(dir) => dir.join("containers/auth.json"),
+            None => PathBuf::from(format!("/run/containers/{}/auth.json", nix::unistd::geteuid())),
+        }
+    }
+
+    /// Folders with a folder of certificates for each registry.
+    pub fn certs_dirs(&self) -> Vec<PathBuf> {
+        let user = self.home.as_ref().map(|home| home.join(".config/containers/certs.d"));
+        let system = ["/etc/containers/certs.d", "/etc/docker/certs.d"].map(PathBuf::from);
+        user.into_iter().chain(system).collect()
+    }
+
+    /// The pass phrase of signing keys, if it is set.
+    pub fn password(&self) -> Option<Secret> {
+        self.password.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(variables: &[(&str, &str)]) -> Environment {
+        Environment::from(|name| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into()))
+    }
+
+    #[test]
+    fn credentials_are_looked_for_where_podman_looks() {
+        let all = environment(&[("XDG_RUNTIME_DIR", "/run/user/7"), ("HOME", "/home/a"), ("DOCKER_CONFIG", "")]);
+        let files: Vec<_> = all.auth_files().iter().map(|file| file.display().to_string()).collect();
+        assert_eq!(
+            files,
+            ["/run/user/7/containers/auth.json", "/home/a/.config/containers/auth.json", "/home/a/.docker/config.json"]
+        );
+        let one = environment(&[("REGISTRY_AUTH_FILE", "/a.json"), ("HOME", "/home/a")]);
+        assert_eq!(one.auth_files(), [PathBuf::from("/a.json")]);
+        let run = format!("/run/containers/{}/auth.json", nix::unistd::geteuid());
+        assert_eq!(environment(&[]).login_file(), PathBuf::from(run));
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let environment = environment(&[("COSIGN_PASSWORD", "hunter2")]);
+        assert!(!format!("{environment:?}").contains("hunter2"));
+        assert_eq!(environment.password().map(|secret| secret.0).as_deref(), Some("hunter2"));
+    }
+}

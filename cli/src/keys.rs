@@ -1,0 +1,47 @@
+//! Key files: reading them, and asking for what opens them.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use registry::sign::{Password, PrivateKey, PublicKey};
+
+use crate::context::Context;
+use crate::environment::Secret;
+use crate::error::{CommandError, While};
+use crate::terminal::{Question, blocking};
+
+/// A key file has some 700 bytes; the library refuses what is larger than this.
+const MAX_FILE: u64 = (64 << 10) + 1;
+
+/// What the pass phrase is called.
+pub const PASS_PHRASE: Question = Question { what: "pass phrase", instead: "set COSIGN_PASSWORD" };
+
+/// Reads a private key. The pass phrase is `COSIGN_PASSWORD`'s, or asked for.
+pub async fn private(file: &Path, context: &Context) -> Result<PrivateKey, CommandError> {
+    let text = read(file)?;
+    let password = match context.environment.password() {
+        Some(Secret(password)) => password,
+        None if text.contains("ENCRYPTED") => PASS_PHRASE.ask_secret(&context.cancel).await?,
+        None => String::new(),
+    };
+    // Opening a key is slow on purpose.
+    let loaded = blocking(move || Ok(PrivateKey::load(&text, &Password::new(password))?)).await;
+    loaded.doing(|| format!("the private key in {} cannot be used", file.display()))
+}
+
+/// Reads public keys.
+pub fn public<'a>(files: impl IntoIterator<Item = &'a Path>) -> Result<Vec<PublicKey>, CommandError> {
+    let load = |file: &Path| {
+        let text = read(file)?;
+        PublicKey::load(&text).doing(|| format!("the public key in {} cannot be used", file.display()))
+    };
+    files.into_iter().map(load).collect()
+}
+
+fn read(file: &Path) -> Result<String, CommandError> {
+    let mut text = String::new();
+    let read = File::open(file).and_then(|opened| opened.take(MAX_FILE).read_to_string(&mut text));
+    read.doing(|| format!("the key file {} cannot be read", file.display()))?;
+    Ok(text)
+}

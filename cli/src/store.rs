@@ -1,0 +1,95 @@
+//! From what a person typed to a store and a content in it.
+
+use std::sync::Arc;
+
+use image_format::{Artifact, CheckpointImage, Descriptor, Digest};
+use registry::{Create, Reference, Selector, Store, StoreError, Tag};
+
+use crate::context::Context;
+use crate::error::{About, CommandError, While};
+use crate::transport::Transport;
+
+/// The tag that is read where none is named, as podman does.
+const DEFAULT_TAG: &str = "latest";
+
+/// Opens the store of a reference that is read.
+pub async fn open(
+    reference: &Reference,
+    transport: &Transport,
+    context: &Context,
+) -> Result<Arc<dyn Store>, CommandError> {
+    Ok(registry::open(reference.location(), &transport.settings(&context.environment)?, Create::No).await?)
+}
+
+/// Opens the store of a reference that is written; a layout is made if there is none.
+pub async fn create(
+    reference: &Reference,
+    transport: &Transport,
+    context: &Context,
+) -> Result<Arc<dyn Store>, CommandError> {
+    Ok(registry::open(reference.location(), &transport.settings(&context.environment)?, Create::Layout).await?)
+}
+
+/// What a reference names now; `latest` if it names no tag or digest.
+pub async fn resolve(store: &dyn Store, reference: &Reference) -> Result<Descriptor, CommandError> {
+    let (selector, chosen) = match reference.selector() {
+        Some(selector) => (selector.clone(), true),
+        None => (Selector::Tag(DEFAULT_TAG.parse()?), false),
+    };
+    let resolved = store.resolve(&selector).await;
+    resolved.map_err(|error| {
+        let missing = matches!(error, StoreError::NotFound { .. });
+        let error = CommandError::from(error);
+        match (missing, chosen) {
+            (true, false) => error.hint(format!(
+                "no tag was named, so {DEFAULT_TAG} was looked for; `syncpoint list` shows what there is"
+            )),
+            _ => error,
+        }
+    })
+}
+
+/// Opens the store of a reference that is read, and says what it names.
+pub async fn find(
+    reference: &Reference,
+    transport: &Transport,
+    context: &Context,
+) -> Result<(Arc<dyn Store>, Descriptor), CommandError> {
+    let store = open(reference, transport, context).await?;
+    let root = resolve(&*store, reference).await.doing(|| format!("{reference} cannot be resolved"))?;
+    Ok((store, root))
+}
+
+/// Reads a global checkpoint or a checkpoint image.
+pub async fn artifact(store: &dyn Store, root: &Descriptor) -> Result<Artifact, CommandError> {
+    let document = store.manifest(&root.digest).await?;
+    Artifact::parse(&document).map_err(|error| About::new(name(store, root), error).into())
+}
+
+/// Reads a checkpoint image.
+pub async fn member(store: &dyn Store, root: &Descriptor) -> Result<CheckpointImage, CommandError> {
+    let document = store.manifest(&root.digest).await?;
+    CheckpointImage::parse(&document).map_err(|error| About::new(name(store, root), error).into())
+}
+
+fn name(store: &dyn Store, root: &Descriptor) -> String {
+    format!("{}@{}", store.name(), root.digest)
+}
+
+/// The tag that a reference which is written must name.
+pub fn tag_to_write(reference: &Reference) -> Result<&Tag, CommandError> {
+    match reference.selector() {
+        Some(Selector::Tag(tag)) => Ok(tag),
+        Some(Selector::Digest(_)) => {
+            Err(CommandError::usage(format!("{reference} names a digest, which follows from what is written"))
+                .hint("name a tag: REF:TAG"))
+        }
+        None => Err(CommandError::usage(format!("{reference} names no tag"))
+            .hint(format!("what is written is written under a tag that was chosen: {reference}:TAG"))),
+    }
+}
+
+/// The fixed form of a reference: its place and a digest.
+pub fn pinned(reference: &Reference, digest: Digest) -> Reference {
+    reference.with_selector(Some(Selector::Digest(digest)))
+}

@@ -1,0 +1,79 @@
+//! Values on the command line that are more than one word.
+
+use std::str::FromStr;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use image_format::{MemberId, ParseIdError};
+
+/// Member ids with commas between them; none at all is a list too, so that scripts need no special case.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MemberList(pub Vec<MemberId>);
+
+impl FromStr for MemberList {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() {
+            return Ok(Self::default());
+        }
+        text.split(',').map(str::parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// `KEY=VALUE`, each parsed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyValue<K, V>(pub K, pub V);
+
+/// Why a text is not `KEY=VALUE`.
+#[derive(Debug, thiserror::Error)]
+pub enum ParseKeyValueError {
+    /// There is no `=`, or nothing before it.
+    #[error("it is not of the form KEY=VALUE")]
+    Form,
+    /// One of the two does not parse.
+    #[error(transparent)]
+    Part(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl<K, V> FromStr for KeyValue<K, V>
+where
+    K: FromStr<Err: std::error::Error + Send + Sync + 'static>,
+    V: FromStr<Err: std::error::Error + Send + Sync + 'static>,
+{
+    type Err = ParseKeyValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or(ParseKeyValueError::Form)?;
+        let key = key.parse().map_err(|error| ParseKeyValueError::Part(Box::new(error)))?;
+        let value = value.parse().map_err(|error| ParseKeyValueError::Part(Box::new(error)))?;
+        Ok(Self(key, value))
+    }
+}
+
+/// One word of a closed set; `--help` and completions list them.
+pub fn words<T>(all: &'static [T], word: fn(T) -> &'static str) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err: std::error::Error + Send + Sync + 'static> + Copy + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(all.iter().copied().map(word)).try_map(|word| word.parse::<T>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_may_be_empty() {
+        assert_eq!("".parse::<MemberList>().unwrap().0.len(), 0);
+        assert_eq!("a,b".parse::<MemberList>().unwrap().0.len(), 2);
+        assert!("a,".parse::<MemberList>().is_err());
+    }
+
+    #[test]
+    fn values_may_hold_an_equals_sign() {
+        let parsed: KeyValue<MemberId, String> = "a=b=c".parse().unwrap();
+        assert_eq!((parsed.0.as_str(), parsed.1.as_str()), ("a", "b=c"));
+        assert!("=b".parse::<KeyValue<MemberId, String>>().is_err());
+        assert!("b".parse::<KeyValue<MemberId, String>>().is_err());
+    }
+}
