@@ -29,6 +29,11 @@ impl Cancel {
     pub fn guard<W>(&self, inner: W) -> Guarded<W> {
         Guarded { inner, cancel: self.clone() }
     }
+
+    /// For libraries that stop by themselves.
+    pub fn token(&self) -> CancellationToken {
+        self.0.clone()
+    }
 }
 
 /// The command was told to stop.

@@ -10,6 +10,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("DOCKER_CONFIG", "the folder of docker's config.json (default ~/.docker)"),
     ("HOME", "its .config/containers and .docker hold credentials and certificates"),
     ("COSIGN_PASSWORD", "the pass phrase of signing keys, as for cosign; asked for on a terminal if it is not set"),
+    ("SYNCPOINT_HOOK", "the program that CRIU runs at its hooks (default: syncpoint-hook beside syncpoint)"),
     ("SSL_CERT_FILE, SSL_CERT_DIR", "where the system's certificate authorities are, if not in the usual places"),
     ("HTTPS_PROXY, HTTP_PROXY, NO_PROXY", "proxies on the way to a registry"),
 ];
@@ -22,6 +23,7 @@ pub struct Environment {
     docker_config: Option<PathBuf>,
     home: Option<PathBuf>,
     password: Option<Secret>,
+    hook: Option<PathBuf>,
 }
 
 /// A text that is never shown.
@@ -49,6 +51,7 @@ impl Environment {
             docker_config: path("DOCKER_CONFIG"),
             home: path("HOME"),
             password: get("COSIGN_PASSWORD").and_then(|value| value.into_string().ok()).map(Secret),
+            hook: path("SYNCPOINT_HOOK"),
         }
     }
 
@@ -84,6 +87,12 @@ impl Environment {
     /// The pass phrase of signing keys, if it is set.
     pub fn password(&self) -> Option<Secret> {
         self.password.clone()
+    }
+
+    /// The program that CRIU runs at its hooks: the variable's, else the one beside the program.
+    pub fn hook_program(&self) -> PathBuf {
+        let beside = || std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("syncpoint-hook")));
+        self.hook.clone().or_else(beside).unwrap_or_else(|| PathBuf::from("syncpoint-hook"))
     }
 }
 

@@ -5,7 +5,8 @@ use std::fmt;
 use std::io;
 
 use image_format::{ArchiveError, ArtifactError, DumpError, GlobalError, ImageError, PackError, UnpackError};
-use registry::sign::{KeyError, SignError};
+use launcher::{LoadError, RestoreError, RestoreErrorKind};
+use registry::sign::{Finding, KeyError, SignError};
 use registry::{CopyError, LoginError, ParseReferenceError, StoreError};
 
 use crate::cancel::Interrupted;
@@ -208,6 +209,9 @@ fn known(error: &(dyn Error + 'static)) -> Option<Known> {
     if let Some(error) = boxed.or_else(|| error.downcast_ref()) {
         return exit(unpack(error));
     }
+    if let Some(error) = error.downcast_ref() {
+        return restore(error);
+    }
     if error.is::<ImageError>() || error.is::<GlobalError>() || error.is::<ArtifactError>() {
         return exit(Some(Exit::Damaged));
     }
@@ -309,4 +313,30 @@ fn archive(error: &ArchiveError) -> Option<Exit> {
         },
         _ => Some(Exit::Damaged),
     }
+}
+
+fn restore(error: &RestoreError) -> Option<Known> {
+    let exit = match &*error.kind {
+        RestoreErrorKind::Store(error) | RestoreErrorKind::Load(LoadError::Store(error)) => return store(error),
+        RestoreErrorKind::NoKeys => Exit::Usage,
+        RestoreErrorKind::Untrusted { findings } => untrusted(findings),
+        RestoreErrorKind::Preflight { .. } => Exit::Refused,
+        RestoreErrorKind::Cancelled => Exit::Interrupted,
+        RestoreErrorKind::Aborted { .. }
+        | RestoreErrorKind::Pull { .. }
+        | RestoreErrorKind::OtherImage { .. }
+        | RestoreErrorKind::Bundle { .. }
+        | RestoreErrorKind::Session(_) => Exit::Aborted,
+        RestoreErrorKind::Load(LoadError::Artifact { .. } | LoadError::Nested { .. } | LoadError::TooMany { .. }) => {
+            Exit::Damaged
+        }
+        _ => return None,
+    };
+    Some((exit, None))
+}
+
+/// What is signed but damaged is damaged.
+fn untrusted(findings: &[Finding]) -> Exit {
+    let unsigned = |finding: &Finding| matches!(finding, Finding::Unsigned { .. } | Finding::NotAccepted { .. });
+    if findings.iter().any(unsigned) { Exit::Unverified } else { Exit::Damaged }
 }

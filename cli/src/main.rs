@@ -26,6 +26,7 @@ mod transport;
 mod tree;
 mod values;
 
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -58,9 +59,14 @@ fn main() -> ExitCode {
     let context = Context::new(Environment::from_process(), Output::new(cli.verbosity()), reporter);
     let outcome = runtime.block_on(async {
         let signals = Signals::listen();
+        let stops_by_itself = cli.command.stops_by_itself();
+        let mut command = pin!(commands::run(cli.command, &context));
         tokio::select! {
-            outcome = commands::run(cli.command, &context) => outcome,
-            signal = context.cancel.on(signals) => Err(CommandError::new(Exit::Interrupted, Interrupted(signal))),
+            outcome = &mut command => outcome,
+            signal = context.cancel.on(signals) => match stops_by_itself {
+                true => command.await,
+                false => Err(CommandError::new(Exit::Interrupted, Interrupted(signal))),
+            },
         }
     });
     // Threads that were in the middle of writing see that they are cancelled, and remove what they had begun.

@@ -9,8 +9,9 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use image_format::{BlobSink, BlobSource, BlobStore, Descriptor, Digest};
+use image_format::{BlobSink, BlobSource, BlobStore, Descriptor, Digest, MemberId};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use launcher::{MemberStep, Observer, Phase};
 use registry::{Bridge, Progress, Put};
 
 use crate::cancel::Cancel;
@@ -153,6 +154,31 @@ impl Progress for Reporter {
 
     fn end(&self, blob: &str, how: Option<Put>) {
         self.finish(blob, short(blob), how);
+    }
+}
+
+impl Observer for Reporter {
+    fn phase(&self, phase: Phase) {
+        self.note(&phase.to_string());
+    }
+
+    fn member(&self, member: &MemberId, step: MemberStep) {
+        let name = member.as_str();
+        match step {
+            MemberStep::Fetching { bytes } => self.begin(name, Some(bytes)),
+            MemberStep::Received { bytes } => self.advance(name, bytes),
+            MemberStep::Fetched => self.end(name, None),
+            MemberStep::Pulling { image } => self.note(&format!("{name}  pulls {image}")),
+            MemberStep::Started => self.detail(&format!("{name}  started")),
+            MemberStep::Arrived { hook } => self.detail(&format!("{name}  waits at {hook}")),
+            MemberStep::Passed { hook } => self.detail(&format!("{name}  goes on from {hook}")),
+            MemberStep::Running => self.note(&format!("{name}  runs")),
+            MemberStep::Failed { reason } => self.note(&format!("{name}  failed: {reason}")),
+        }
+    }
+
+    fn warning(&self, warning: &str) {
+        self.warn(warning);
     }
 }
 

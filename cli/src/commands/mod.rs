@@ -9,6 +9,7 @@ mod list;
 mod login;
 mod man;
 mod pack;
+mod restore;
 mod sign;
 mod unpack;
 mod verify;
@@ -39,11 +40,19 @@ pub enum Command {
     List(list::ListArgs),
     Inspect(inspect::InspectArgs),
     Unpack(unpack::UnpackArgs),
+    Restore(restore::RestoreArgs),
     Key(key::KeyArgs),
     Login(login::LoginArgs),
     Logout(login::LogoutArgs),
     Completion(completion::CompletionArgs),
     Man(man::ManArgs),
+}
+
+impl Command {
+    /// Whether it ends in good order by itself when it is told to stop, and is not to be dropped.
+    pub fn stops_by_itself(&self) -> bool {
+        matches!(self, Self::Restore(_))
+    }
 }
 
 /// Does it.
@@ -57,6 +66,7 @@ pub async fn run(command: Command, context: &Context) -> Result<(), CommandError
         Command::List(args) => list::run(args, context).await,
         Command::Inspect(args) => inspect::run(args, context).await,
         Command::Unpack(args) => unpack::run(args, context).await,
+        Command::Restore(args) => restore::run(args, context).await,
         Command::Key(args) => key::run(args, context).await,
         Command::Login(args) => login::run(args, context).await,
         Command::Logout(args) => login::run_logout(args, context).await,

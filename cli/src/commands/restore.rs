@@ -1,0 +1,167 @@
+//! `syncpoint restore`.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use coordinator::Deadlines;
+use image_format::{Digest, MemberId};
+use launcher::{EngineKind, RestoreError, RestoreErrorKind, RestoreOptions, RestoreReport, RestoredMember, Trust};
+use registry::Reference;
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::error::CommandError;
+use crate::keys;
+use crate::output::{Format, Report, table};
+use crate::store;
+use crate::transport::Transport;
+use crate::values::KeyValue;
+
+/// Start every container of a global checkpoint again, together, or none of them
+///
+/// The signature is verified, then the whole set is checked against this machine before anything is touched: CPU, kernel, CRIU,
+/// engine, names, addresses, networks, volumes, base images, space. Members are fetched and restored side by side; CRIU holds
+/// each of them until all are there. If anything fails before, nothing of the set runs, everything that was made is removed, and
+/// it is tried again. A single checkpoint image can be restored too. Needs root.
+#[derive(Debug, Args)]
+#[command(after_long_help = "With --json: {reference, digest, attempts, members: [{id, container, engine}]}.")]
+pub struct RestoreArgs {
+    /// What to restore
+    #[arg(value_name = "REF")]
+    reference: Reference,
+
+    /// A public key by which it must be signed; may be repeated
+    #[arg(long, value_name = "FILE", required_unless_present = "insecure_no_verify")]
+    key: Vec<PathBuf>,
+
+    /// Restore what anybody may have made: no signature is asked for
+    #[arg(long, conflicts_with = "key")]
+    insecure_no_verify: bool,
+
+    /// What runs the containers; what dumped them if not given
+    #[arg(long, value_name = "ENGINE")]
+    engine: Option<EngineKind>,
+
+    /// Give a member's container another name; may be repeated
+    #[arg(long, value_name = "MEMBER=NAME")]
+    name: Vec<KeyValue<MemberId, String>>,
+
+    /// The bundle of a member of runc: a folder with its config.json and root filesystem; may be repeated
+    #[arg(long, value_name = "MEMBER=DIR")]
+    bundle: Vec<KeyValue<MemberId, PathBuf>>,
+
+    /// Try so many times in all
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    attempts: u32,
+
+    /// Wait so many seconds for all containers to be there
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
+    gather_timeout: u64,
+
+    /// Hold restored tasks so many seconds until the last one is restored
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
+    hold_timeout: u64,
+
+    /// Where dumps are kept while they are restored, with room for all members; what a killed restore left there is found
+    /// and taken away by the next one
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/syncpoint")]
+    work_dir: PathBuf,
+
+    #[command(flatten)]
+    format: Format,
+
+    #[command(flatten)]
+    transport: Transport,
+}
+
+/// What runs.
+#[derive(Debug, Serialize)]
+struct Restored {
+    reference: String,
+    digest: Digest,
+    attempts: u32,
+    members: Vec<Running>,
+}
+
+#[derive(Debug, Serialize)]
+struct Running {
+    id: MemberId,
+    container: String,
+    engine: &'static str,
+}
+
+impl Report for Restored {
+    fn human(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        let row =
+            |running: &Running| vec![running.id.to_string(), running.engine.to_owned(), running.container.clone()];
+        table(out, &["MEMBER", "ENGINE", "CONTAINER"], &self.members.iter().map(row).collect::<Vec<_>>())?;
+        writeln!(out, "running  {}", self.reference)
+    }
+
+    fn brief(&self) -> Option<String> {
+        let containers: Vec<_> = self.members.iter().map(|running| running.container.as_str()).collect();
+        Some(containers.join("\n"))
+    }
+}
+
+/// Restores.
+pub async fn run(args: RestoreArgs, context: &Context) -> Result<(), CommandError> {
+    let trust = match args.insecure_no_verify {
+        true => Trust::InsecureNoVerify,
+        false => Trust::Keys(keys::public(args.key.iter().map(PathBuf::as_path))?),
+    };
+    let (store, root) = store::find(&args.reference, &args.transport, context).await?;
+    let options = RestoreOptions {
+        engine: args.engine,
+        work_dir: args.work_dir,
+        deadlines: Deadlines {
+            gather: Duration::from_secs(args.gather_timeout),
+            hold: Duration::from_secs(args.hold_timeout),
+        },
+        attempts: args.attempts,
+        names: args.name.into_iter().map(|KeyValue(member, name)| (member, name)).collect(),
+        bundles: args.bundle.into_iter().map(|KeyValue(member, dir)| (member, dir)).collect(),
+        jobs: args.transport.jobs(),
+        cancel: context.cancel.token(),
+        ..RestoreOptions::new(context.environment.hook_program(), trust)
+    };
+    let digest = root.digest;
+    let report = launcher::restore(store, root, &options, &*context.reporter).await;
+    let report = report.map_err(|error| failed(&args.reference, error))?;
+    let reference = store::pinned(&args.reference, digest).to_string();
+    context.output.print(args.format, &restored(reference, digest, report))
+}
+
+fn restored(reference: String, digest: Digest, report: RestoreReport) -> Restored {
+    let running =
+        |member: RestoredMember| Running { id: member.id, container: member.container, engine: member.engine.as_str() };
+    let members = report.members.into_iter().map(running).collect();
+    Restored { reference, digest, attempts: report.attempts, members }
+}
+
+/// The launcher's error with everything that it knows, a line each.
+fn failed(reference: &Reference, error: RestoreError) -> CommandError {
+    let mut details: Vec<String> = match &*error.kind {
+        RestoreErrorKind::Preflight { problems } => {
+            problems.iter().map(|problem| format!("{problem}; {}", problem.hint())).collect()
+        }
+        RestoreErrorKind::Untrusted { findings } => findings.iter().map(ToString::to_string).collect(),
+        _ => Vec::new(),
+    };
+    let place =
+        [error.member.as_ref().map(|member| format!("member {member}")), error.hook.map(|hook| format!("hook {hook}"))];
+    let place: Vec<_> = place.into_iter().flatten().collect();
+    if !place.is_empty() {
+        details.push(format!("at {}", place.join(", ")));
+    }
+    details.extend(error.log_lines.iter().map(|line| format!("CRIU: {line}")));
+    details.extend(error.leftovers.iter().map(|what| format!("not taken away: {what}")));
+    let (phase, hint) = (error.phase, error.hint());
+    let error = CommandError::from(error).context(format!("{reference} is not restored ({phase})")).details(details);
+    match hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
