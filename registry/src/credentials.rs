@@ -68,13 +68,6 @@ impl Credential {
     pub(crate) fn basic(user: &str, password: &str) -> Self {
         Self::Basic { user: user.to_owned(), password: Zeroizing::new(password.to_owned()) }
     }
-
-    /// The secret part, to keep it out of messages.
-    pub(crate) fn secret(&self) -> &str {
-        match self {
-            Self::Basic { password: secret, .. } | Self::Identity(secret) | Self::Bearer(secret) => secret,
-        }
-    }
 }
 
 impl fmt::Debug for Credential {

@@ -127,14 +127,26 @@ impl Auth {
         Self { credential, repository: repository.to_owned(), state: Mutex::default() }
     }
 
-    pub(super) fn has_credential(&self) -> bool {
-        self.credential.is_some()
+    /// What to add to a refusal.
+    pub(super) fn hint(&self) -> &'static str {
+        if self.credential.is_some() { "" } else { " (no credentials are known for it)" }
     }
 
     /// What must not show up in a message.
-    pub(super) fn secrets<'a>(&'a self, proof: Option<&'a HeaderValue>) -> Vec<&'a str> {
-        let sent = proof.and_then(|value| value.to_str().ok()).and_then(|text| text.split_once(' '));
-        self.credential.iter().map(Credential::secret).chain(sent.map(|(_, token)| token)).collect()
+    pub(super) async fn secrets(&self) -> Vec<Zeroizing<String>> {
+        let mut secrets = self.own_secrets();
+        let state = self.state.lock().await;
+        let tokens = state.tokens.values().filter_map(|token| token.header.to_str().ok()?.split_once(' '));
+        secrets.extend(tokens.map(|(_, token)| Zeroizing::new(token.to_owned())));
+        secrets
+    }
+
+    fn own_secrets(&self) -> Vec<Zeroizing<String>> {
+        match &self.credential {
+            Some(Credential::Basic { user, password }) => vec![password.clone(), pair(user, password)],
+            Some(Credential::Identity(secret) | Credential::Bearer(secret)) => vec![secret.clone()],
+            None => Vec::new(),
+        }
     }
 
     /// The `Authorization` for a request. A token that is about to run out is replaced before.
@@ -215,8 +227,7 @@ impl Auth {
         let Some(Credential::Basic { user, password }) = &self.credential else {
             return Ok(None);
         };
-        let pair = Zeroizing::new(format!("{user}:{}", password.as_str()));
-        let value = HeaderValue::from_str(&format!("Basic {}", STANDARD.encode(pair.as_bytes())));
+        let value = HeaderValue::from_str(&format!("Basic {}", pair(user, password).as_str()));
         let mut value = value.map_err(|_| transport.denied("user or password cannot be sent"))?;
         value.set_sensitive(true);
         Ok(Some(value))
@@ -291,8 +302,8 @@ impl Auth {
         let status = response.status();
         if !status.is_success() {
             let retry = if is_passing(status) { retry_later(&response) } else { Retry::No };
-            let reason = transport.reason(response, &self.secrets(None)).await;
-            let reason = format!("the token server answered {reason}");
+            let reason = transport.reason(response, &self.own_secrets()).await;
+            let reason = format!("the token server answered {reason}{}", self.hint());
             let error = match status {
                 StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => transport.denied(reason),
                 _ => transport.refused(OPERATION, reason),
@@ -321,6 +332,12 @@ impl TokenAnswer {
         let tokens = [&self.token, &self.access_token];
         tokens.into_iter().flatten().map(|token| token.as_str()).find(|token| !token.is_empty())
     }
+}
+
+/// User and password as Basic has them.
+fn pair(user: &str, password: &str) -> Zeroizing<String> {
+    let pair = Zeroizing::new(format!("{user}:{password}"));
+    Zeroizing::new(STANDARD.encode(pair.as_bytes()))
 }
 
 fn bearer(transport: &Transport, token: &str) -> Result<HeaderValue, StoreError> {

@@ -5,10 +5,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
-use reqwest::Body;
+use reqwest::{Body, Response};
 use tokio::sync::mpsc;
 
-/// Bytes handed over at a time: large enough that handing over costs nothing.
+use super::http::{Call, Http};
+use crate::StoreError;
+use crate::retry::Failure;
+
+/// Bytes handed over at a time: large enough that handing over costs nothing, and more than the 256 KiB that servers
+/// in Go want to have read before they answer a request that they refuse.
 pub(super) const PIECE: usize = 512 << 10;
 
 /// What is handed over.
@@ -27,6 +32,8 @@ pub(super) enum Unfed {
     Closed,
     /// It took nothing for too long.
     Stalled,
+    /// The bytes are not to be had.
+    Source(StoreError),
 }
 
 /// The end of a body where pieces go in. Dropped early, it tears the request.
@@ -38,7 +45,7 @@ pub(super) struct Feeder {
 impl Feeder {
     /// A body, and the way to fill it. A connection that takes nothing for `patience` is stuck; how long all of it takes
     /// does not matter.
-    pub(super) fn new(patience: Duration) -> (Self, Body) {
+    fn new(patience: Duration) -> (Self, Body) {
         let (pieces, taken) = mpsc::channel(1);
         let body = stream::unfold(taken, |mut taken: mpsc::Receiver<Fed>| async move {
             let piece = match taken.recv().await {
@@ -58,4 +65,28 @@ impl Feeder {
             Err(_) => Err(Unfed::Stalled),
         }
     }
+}
+
+/// Makes a request whose body is handed over by `feed`. An answer that comes before the end of the body ends it.
+pub(super) async fn send<F: Future<Output = Result<(), Unfed>>>(
+    http: &Http,
+    call: &Call,
+    feed: impl FnOnce(Feeder) -> F,
+) -> Result<Response, Failure<StoreError>> {
+    let transport = &http.transport;
+    let (feeder, body) = Feeder::new(transport.timeout());
+    let mut answer = std::pin::pin!(http.exchange(call, body));
+    let answer = tokio::select! {
+        answer = &mut answer => answer?,
+        fed = feed(feeder) => match fed {
+            Ok(()) | Err(Unfed::Closed) => match tokio::time::timeout(transport.commit_timeout(), answer).await {
+                Ok(answer) => answer?,
+                Err(_) => return Err(transport.timed_out(&call.operation, transport.commit_timeout())),
+            },
+            Err(Unfed::Stalled) => return Err(transport.timed_out(&call.operation, transport.timeout())),
+            Err(Unfed::Source(error)) => return Err(error.into()),
+        },
+    };
+    let (response, proof) = answer;
+    http.judge(call, response, proof).await
 }

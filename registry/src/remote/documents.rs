@@ -19,9 +19,16 @@ const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+
 /// Pages of a list; more is a circle.
 const MAX_PAGES: usize = 1000;
 
-/// Fetches what a tag or digest names, checked against the digest: the one asked for, or the one that the registry says
-/// the tag has.
+/// Fetches what a tag or digest names.
 pub(super) async fn get(http: &Http, selector: &Selector) -> Result<Document, StoreError> {
+    let (what, body) = get_bytes(http, selector).await?;
+    let links = Links::parse(&body).map_err(|error| http.transport.corrupt(&what, error.to_string()))?;
+    Ok(Document::new(links.media_type(), body.into()))
+}
+
+/// Fetches the bytes of what a tag or digest names, checked against the digest: the one asked for, or the one that the
+/// registry says the tag has. Gives a name for messages, too.
+pub(super) async fn get_bytes(http: &Http, selector: &Selector) -> Result<(String, Bytes), StoreError> {
     let (call, what) = call(http, Method::GET, selector, Access::Pull, "reading");
     let (response, body) = read(http, &call, &what).await?;
     let digest = Digest::of(&body);
@@ -32,8 +39,7 @@ pub(super) async fn get(http: &Http, selector: &Selector) -> Result<Document, St
         Selector::Digest(_) => {}
         Selector::Tag(_) => check_digest(http, &digest, &response)?,
     }
-    let links = Links::parse(&body).map_err(|error| http.transport.corrupt(&what, error.to_string()))?;
-    Ok(Document::new(links.media_type(), body.into()))
+    Ok((what, body))
 }
 
 /// Whether a manifest is there.

@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use reqwest::header::{HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Body, Client, Method, Response, StatusCode};
 use url::Url;
+use zeroize::Zeroizing;
 
 use super::auth::{Access, Auth, Challenge};
 use crate::credentials::{self, Credential};
@@ -18,6 +19,8 @@ use crate::{Settings, StoreError};
 const MAX_REDIRECTS: usize = 5;
 /// How much of an error's text is read.
 const MAX_ERROR_TEXT: usize = 64 << 10;
+/// How many characters of it are shown.
+const MAX_WORDS: usize = 300;
 /// A registry may take this many times longer than for other answers to check and keep what it was sent.
 const COMMIT_PATIENCE: u32 = 10;
 
@@ -140,15 +143,17 @@ impl Transport {
     }
 
     /// What a server has to say about a status that is not success.
-    pub(super) async fn reason(&self, mut response: Response, secrets: &[&str]) -> String {
+    pub(super) async fn reason(&self, mut response: Response, secrets: &[Zeroizing<String>]) -> String {
         let status = response.status();
-        let said = match self.read("", &mut response, MAX_ERROR_TEXT).await {
+        let mut said = match self.read("", &mut response, MAX_ERROR_TEXT).await {
             Ok(Ok(body)) => error_text(&body),
             // The status alone must do.
             Ok(Err(_)) | Err(_) => String::new(),
         };
-        let said =
-            secrets.iter().filter(|secret| secret.len() > 3).fold(said, |said, secret| said.replace(secret, "…"));
+        for secret in secrets.iter().filter(|secret| secret.len() > 3) {
+            said = said.replace(secret.as_str(), "…");
+        }
+        let said: String = said.chars().take(MAX_WORDS).collect();
         if said.is_empty() { status.to_string() } else { format!("{status}: {said}") }
     }
 }
@@ -302,41 +307,72 @@ impl Http {
         }
     }
 
-    /// Makes a request once, with any body; how long that may take is the caller's affair.
-    pub(super) async fn send(&self, call: &Call, body: Body) -> Result<Response, Failure<StoreError>> {
+    /// Makes a request once; how long that may take is the caller's affair.
+    async fn send(&self, call: &Call, body: Body) -> Result<Response, Failure<StoreError>> {
+        let (response, proof) = self.exchange(call, body).await?;
+        self.judge(call, response, proof).await
+    }
+
+    /// Makes a request once, with any body, and gives the head of the answer as soon as it is there, and the proof that
+    /// was sent.
+    pub(super) async fn exchange(
+        &self,
+        call: &Call,
+        body: Body,
+    ) -> Result<(Response, Option<HeaderValue>), Failure<StoreError>> {
         let (operation, transport) = (call.operation.as_str(), &self.transport);
         let proof = match transport.is_inside(&call.url) {
             true => self.auth.proof(transport, &call.access).await?,
             false => None,
         };
-        let mut request = transport
-            .client(&call.url, operation)?
-            .request(call.method.clone(), call.url.clone())
-            .headers(call.headers.clone())
-            .body(body);
-        if let Some(proof) = &proof {
-            request = request.header(reqwest::header::AUTHORIZATION, proof.clone());
+        let request = self.request(call, &call.url, proof.as_ref())?.body(body);
+        let mut response = request.send().await.map_err(|error| transport.broken(operation, error))?;
+        if call.method == Method::GET || call.method == Method::HEAD {
+            response = self.follow(call, response, proof.as_ref()).await?;
         }
-        let response = request.send().await.map_err(|error| transport.broken(operation, error))?;
-        let response = if call.method == Method::GET || call.method == Method::HEAD {
-            self.follow(call, response).await?
-        } else {
-            response
-        };
+        Ok((response, proof))
+    }
+
+    /// Tells answers from trouble that may pass, and sees to it that it does.
+    pub(super) async fn judge(
+        &self,
+        call: &Call,
+        response: Response,
+        proof: Option<HeaderValue>,
+    ) -> Result<Response, Failure<StoreError>> {
         let status = response.status();
-        if status == StatusCode::UNAUTHORIZED && transport.is_inside(response.url()) {
+        if status == StatusCode::UNAUTHORIZED && self.transport.is_inside(response.url()) {
             return Err(self.unauthorized(call, proof.as_ref(), response).await);
         }
         if is_passing(status) {
             let retry = retry_later(&response);
-            let reason = transport.reason(response, &self.auth.secrets(proof.as_ref())).await;
-            return Err(Failure { error: transport.refused(operation, reason), retry });
+            let reason = self.transport.reason(response, &self.auth.secrets().await).await;
+            return Err(Failure { error: self.transport.refused(&call.operation, reason), retry });
         }
         Ok(response)
     }
 
+    fn request(
+        &self,
+        call: &Call,
+        url: &Url,
+        proof: Option<&HeaderValue>,
+    ) -> Result<reqwest::RequestBuilder, StoreError> {
+        let client = self.transport.client(url, &call.operation)?;
+        let request = client.request(call.method.clone(), url.clone()).headers(call.headers.clone());
+        Ok(match proof.filter(|_| self.transport.is_inside(url)) {
+            Some(proof) => request.header(reqwest::header::AUTHORIZATION, proof.clone()),
+            None => request,
+        })
+    }
+
     /// Registries send the readers of blobs elsewhere. The proof of who we are stays here.
-    async fn follow(&self, call: &Call, mut response: Response) -> Result<Response, Failure<StoreError>> {
+    async fn follow(
+        &self,
+        call: &Call,
+        mut response: Response,
+        proof: Option<&HeaderValue>,
+    ) -> Result<Response, Failure<StoreError>> {
         let (operation, transport) = (call.operation.as_str(), &self.transport);
         for _ in 0..MAX_REDIRECTS {
             let redirect = response.status().is_redirection() && response.status() != StatusCode::NOT_MODIFIED;
@@ -345,8 +381,7 @@ impl Http {
             };
             let url = target.to_str().ok().and_then(|target| response.url().join(target).ok());
             let url = url.ok_or_else(|| transport.refused(operation, "it redirects to what is no address"))?;
-            let client = transport.client(&url, operation)?;
-            let request = client.request(call.method.clone(), url).headers(call.headers.clone());
+            let request = self.request(call, &url, proof)?;
             response = request.send().await.map_err(|error| transport.broken(operation, error))?;
         }
         Err(transport.refused(operation, format!("it redirects more than {MAX_REDIRECTS} times")).into())
@@ -355,11 +390,8 @@ impl Http {
     /// What to do about a 401: try again with a new token, or give up.
     async fn unauthorized(&self, call: &Call, proof: Option<&HeaderValue>, response: Response) -> Failure<StoreError> {
         let challenges = Challenge::all(response.headers());
-        let mut reason = self.transport.reason(response, &self.auth.secrets(proof)).await;
-        if !self.auth.has_credential() {
-            reason.push_str(" (no credentials are known for it)");
-        }
-        let error = self.transport.denied(format!("{}: {reason}", call.operation));
+        let reason = self.transport.reason(response, &self.auth.secrets().await).await;
+        let error = self.transport.denied(format!("{}: {reason}{}", call.operation, self.auth.hint()));
         match self.auth.renew(&self.transport, &call.access, proof, &challenges).await {
             Ok(true) => Failure { error, retry: Retry::Now },
             Ok(false) => Failure::last(error),
@@ -373,7 +405,7 @@ impl Http {
         if status == StatusCode::NOT_FOUND {
             return StoreError::NotFound { store: self.transport.name.clone(), what: what.to_owned() };
         }
-        let reason = self.transport.reason(response, &self.auth.secrets(None)).await;
+        let reason = self.transport.reason(response, &self.auth.secrets().await).await;
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 self.transport.denied(format!("{}: {reason}", call.operation))
@@ -394,18 +426,13 @@ pub(super) fn retry_later(response: &Response) -> Retry {
     Retry::Later(asked.and_then(|text| parse_retry_after(text, SystemTime::now())))
 }
 
-/// The connection was refused by ourselves or by the other side's TLS; that does not pass by waiting.
-fn is_about_trust(error: &reqwest::Error) -> bool {
-    let mut source: Option<&(dyn Error + 'static)> = error.source();
-    while let Some(error) = source {
-        let inner = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
-        let tls = error.downcast_ref::<rustls::Error>().or_else(|| inner?.downcast_ref::<rustls::Error>());
-        if tls.is_some() {
-            return true;
-        }
-        source = error.source();
-    }
-    false
+/// TLS itself said no, here or on the other side; that does not pass by waiting.
+fn is_about_trust(error: &(dyn Error + 'static)) -> bool {
+    // The source of an `io::Error` is the source of what it wraps, so what it wraps is looked at by itself.
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    error.is::<rustls::Error>()
+        || wrapped.is_some_and(|wrapped| is_about_trust(wrapped))
+        || error.source().is_some_and(is_about_trust)
 }
 
 /// As other tools have it, what runs on this machine is not reached through a proxy.
@@ -418,7 +445,7 @@ fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// `CODE: message` of an error in the form of the distribution specification, or the first words of any other text.
+/// `CODE: message` of an error in the form of the distribution specification, or any other text, on one line.
 fn error_text(body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Errors {
@@ -441,7 +468,7 @@ fn error_text(body: &[u8]) -> String {
     };
     let words: Vec<&str> =
         text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty()).collect();
-    words.join(" ").chars().take(300).collect()
+    words.join(" ")
 }
 
 #[cfg(test)]
@@ -453,7 +480,6 @@ mod tests {
         let body = br#"{"errors":[{"code":"NAME_UNKNOWN","message":"no such\nrepository","detail":{"a":1}}]}"#;
         assert_eq!(error_text(body), "NAME_UNKNOWN: no such repository");
         assert_eq!(error_text(b"\x1b[31m404 page\0 not found\n"), "[31m404 page not found");
-        assert_eq!(error_text(&[b'x'; 9000]).len(), 300);
     }
 
     #[test]

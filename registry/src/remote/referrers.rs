@@ -137,12 +137,13 @@ fn is_unknown(status: StatusCode) -> bool {
 
 /// The list under the tag; empty where there is no such tag.
 async fn tagged(http: &Http, digest: &Digest) -> Result<Entries, StoreError> {
-    let document = match documents::get(http, &Selector::Tag(tag(http, digest)?)).await {
-        Ok(document) => document,
+    // Not read as the manifests of others are: these lists may hold digests that nothing here can use.
+    let bytes = match documents::get_bytes(http, &Selector::Tag(tag(http, digest)?)).await {
+        Ok((_, bytes)) => bytes,
         Err(StoreError::NotFound { .. }) => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
-    let listing: Listing = serde_json::from_slice(document.bytes()).map_err(|error| corrupt(http, digest, &error))?;
+    let listing: Listing = serde_json::from_slice(&bytes).map_err(|error| corrupt(http, digest, &error))?;
     Ok(listing.manifests.unwrap_or_default())
 }
 

@@ -8,7 +8,7 @@ use tokio::io::AsyncReadExt;
 use url::Url;
 
 use super::auth::Access;
-use super::body::{Fed, Feeder, PIECE, Unfed};
+use super::body::{self, Fed, Feeder, PIECE, Unfed};
 use super::http::{Call, Http};
 use crate::retry::{Failure, Retry};
 use crate::{BlobReader, BlobUpload, Put, StoreError};
@@ -110,37 +110,23 @@ impl Sender<'_> {
         let call = Call::new(Method::PUT, session.finish_url(digest), Access::Push, self.operation())
             .header(CONTENT_TYPE, BYTES)
             .header(CONTENT_LENGTH, HeaderValue::from(*size));
-        let transport = &self.http.transport;
-        let (feeder, body) = Feeder::new(transport.timeout());
-        let mut answer = std::pin::pin!(self.http.send(&call, body));
-        let fed = tokio::select! {
-            answer = &mut answer => return self.check(&call, answer?).await,
-            fed = self.feed(source, feeder) => fed,
-        };
-        match fed {
-            Ok(()) | Err(Unsent::Body(Unfed::Closed)) => {}
-            Err(Unsent::Body(Unfed::Stalled)) => return Err(transport.timed_out(&call.operation, transport.timeout())),
-            Err(Unsent::Source(error)) => return Err(error.into()),
-        }
-        match tokio::time::timeout(transport.commit_timeout(), answer).await {
-            Ok(answer) => self.check(&call, answer?).await,
-            Err(_) => Err(transport.timed_out(&call.operation, transport.commit_timeout())),
-        }
+        let response = body::send(self.http, &call, |feeder| self.feed(source, feeder)).await?;
+        self.check(&call, response).await
     }
 
     /// Hands all bytes of the source to a connection.
-    async fn feed(&self, mut source: BlobReader, feeder: Feeder) -> Result<(), Unsent> {
+    async fn feed(&self, mut source: BlobReader, feeder: Feeder) -> Result<(), Unfed> {
         let mut sent = 0;
         while sent < self.upload.descriptor.size {
-            let piece = self.read(&mut source, PIECE, sent).await.map_err(Unsent::Source)?;
+            let piece = self.read(&mut source, PIECE, sent).await.map_err(Unfed::Source)?;
             let length = piece.len() as u64;
-            feeder.feed(Fed::Piece(piece)).await.map_err(Unsent::Body)?;
+            feeder.feed(Fed::Piece(piece)).await?;
             sent += length;
             self.upload.progress.advance(&self.name, length);
         }
         // Only at its end does a source say whether its bytes were the right ones.
-        self.read(&mut source, PIECE, sent).await.map_err(Unsent::Source)?;
-        feeder.feed(Fed::End).await.map_err(Unsent::Body)
+        self.read(&mut source, PIECE, sent).await.map_err(Unfed::Source)?;
+        feeder.feed(Fed::End).await
     }
 
     /// Reads so many bytes after the first `sent`, fewer only at the end.
@@ -197,12 +183,6 @@ enum Mount {
     Done,
     Session(Session),
     No,
-}
-
-/// Why not all bytes were sent.
-enum Unsent {
-    Body(Unfed),
-    Source(StoreError),
 }
 
 /// An upload that the registry has begun.

@@ -1,9 +1,10 @@
 //! Sending a blob whose digest is known only at its end: one streaming PATCH, then the PUT that names it.
 //!
 //! A blob that fits into one piece is held back until its digest is known, and then sent as any other: not at all if it
-//! is there. Of a larger one the first piece goes alone, and the rest waits for as long as the registry took to open the
-//! upload: one that refuses (401, 429, 503) does so while all that was sent can be sent again. After that a break is an
-//! error, as registries cannot tell where to go on; only chunked uploads ([`crate::Settings::chunked_upload`]) can.
+//! is there. Of a larger one the first pieces are kept, and those after the first wait for a moment, measured by how long
+//! the registry took to open the upload: one that refuses (401, 429, 503) does so while all that was sent can be sent
+//! again. After that a break is an error, as registries cannot tell where to go on; only chunked uploads
+//! ([`crate::Settings::chunked_upload`]) can.
 
 use std::io;
 use std::pin::Pin;
@@ -20,14 +21,17 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::PollSender;
 
-use super::body::{Fed, Feeder, PIECE, Unfed};
+use super::body::{self, Fed, Feeder, PIECE, Unfed};
 use super::http::{Call, Http};
 use super::upload::{self, Session};
 use crate::retry::Failure;
 use crate::{BlobReader, BlobUpload, BlobWriter, Reopen, StoreError};
 
 const OPERATION: &str = "sending a new blob";
-const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
+/// How many pieces are kept.
+const KEPT: usize = 4;
+/// How long the rest of a blob waits for a refusal of its first piece.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// A blob on its way.
@@ -156,12 +160,12 @@ fn unwanted(http: &Http) -> StoreError {
 }
 
 async fn send_stream(http: &Http, taken: mpsc::Receiver<Fed>) -> Result<Session, StoreError> {
-    let mut source = Source { taken, first: None, count: 0 };
+    let mut source = Source { taken, kept: Vec::new(), gone: false, ended: false };
     let mut tries = http.tries();
     loop {
         let before = Instant::now();
         let mut session = Session::start(http, OPERATION).await?;
-        let pause = before.elapsed().clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+        let pause = (before.elapsed() * 3).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         match source.send(http, &session.patch(OPERATION), pause).await {
             Ok(response) => {
                 session.moved(&response);
@@ -169,63 +173,63 @@ async fn send_stream(http: &Http, taken: mpsc::Receiver<Fed>) -> Result<Session,
             }
             Err(failure) => {
                 session.cancel(http, OPERATION).await;
-                let again = source.count <= 1;
-                tries.again(if again { failure } else { Failure::last(failure.error) }).await?;
+                tries.again(if source.gone { Failure::last(failure.error) } else { failure }).await?;
             }
         }
     }
 }
 
-/// The pieces of a blob, and how many of them connections took.
+/// The pieces of a blob, from its first one on as long as they are kept.
 struct Source {
     taken: mpsc::Receiver<Fed>,
-    /// The first piece, while it is the only one that was taken.
-    first: Option<Bytes>,
-    count: usize,
+    kept: Vec<Bytes>,
+    /// More was taken than is kept.
+    gone: bool,
+    ended: bool,
 }
 
 impl Source {
     /// Makes one request with all the pieces.
     async fn send(&mut self, http: &Http, call: &Call, pause: Duration) -> Result<Response, Failure<StoreError>> {
-        let transport = &http.transport;
-        let (feeder, body) = Feeder::new(transport.timeout());
-        let mut answer = std::pin::pin!(http.send(call, body));
-        let answer = tokio::select! {
-            answer = &mut answer => answer,
-            fed = self.feed(feeder, pause) => match fed {
-                Ok(true) | Err(Unfed::Closed) => tokio::time::timeout(transport.commit_timeout(), answer)
-                    .await
-                    .unwrap_or_else(|_| Err(transport.timed_out(OPERATION, transport.commit_timeout()))),
-                Ok(false) => return Err(unwanted(http).into()),
-                Err(Unfed::Stalled) => return Err(transport.timed_out(OPERATION, transport.timeout())),
-            },
-        };
-        let response = answer?;
+        let response = body::send(http, call, |feeder| self.feed(http, feeder, pause)).await?;
         if response.status().is_success() {
             return Ok(response);
         }
         Err(http.refuse(call, "the upload", response).await.into())
     }
 
-    /// Hands all pieces to a connection; false when the blob is not wanted any more.
-    async fn feed(&mut self, feeder: Feeder, pause: Duration) -> Result<bool, Unfed> {
-        if let Some(first) = &self.first {
-            feeder.feed(Fed::Piece(first.clone())).await?;
-            tokio::time::sleep(pause).await;
-        }
-        loop {
-            match self.taken.recv().await {
-                Some(Fed::Piece(piece)) => {
-                    self.count += 1;
-                    self.first = (self.count == 1).then(|| piece.clone());
-                    feeder.feed(Fed::Piece(piece)).await?;
-                }
-                Some(Fed::End) => return feeder.feed(Fed::End).await.map(|()| true),
-                None => return Ok(false),
-            }
-            if self.count == 1 {
+    /// Hands all pieces to a connection.
+    async fn feed(&mut self, http: &Http, feeder: Feeder, pause: Duration) -> Result<(), Unfed> {
+        for (number, piece) in self.kept.iter().enumerate() {
+            feeder.feed(Fed::Piece(piece.clone())).await?;
+            if number == 0 {
                 tokio::time::sleep(pause).await;
             }
+        }
+        while !self.ended {
+            match self.taken.recv().await {
+                Some(Fed::Piece(piece)) => {
+                    let first = !self.gone && self.kept.is_empty();
+                    self.keep(&piece);
+                    feeder.feed(Fed::Piece(piece)).await?;
+                    if first {
+                        tokio::time::sleep(pause).await;
+                    }
+                }
+                Some(Fed::End) => self.ended = true,
+                None => return Err(Unfed::Source(unwanted(http))),
+            }
+        }
+        feeder.feed(Fed::End).await
+    }
+
+    fn keep(&mut self, piece: &Bytes) {
+        if self.kept.len() == KEPT {
+            self.gone = true;
+            self.kept = Vec::new();
+        }
+        if !self.gone {
+            self.kept.push(piece.clone());
         }
     }
 }
