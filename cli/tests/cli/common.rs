@@ -121,7 +121,7 @@ pub fn pack_members(world: &World, layout: &str) {
 }
 
 /// Links what [`pack_members`] packed, with further arguments.
-pub fn link<'a>(world: &World, layout: &str, tag: &str, more: &[&'a str]) -> String {
+pub fn link(world: &World, layout: &str, tag: &str, more: &[&str]) -> String {
     let to = format!("{layout}:{tag}");
     let members = MEMBERS.map(|(id, _)| format!("{id}={layout}:{id}"));
     let mut arguments = vec!["link", "--to", &to, "--application", "ledger"];

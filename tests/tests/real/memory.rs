@@ -27,10 +27,7 @@ fn pack_push_and_pull_of_4_gib_take_at_most_64_mib() {
             .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
         resident.is_some_and(|resident| resident >= 4096 * 1024)
     });
-    run(&mut command(
-        "podman",
-        ["container", "checkpoint", "--compress", "none", "--export", &dump, "heavy"],
-    ));
+    run(&mut command("podman", ["container", "checkpoint", "--compress", "none", "--export", &dump, "heavy"]));
     ledger.wipe();
 
     let layout = format!("oci:{}:heavy", path("layout"));
