@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::{Child, Stdio};
 
 use nix::sys::signal::Signal;
@@ -226,12 +227,13 @@ fn a_member_that_criu_cannot_restore_keeps_the_others_from_running() {
     let dumps = TempDir::new().unwrap();
     let archives = ledger.dump(dumps.path());
     ledger.wipe();
-    // One page of one process is missing: a dump that packs, links and verifies, but that CRIU refuses.
+    // One of CRIU's files is missing: a dump that packs, links and verifies, but that CRIU refuses. (With a page too few
+    // CRIU 4.2 would read for ever, and only the deadline would end it.)
     let tree = dumps.path().join("tree");
     fs::create_dir(&tree).unwrap();
     let (archive, tree) = (archives[1].to_str().unwrap(), tree.to_str().unwrap());
     run(&mut command("tar", ["--zstd", "-xf", archive, "-C", tree]));
-    run(&mut command("sh", ["-c", "truncate --size=-4096 \"$0\"/checkpoint/pages-1.img", tree]));
+    fs::remove_file(Path::new(tree).join("checkpoint/mm-1.img")).unwrap();
     run(&mut command("tar", ["--zstd", "-cf", archive, "-C", tree, "."]));
     let reference = global(&registry, "sdp/broken", &keys, &archives);
     let restore = ["restore", &reference, "--key", &keys.public(), "--attempts", "2"];
