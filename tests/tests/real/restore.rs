@@ -135,7 +135,7 @@ fn whatever_is_killed_at_whichever_barrier_nothing_runs_and_a_new_restore_succee
     println!("{table}");
 }
 
-/// Holds the auditor back before `barrier`, kills, and lets it go. Gives a text for the table if the launcher cannot.
+/// Holds another member back before `barrier`, kills, and lets it go. Gives a text for the table if the launcher cannot.
 fn strike(victim: Victim, barrier: &str, launcher: &mut Child) -> Option<String> {
     let held = match barrier {
         // No CRIU yet that could be told to be the auditor's: its podman is held.
@@ -160,9 +160,11 @@ fn strike(victim: Victim, barrier: &str, launcher: &mut Child) -> Option<String>
     matches!(victim, Victim::Launcher).then(|| "(killed)".to_owned())
 }
 
-/// Stops the auditor's CRIU while it waits for its hook at `step`; gives its process id.
+/// Stops the CRIU of a member, not the victim's, while it waits for its hook at `step`; gives its process id. Whoever comes
+/// to a barrier last does not wait there, so it is either of the two.
 fn hold_criu(step: &str) -> i32 {
-    let hook = Process::wait_for("the auditor's hook", |process| process.is_hook("auditor", step));
+    let waits = |process: &Process| ["consumer", "auditor"].iter().any(|member| process.is_hook(member, step));
+    let hook = Process::wait_for("a hook that waits", waits);
     hook.signal_parent(Signal::SIGSTOP);
     hook.parent
 }
