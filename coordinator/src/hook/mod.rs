@@ -98,6 +98,9 @@ struct Refusal {
 /// What must be killed once it was said why: killing CRIU ends the engine too, and with it whoever reads its log.
 enum Kill {
     Nothing,
+    /// The system gives no handle of the first task, which CRIU holds: its number must do. Its death is enough for CRIU to
+    /// kill the rest.
+    Number(i32),
     Tasks(Tasks),
     Held(Held, Option<Guard>),
 }
@@ -114,6 +117,7 @@ impl Refusal {
         say(&words);
         match self.kill {
             Kill::Nothing => {}
+            Kill::Number(pid) => process::kill_number(pid),
             Kill::Tasks(tasks) => tasks.kill(),
             Kill::Held(held, guard) => {
                 held.kill();
@@ -198,13 +202,15 @@ fn criu_pid(env: &impl Fn(&str) -> Option<OsString>) -> Option<i32> {
 }
 
 /// What to kill of a member whose ticket cannot be had. It cannot be known whether the session dumps or restores, but
-/// only a restore comes to pre-resume and post-resume, and there only killing stops anything.
+/// only a restore comes to pre-resume, and there only killing stops anything. At post-resume it is too late: whoever came
+/// there was released, or the hook at pre-resume was lost as well.
 fn without_ticket(action: &str, env: &impl Fn(&str) -> Option<OsString>) -> Kill {
-    let Some(Ok(tasks)) = init_pid(env).map(Tasks::of) else { return Kill::Nothing };
-    match action.parse() {
-        Ok(Hook::PreResume) => Kill::Held(Held { tasks, criu: criu(criu_pid(env)) }, None),
-        Ok(Hook::PostResume) => Kill::Tasks(tasks),
-        Ok(_) | Err(_) => Kill::Nothing,
+    match (action.parse(), init_pid(env)) {
+        (Ok(Hook::PreResume), Some(pid)) => match Tasks::of(pid) {
+            Ok(tasks) => Kill::Held(Held { tasks, criu: criu(criu_pid(env)) }, None),
+            Err(_) => Kill::Number(pid),
+        },
+        (Ok(_) | Err(_), _) => Kill::Nothing,
     }
 }
 
@@ -235,7 +241,10 @@ impl Member<'_> {
         let tasks = match (self.ticket.kind, self.init) {
             // At a dump the tasks are not ours to watch: they run on, whatever happens.
             (SessionKind::Dump, _) | (SessionKind::Restore, None) => None,
-            (SessionKind::Restore, Some(pid)) => Some(Tasks::of(pid).map_err(HookError::Watch)?),
+            (SessionKind::Restore, Some(pid)) => Some(Tasks::of(pid).map_err(|error| Refusal {
+                error: HookError::Watch(error),
+                kill: if kills { Kill::Number(pid) } else { Kill::Nothing },
+            })?),
         };
         if kills {
             let tasks = tasks.ok_or(HookError::NoInit)?;
@@ -273,13 +282,13 @@ impl Member<'_> {
     fn ask(&self, tasks: Option<&Tasks>, deadline: Instant) -> Result<(), HookError> {
         match tasks {
             Some(tasks) if tasks.are_gone() => {
-                self.say(Vote::No { reason: "its tasks are gone".to_owned() }, None, deadline)
+                self.vote(Vote::No { reason: "its tasks are gone".to_owned() }, None, deadline)
             }
-            Some(_) | None => self.say(Vote::Yes, tasks, deadline),
+            Some(_) | None => self.vote(Vote::Yes, tasks, deadline),
         }
     }
 
-    fn say(&self, vote: Vote, tasks: Option<&Tasks>, deadline: Instant) -> Result<(), HookError> {
+    fn vote(&self, vote: Vote, tasks: Option<&Tasks>, deadline: Instant) -> Result<(), HookError> {
         let criu = Process::parent().map_err(HookError::Watch)?;
         let mut client = Client::connect(&self.ticket.socket, deadline).map_err(HookError::Lost)?;
         let message = Message {
@@ -300,7 +309,7 @@ impl Member<'_> {
     /// At post-resume. Tasks that were released run, whatever becomes of the rendezvous; tasks that were not must not.
     fn report(&self) -> Result<(), Refusal> {
         if Notes::in_folder(self.folder).released() {
-            return Ok(self.say(Vote::Yes, None, Instant::now() + REPORT)?);
+            return Ok(self.vote(Vote::Yes, None, Instant::now() + REPORT)?);
         }
         let kill = match self.init.map(Tasks::of) {
             Some(Ok(tasks)) => Kill::Tasks(tasks),
@@ -311,7 +320,7 @@ impl Member<'_> {
         }
         let reason = "it was resumed without having been released".to_owned();
         // Whether anybody hears it or not, it is refused.
-        let _ = self.say(Vote::No { reason }, None, Instant::now() + REPORT);
+        let _ = self.vote(Vote::No { reason }, None, Instant::now() + REPORT);
         Err(Refusal { error: HookError::NotReleased, kill })
     }
 

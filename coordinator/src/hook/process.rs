@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, getppid, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, getppid, kill_process, pidfd_open, pidfd_send_signal};
 
 /// A process, for as long as the handle lives.
 #[derive(Debug)]
@@ -50,5 +50,13 @@ impl Process {
         let mut fds = [PollFd::new(&self.handle, PollFlags::IN)];
         let time = Timespec { tv_sec: 0, tv_nsec: time.subsec_nanos().into() };
         matches!(poll(&mut fds, Some(&time)), Ok(count) if count > 0)
+    }
+}
+
+/// Kills the process that has this number now.
+pub(super) fn kill_number(pid: i32) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        // One that cannot be killed is gone.
+        let _ = kill_process(pid, Signal::KILL);
     }
 }

@@ -110,7 +110,16 @@ impl Folder {
         criu_config(&self.path, member)
     }
 
+    /// Removes it; the links first, so that no hook starts that would find half of its member's folder.
     pub(super) fn remove(&self) -> io::Result<()> {
+        for entry in std::fs::read_dir(&self.path)? {
+            match std::fs::remove_file(entry?.path().join(HOOK)) {
+                Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                    return Err(error);
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
         std::fs::remove_dir_all(&self.path)
     }
 
