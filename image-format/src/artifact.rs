@@ -1,6 +1,7 @@
 //! Either kind of document that this project keeps in a store.
 
 use crate::annotation::{MEDIA_INDEX, MEDIA_MANIFEST};
+use crate::image::DOCKER_MANIFEST;
 use crate::{CheckpointImage, Document, GlobalCheckpoint, GlobalError, ImageError};
 
 /// Why a document is neither.
@@ -38,7 +39,7 @@ impl Artifact {
     pub fn parse(document: &Document) -> Result<Self, ArtifactError> {
         match document.media_type() {
             MEDIA_INDEX => Ok(Self::Global(GlobalCheckpoint::parse(document)?)),
-            media_type if media_type == MEDIA_MANIFEST || media_type.contains("docker.distribution.manifest.v") => {
+            media_type if media_type == MEDIA_MANIFEST || media_type.starts_with(DOCKER_MANIFEST) => {
                 Ok(Self::Member(CheckpointImage::parse(document)?))
             }
             media_type => Err(ArtifactError::MediaType { media_type: media_type.chars().take(160).collect() }),

@@ -53,7 +53,10 @@ impl Document {
 /// # Errors
 /// A value that has no JSON form (a map whose keys are not text).
 pub fn canonical_json<T: Serialize>(value: &T) -> Result<Vec<u8>, serde_json::Error> {
-    serde_json::to_vec(&serde_json::to_value(value)?)
+    let mut value = serde_json::to_value(value)?;
+    // Sorted as it is, unless some dependency of the program turns on serde_json's `preserve_order`.
+    value.sort_all_objects();
+    serde_json::to_vec(&value)
 }
 
 #[cfg(test)]

@@ -101,7 +101,7 @@ pub struct Facts {
     /// Processes, in CRIU's order: parents before children.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub processes: Vec<Process>,
-    /// Bytes of memory in the dump's own pages files.
+    /// Bytes of memory in the dump's own pages files; absent also where the size of a page is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pages_bytes: Option<u64>,
     /// CRIU's own timings of the dump.
@@ -216,3 +216,6 @@ impl CpuFact {
         FLAGS.iter().filter(|(mask, _)| self.xstate & mask != 0).map(|(_, flag)| *flag).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

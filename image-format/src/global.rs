@@ -147,14 +147,16 @@ impl GlobalCheckpoint {
             return Err(GlobalError::MediaType { media_type: document.media_type().chars().take(160).collect() });
         }
         let limit = Limits::default().document_bytes;
-        let index: oci::ImageIndex =
-            json::parse_strict(document.bytes(), limit).map_err(|source| GlobalError::Json { source })?;
+        let unreadable = |source| GlobalError::Json { source };
+        let value = json::parse_strict(document.bytes(), limit).map_err(unreadable)?;
+        let version = FormatVersion::read(&value).map_err(GlobalError::Version)?;
+        let index: oci::ImageIndex = json::typed(value).map_err(unreadable)?;
         let artifact_type = index.artifact_type().as_ref().map(ToString::to_string).unwrap_or_default();
         if artifact_type != GLOBAL_ARTIFACT_TYPE {
             return Err(GlobalError::ArtifactType { found: artifact_type.chars().take(160).collect() });
         }
         let mut annotations = image::sorted(index.annotations().as_ref());
-        FormatVersion::read(&annotations).map_err(GlobalError::Version)?.ok_or(GlobalError::Missing { key: FORMAT })?;
+        version.ok_or(GlobalError::Missing { key: FORMAT })?;
         annotations.remove(FORMAT);
         check_schema(&index)?;
         let application = required(&mut annotations, APPLICATION)?;
@@ -327,3 +329,6 @@ fn oci_entry(member: &MemberEntry) -> Result<oci::Descriptor, BuildError> {
     entry.set_annotations(Some(annotations.into_iter().collect()));
     Ok(entry)
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,6 +19,9 @@ use crate::{Compression, Descriptor, Digest, Document, DumpKind, LayerContent, L
 /// Layers of one image. Real images have a handful and one more for every 256 MiB of memory.
 pub(crate) const MAX_LAYERS: usize = 4096;
 
+/// How the media types of Docker's manifests and manifest lists begin.
+pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.";
+
 /// Why a document is not a checkpoint image that can be used. The messages go after the image's name.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -160,14 +163,15 @@ impl CheckpointImage {
     pub fn parse(document: &Document) -> Result<Self, ImageError> {
         check_media_type(document.media_type())?;
         let limit = Limits::default().document_bytes;
-        let manifest: oci::ImageManifest = json::parse_strict(document.bytes(), limit)
-            .map_err(|source| ImageError::Json { what: "a manifest", source })?;
+        let unreadable = |source| ImageError::Json { what: "a manifest", source };
+        let value = json::parse_strict(document.bytes(), limit).map_err(unreadable)?;
+        let version = FormatVersion::read(&value).map_err(ImageError::Version)?;
+        let manifest: oci::ImageManifest = json::typed(value).map_err(unreadable)?;
         if manifest.schema_version() != 2 {
             return Err(ImageError::SchemaVersion { version: manifest.schema_version() });
         }
         check_inner_media_type(manifest.media_type().as_ref(), document.media_type())?;
         let annotations = sorted(manifest.annotations().as_ref());
-        let version = FormatVersion::read(&annotations).map_err(ImageError::Version)?;
         if version.is_none() && !is_foreign_checkpoint(&annotations) {
             return Err(ImageError::NotACheckpoint);
         }
@@ -247,6 +251,7 @@ impl CheckpointImage {
     pub fn parse_config(&self, document: &Document) -> Result<ImageConfig, ImageError> {
         let limit = Limits::default().document_bytes;
         let config: oci::ImageConfiguration = json::parse_strict(document.bytes(), limit)
+            .and_then(json::typed)
             .map_err(|source| ImageError::Json { what: "a config", source })?;
         let diff_ids = config.rootfs().diff_ids().iter().map(|text| digest("a layer", text));
         let diff_ids = diff_ids.collect::<Result<Vec<_>, _>>()?;
@@ -280,7 +285,7 @@ fn check_media_type(media_type: &str) -> Result<(), ImageError> {
         return Ok(());
     }
     let media_type = media_type.chars().take(160).collect::<String>();
-    if media_type.starts_with("application/vnd.docker.distribution.manifest.") {
+    if media_type.starts_with(DOCKER_MANIFEST) {
         Err(ImageError::Docker { media_type })
     } else {
         Err(ImageError::MediaType { media_type })

@@ -36,11 +36,16 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], limit: u64) -> Result<T, 
 
 /// Reads a document whose every part counts, such as a signed manifest: no key may be there twice, at any place, since
 /// readers differ in which of the two they take.
-pub(crate) fn parse_strict<T: DeserializeOwned>(bytes: &[u8], limit: u64) -> Result<T, JsonError> {
+pub(crate) fn parse_strict(bytes: &[u8], limit: u64) -> Result<Value, JsonError> {
     check_bounds(bytes, limit)?;
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = StrictValue.deserialize(&mut deserializer).map_err(JsonError::Syntax)?;
     deserializer.end().map_err(JsonError::Syntax)?;
+    Ok(value)
+}
+
+/// Takes a value as one of a type.
+pub(crate) fn typed<T: DeserializeOwned>(value: Value) -> Result<T, JsonError> {
     serde_json::from_value(value).map_err(JsonError::Syntax)
 }
 
@@ -145,11 +150,11 @@ mod tests {
     #[test]
     fn keys_may_be_there_once_only() {
         for twice in [r#"{"a":1,"a":1}"#, r#"[{"b":{"a":1,"\u0061":2}}]"#] {
-            let error = parse_strict::<Value>(twice.as_bytes(), 100).unwrap_err();
+            let error = parse_strict(twice.as_bytes(), 100).unwrap_err();
             assert!(error.source().unwrap().to_string().contains("the key \"a\" is there twice"), "{error:?}");
             assert!(parse::<Value>(twice.as_bytes(), 100).is_ok());
         }
-        assert!(parse_strict::<Value>(br#"{"a":{"a":1}} {}"#, 100).is_err(), "trailing data");
+        assert!(parse_strict(br#"{"a":{"a":1}} {}"#, 100).is_err(), "trailing data");
     }
 
     #[test]
@@ -157,12 +162,12 @@ mod tests {
         let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
         let hidden = format!(r#"{{"unknown":{deep}}}"#);
         for text in [&deep, &hidden] {
-            assert!(matches!(parse_strict::<Value>(text.as_bytes(), 1 << 20), Err(JsonError::TooDeep)));
+            assert!(matches!(parse_strict(text.as_bytes(), 1 << 20), Err(JsonError::TooDeep)));
             assert!(matches!(parse::<Unread>(text.as_bytes(), 1 << 20), Err(JsonError::TooDeep)));
         }
-        assert!(matches!(parse_strict::<Value>(b"[1,2,3]", 6), Err(JsonError::TooLarge { size: 7, limit: 6 })));
+        assert!(matches!(parse_strict(b"[1,2,3]", 6), Err(JsonError::TooLarge { size: 7, limit: 6 })));
         let brackets_in_text = format!(r#"{{"text":"{}\"["}}"#, "[".repeat(1000));
-        assert!(parse_strict::<Value>(brackets_in_text.as_bytes(), 1 << 20).is_ok());
+        assert!(parse_strict(brackets_in_text.as_bytes(), 1 << 20).is_ok());
     }
 
     #[derive(Debug, serde::Deserialize)]
@@ -172,7 +177,7 @@ mod tests {
         #[test]
         fn strict_reading_is_reading(text in "[\\[\\]{}\",:0-9a-c\\\\ .e-]{0,40}") {
             let plain = serde_json::from_str::<Value>(&text).ok();
-            let strict = parse_strict::<Value>(text.as_bytes(), 100).ok();
+            let strict = parse_strict(text.as_bytes(), 100).ok();
             prop_assert!(strict.is_none() || strict == plain);
         }
     }

@@ -1,8 +1,9 @@
 //! The version of the format, as it stands in every document that this project writes.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+
+use serde_json::Value;
 
 use crate::annotation::{FORMAT, FORMAT_VERSION};
 
@@ -37,12 +38,13 @@ impl FormatVersion {
     /// The newest major version that is read, which is the one that is written.
     const MAJOR: u32 = 1;
 
-    /// The version that a document's annotations state; `None` if they state none.
-    pub(crate) fn read(annotations: &BTreeMap<String, String>) -> Result<Option<Self>, FormatVersionError> {
-        let Some(text) = annotations.get(FORMAT) else {
+    /// The version that a document's annotations state; `None` if they state none. It is looked for before anything else
+    /// is made of the document, since a newer version may look different in every other place.
+    pub(crate) fn read(document: &Value) -> Result<Option<Self>, FormatVersionError> {
+        let Some(text) = document.get("annotations").and_then(|annotations| annotations.get(FORMAT)) else {
             return Ok(None);
         };
-        let found: Self = text.parse()?;
+        let found: Self = text.as_str().unwrap_or_default().parse()?;
         if found.major > Self::MAJOR { Err(FormatVersionError::Newer { found }) } else { Ok(Some(found)) }
     }
 }
@@ -73,8 +75,10 @@ mod tests {
 
     #[test]
     fn newer_major_versions_are_refused() {
-        let read = |text: &str| FormatVersion::read(&BTreeMap::from([(FORMAT.to_owned(), text.to_owned())]));
-        assert_eq!(FormatVersion::read(&BTreeMap::new()), Ok(None));
+        let read = |text: &str| FormatVersion::read(&serde_json::json!({"annotations": {FORMAT: text}}));
+        for none in [serde_json::json!({}), serde_json::json!([1]), serde_json::json!({"annotations": {}})] {
+            assert_eq!(FormatVersion::read(&none), Ok(None));
+        }
         assert_eq!(read(FORMAT_VERSION).unwrap().unwrap().major, FormatVersion::MAJOR);
         assert_eq!(read("1.99"), Ok(Some(FormatVersion { major: 1, minor: 99 })));
         assert!(matches!(read("2.0"), Err(FormatVersionError::Newer { .. })));

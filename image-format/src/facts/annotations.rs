@@ -37,6 +37,8 @@ impl Facts {
     fn common(&self) -> [(&'static str, Option<&str>); 19] {
         const NO_POD: &Pod = &Pod { name: None, id: None, namespace: None, uid: None };
         let pod = self.pod.as_ref().unwrap_or(NO_POD);
+        // The vocabulary has podman's word for the name as the user gave it, and one for Kubernetes.
+        let raw_image_name = if self.kind == DumpKind::Podman { "rawImageName" } else { "rootfsImageUserRequested" };
         [
             ("engine.name", self.engine_name()),
             ("engine.version", self.engine_version.as_deref()),
@@ -47,7 +49,7 @@ impl Facts {
             ("pod.uid", pod.uid.as_deref()),
             ("rootfsImageName", self.rootfs_image_name.as_deref()),
             ("rootfsImageID", self.rootfs_image_id.as_deref()),
-            ("rootfsImageUserRequested", self.raw_image_name.as_deref()),
+            (raw_image_name, self.raw_image_name.as_deref()),
             ("runtime.name", self.runtime_name.as_deref()),
             ("runtime.version", self.runtime_version.as_deref()),
             ("criu.version", self.criu_version.as_deref()),

@@ -14,19 +14,21 @@ use crate::timestamp::is_rfc3339;
 use crate::{DumpKind, annotation};
 
 /// Bytes of a configuration that an engine wrote; real ones have some 30 KiB.
-const MAX_CONFIG: u64 = 16 << 20;
+const MAX_CONFIG: u64 = 8 << 20;
 /// Bytes of the other small JSON files.
 const MAX_STATUS: u64 = 1 << 20;
 /// Bytes of the log's head.
 const MAX_LOG_HEAD: u64 = 16 << 10;
-/// Bytes of an image file that has one short record.
-const MAX_RECORD: u64 = 1 << 20;
-/// Bytes of an image file with a record a process, a file or a run of pages.
+/// Bytes of an image file that has one short record, or one a process.
+const MAX_RECORDS: u64 = 1 << 20;
+/// Bytes of an image file with a record a file or a run of pages.
 const MAX_TABLE: u64 = 8 << 20;
+/// TCP connections that are kept.
+const MAX_CONNECTIONS: usize = 1 << 16;
+/// Characters of a process' name that are kept; the kernel gives it 15 bytes.
+const MAX_COMMAND: usize = 64;
 /// Versions of CRIU's images that are known: without and with the common magic.
 const IMAGE_VERSIONS: std::ops::RangeInclusive<u32> = 1..=2;
-/// Bytes of a page. CRIU writes pages of 4 KiB also where the kernel has larger ones.
-const PAGE: u64 = 4096;
 
 /// Year of the time that Go programs write when they have none.
 const GO_ZERO_YEAR: &str = "0001-";
@@ -105,8 +107,8 @@ impl Source {
             Self::Config | Self::Spec => MAX_CONFIG,
             Self::NetworkStatus | Self::ContainerStatus | Self::Descriptors => MAX_STATUS,
             Self::Log => MAX_LOG_HEAD,
-            Self::Image(ImageKind::Inventory | ImageKind::Core | ImageKind::Stats) => MAX_RECORD,
-            Self::Image(ImageKind::Pstree | ImageKind::Files | ImageKind::Pagemap) => MAX_TABLE,
+            Self::Image(ImageKind::Inventory | ImageKind::Core | ImageKind::Stats | ImageKind::Pstree) => MAX_RECORDS,
+            Self::Image(ImageKind::Files | ImageKind::Pagemap) => MAX_TABLE,
         }
     }
 }
@@ -205,7 +207,7 @@ impl FactsBuilder {
                 }
                 let id = name.trim_start_matches("checkpoint/core-").trim_end_matches(".img").parse();
                 if let (Ok(id), Some(task)) = (id, core.task) {
-                    self.commands.insert(id, task.command);
+                    self.commands.insert(id, task.command.chars().take(MAX_COMMAND).collect());
                 }
             }
             ImageKind::Pstree => {
@@ -226,7 +228,8 @@ impl FactsBuilder {
                 self.big_endian = records.is_big_endian();
                 let mut sockets = Vec::new();
                 while let Some(file) = records.next_record::<File>().map_err(criu)? {
-                    sockets.extend(file.socket.filter(is_connection));
+                    let full = sockets.len() >= MAX_CONNECTIONS;
+                    sockets.extend(file.socket.filter(|socket| !full && is_connection(socket)));
                 }
                 self.sockets = Some(sockets);
             }
@@ -251,9 +254,12 @@ impl FactsBuilder {
         let mut recorded = |key: &str| self.recorded.remove(key);
         let (config, spec) = (self.config, self.spec);
         let spec_annotations = spec.annotations.unwrap_or_default();
-        let name = ["io.kubernetes.container.name", "io.kubernetes.cri.container-name"]
-            .iter()
-            .find_map(|key| spec_annotations.get(*key).cloned());
+        let key = match kind {
+            DumpKind::CriO => Some("io.kubernetes.container.name"),
+            DumpKind::Containerd => Some("io.kubernetes.cri.container-name"),
+            DumpKind::Podman | DumpKind::Runc => None,
+        };
+        let name = key.and_then(|key| spec_annotations.get(key).cloned());
         let mounts = spec.mounts.unwrap_or_default().into_iter();
         let mut labels = config.labels.unwrap_or_default();
         labels.append(&mut self.status_labels);
@@ -350,7 +356,8 @@ impl FactsBuilder {
             let dump = self.stats.dump.as_ref()?;
             Some(dump.pages_written.saturating_add(dump.shared_pages_written.unwrap_or(0)))
         };
-        counted.or_else(written).map(|pages| pages.saturating_mul(PAGE))
+        let page_size = page_size(self.architecture?)?;
+        counted.or_else(written).map(|pages| pages.saturating_mul(page_size))
     }
 
     /// Pods of podman stand in config.dump; those of Kubernetes in annotations that CRI-O and containerd name differently.
@@ -366,6 +373,11 @@ impl FactsBuilder {
         };
         (pod != Pod::default()).then_some(pod)
     }
+}
+
+/// Bytes of a page, where the architecture has one size. The others' is the kernel's choice, and no image tells it.
+fn page_size(architecture: &str) -> Option<u64> {
+    matches!(architecture, "amd64" | "arm" | "riscv64" | "s390x").then_some(4096)
 }
 
 /// podman 3 wrote a list of plugin results here, which says nothing by network name; podman 4 and later write a map.

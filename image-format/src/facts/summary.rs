@@ -38,7 +38,7 @@ impl Facts {
         tree
     }
 
-    /// What `inspect` shows: processes, memory, networks, connections and mounts, a line each, without a line's end.
+    /// What `inspect` shows: processes, memory, networks, connections and the mounts that a person asked for, a line each, without a line's end.
     /// Control characters are escaped, since names in a dump are anyone's choice.
     #[must_use]
     pub fn summary(&self) -> Vec<String> {
@@ -74,7 +74,10 @@ impl Facts {
             line("volume", volume);
         }
         for mount in self.mounts.iter().filter(|mount| mount.kind.as_deref() == Some("bind")) {
-            line("mount", &format!("{} from {}", mount.destination, mount.source.as_deref().unwrap_or("?")));
+            let source = mount.source.as_deref().unwrap_or("?");
+            if !self.is_engines_own(source) {
+                line("mount", &format!("{} from {source}", mount.destination));
+            }
         }
         for connection in &self.connections {
             line("connection", &format!("tcp {} - {}", connection.local, connection.remote));
@@ -83,6 +86,15 @@ impl Facts {
             line("process", &process_text(depth, process));
         }
         lines
+    }
+
+    /// Whether a mount comes from the engine's folder for this container (hosts, resolv.conf and the like), or is one of the
+    /// volumes, which have lines of their own.
+    fn is_engines_own(&self, source: &str) -> bool {
+        let mut parts = source.split('/');
+        parts.any(|part| {
+            self.container_id.as_deref() == Some(part) || self.named_volumes.iter().any(|name| name == part)
+        })
     }
 
     fn engine_text(&self) -> String {
