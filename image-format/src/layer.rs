@@ -143,23 +143,37 @@ fn write_layer(
     chunks: &Receiver<Chunk>,
     give_back: &SyncSender<Vec<u8>>,
 ) -> io::Result<LayerInfo> {
-    let mut tar = HashWriter::new(Encoder::new(HashWriter::new(sink), compression)?);
-    loop {
-        match chunks.recv() {
-            Ok(Chunk::Bytes(chunk, filled)) => {
-                tar.write_all(&chunk[..filled])?;
-                // The writer may have finished and be gone; then nobody needs the memory.
-                drop(give_back.try_send(chunk));
-            }
-            Ok(Chunk::End) => break,
-            Err(_) => return Err(io::Error::other("the layer was given up")),
-        }
+    if compression == Compression::None {
+        // The tar is the blob: one digest is enough.
+        let mut tar = HashWriter::new(sink);
+        write_chunks(chunks, give_back, &mut tar)?;
+        let (sink, digest, size) = tar.finish();
+        sink.commit(digest, size)?;
+        let descriptor = Descriptor { media_type: compression.layer_media_type(), digest, size };
+        return Ok(LayerInfo { descriptor, diff_id: digest, diff_size: size, content });
     }
+    let mut tar = HashWriter::new(Encoder::new(HashWriter::new(sink), compression)?);
+    write_chunks(chunks, give_back, &mut tar)?;
     let (encoder, diff_id, diff_size) = tar.finish();
     let (sink, digest, size) = encoder.finish()?.finish();
     sink.commit(digest, size)?;
     let descriptor = Descriptor { media_type: compression.layer_media_type(), digest, size };
     Ok(LayerInfo { descriptor, diff_id, diff_size, content })
+}
+
+/// Writes what comes until the layer is complete; an error if it never will be.
+fn write_chunks(chunks: &Receiver<Chunk>, give_back: &SyncSender<Vec<u8>>, to: &mut impl Write) -> io::Result<()> {
+    loop {
+        match chunks.recv() {
+            Ok(Chunk::Bytes(chunk, filled)) => {
+                to.write_all(&chunk[..filled])?;
+                // The writer may have finished and be gone; then nobody needs the memory.
+                drop(give_back.try_send(chunk));
+            }
+            Ok(Chunk::End) => return Ok(()),
+            Err(_) => return Err(io::Error::other("the layer was given up")),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -21,7 +21,6 @@ mod kind;
 mod layer;
 mod limits;
 mod pack;
-mod time;
 mod timestamp;
 mod unpack;
 mod version;

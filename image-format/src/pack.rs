@@ -10,7 +10,7 @@ use crate::dump::{DumpError, DumpSource, Recognizer};
 use crate::facts::{Facts, FactsBuilder, FactsError};
 use crate::image::{BuildError, ImageMetadata, build_config, build_manifest};
 use crate::layer::{AppendError, LayerInfo, LayerWriter};
-use crate::{BlobStore, Compression, Digest, Document, LayerContent, Limits, MemberId, time};
+use crate::{BlobStore, Compression, Digest, Document, LayerContent, Limits, MemberId, timestamp};
 
 /// Plain bytes after which a layer of pages takes no further file. Blobs of bounded size are sent side by side, and
 /// those that arrived are not sent again after a break.
@@ -114,7 +114,7 @@ pub fn pack(source: DumpSource, options: &PackOptions, store: &dyn BlobStore) ->
     })?;
     let kind = packed.recognizer.finish().map_err(|source| DumpError::Unknown { path, source })?;
     let facts = packed.facts.finish(kind);
-    let created = options.created.clone().unwrap_or_else(|| time::rfc3339(packed.inventory_mtime));
+    let created = options.created.clone().unwrap_or_else(|| timestamp::rfc3339(packed.inventory_mtime));
 
     let config = build_config(&facts, Some(&created), &packed.layers)?;
     put(store, &config).map_err(|source| PackError::Store { what: "config", source })?;

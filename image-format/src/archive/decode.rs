@@ -75,7 +75,7 @@ impl<R: BufRead> Frame<R> {
 impl<R: Read> Read for Decoder<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         while let Some(frame) = &mut self.frame {
-            let read = frame.read(buf)?;
+            let read = frame.read(buf).map_err(|error| name_window(error, self.window_log))?;
             if read > 0 || buf.is_empty() {
                 return Ok(read);
             }
@@ -92,6 +92,14 @@ impl<R: Read> fmt::Debug for Decoder<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Decoder").finish_non_exhaustive()
     }
+}
+
+/// zstd tells its errors apart by text alone once they have become an [`io::Error`].
+fn name_window(error: io::Error, limit: u32) -> io::Error {
+    if error.kind() == io::ErrorKind::Other && error.to_string() == "Frame requires too much memory for decoding" {
+        return io::Error::other(ArchiveError::WindowTooLarge { limit });
+    }
+    error
 }
 
 /// Marks what the input itself reports, so that a blob that could not be fetched is told from one that is corrupt.
@@ -153,7 +161,8 @@ mod tests {
         let bytes = encoder.finish().unwrap();
         assert!(decode(Compression::Zstd, &bytes, &Limits::default()).is_ok());
         let limits = Limits { zstd_window_log: 23, ..Limits::default() };
-        assert!(matches!(decode(Compression::Zstd, &bytes, &limits), Err(ArchiveError::Read(_))));
+        let result = decode(Compression::Zstd, &bytes, &limits);
+        assert!(matches!(result, Err(ArchiveError::WindowTooLarge { limit: 23 })), "{result:?}");
     }
 
     #[test]

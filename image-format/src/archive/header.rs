@@ -28,12 +28,13 @@ pub(crate) fn write_header(entry: &Entry, mtime: u64, out: &mut impl Write) -> i
             (b'5', &[][..], 0)
         }
     };
-    let mut header = Header::new(kind, entry.mode, mtime);
+    let mut header = Header::new(kind, entry.mode);
+    header.text(0..100, b"path", &name);
+    header.text(157..257, b"linkpath", target);
     header.number(124..136, b"size", size);
     header.number(108..116, b"uid", entry.uid);
     header.number(116..124, b"gid", entry.gid);
-    header.text(0..100, b"path", &name);
-    header.text(157..257, b"linkpath", target);
+    header.number(136..148, b"mtime", mtime);
     for (key, value) in &entry.xattrs {
         header.record(&[XATTR_RECORD, key].concat(), value);
     }
@@ -50,14 +51,13 @@ struct Header {
 }
 
 impl Header {
-    fn new(kind: u8, mode: u32, mtime: u64) -> Self {
+    fn new(kind: u8, mode: u32) -> Self {
         let mut header = Self { block: [0; BLOCK], records: Vec::new() };
         header.block[156] = kind;
         header.block[257..265].copy_from_slice(b"ustar\x0000");
         header.octal(100..108, u64::from(mode & 0o7777));
         header.octal(329..337, 0);
         header.octal(337..345, 0);
-        header.number(136..148, b"mtime", mtime);
         header
     }
 
@@ -101,11 +101,12 @@ impl Header {
 
     fn write(mut self, out: &mut impl Write) -> io::Result<()> {
         if !self.records.is_empty() {
-            let mut extension = Self::new(b'x', 0, 0);
+            let mut extension = Self::new(b'x', 0);
             extension.block[..10].copy_from_slice(b"PaxHeaders");
             extension.octal(124..136, self.records.len() as u64);
             extension.octal(108..116, 0);
             extension.octal(116..124, 0);
+            extension.octal(136..148, 0);
             extension.seal();
             out.write_all(&extension.block)?;
             out.write_all(&self.records)?;

@@ -200,6 +200,12 @@ pub enum ArchiveError {
     /// Something follows the archive's end.
     #[error("there is data after the end of the archive")]
     TrailingData,
+    /// A zstd frame that needs more memory than allowed.
+    #[error("a zstd frame asks for a window of more than 2^{limit} bytes")]
+    WindowTooLarge {
+        /// [`crate::Limits::zstd_window_log`].
+        limit: u32,
+    },
     /// A file that grew, shrank or changed its type while it was read.
     #[error("entry {entry}: changed while it was read")]
     Changed {

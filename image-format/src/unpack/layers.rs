@@ -7,7 +7,7 @@ use super::UnpackError;
 use crate::archive::{ArchiveError, ArchiveReader, Decoder, Entries, Entry, EntryKind, Guard};
 use crate::dump::{RecognizeError, Recognizer};
 use crate::image::{CheckpointImage, LayerRef};
-use crate::{BlobSource, Digest, Document, HashReader, LayerContent, Limits, time};
+use crate::{BlobSource, Digest, Document, HashReader, LayerContent, Limits, timestamp};
 
 /// The layers of one image, one after the other. Nothing that came out of one may be relied on before
 /// [`Layers::next_layer`] or [`Layers::finish`] has returned without an error after it.
@@ -46,7 +46,7 @@ impl<'a> Layers<'a> {
             image: digest,
             blobs,
             limits: limits.clone(),
-            created: config.created.and_then(|created| time::seconds(&created)).unwrap_or(0),
+            created: config.created.and_then(|created| timestamp::seconds(&created)).unwrap_or(0),
             rest: layers.into_iter(),
             current: None,
             guard: Guard::new(limits),

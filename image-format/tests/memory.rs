@@ -1,0 +1,145 @@
+//! Memory is constant. A test program of its own, since the system counts memory by process.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Cursor, Read, Write};
+use std::path::Path;
+
+use image_format::{
+    BlobSink, BlobSource, BlobStore, CheckpointImage, Compression, Descriptor, Digest, DumpSource, LayerContent,
+    PackOptions, UnpackOptions, pack, unpack_archive,
+};
+
+/// Bytes that packing and unpacking may need at most, for a dump of any size.
+const BOUND: u64 = 64 << 20;
+/// Twelve times the bound; three layers of pages.
+const PAGES_FILE: u64 = 128 << 20;
+const PAGES_FILES: u64 = 6;
+
+/// Blobs as files, so that the store does not count.
+struct Folder<'a>(&'a Path);
+
+struct Sink {
+    file: File,
+    temporary: tempfile::TempPath,
+    folder: std::path::PathBuf,
+}
+
+impl BlobStore for Folder<'_> {
+    fn create(&self) -> io::Result<Box<dyn BlobSink>> {
+        let (file, temporary) = tempfile::NamedTempFile::new_in(self.0)?.into_parts();
+        Ok(Box::new(Sink { file, temporary, folder: self.0.to_owned() }))
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.file.write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl BlobSink for Sink {
+    fn commit(self: Box<Self>, digest: Digest, _: u64) -> io::Result<()> {
+        self.temporary.persist(self.folder.join(digest.hex()))?;
+        Ok(())
+    }
+}
+
+impl BlobSource for Folder<'_> {
+    fn open(&self, descriptor: &Descriptor) -> io::Result<Box<dyn Read + Send>> {
+        Ok(Box::new(File::open(self.0.join(descriptor.digest.hex()))?))
+    }
+}
+
+/// Memory as processes have it: pages that are empty, that repeat, and that do not compress.
+struct Pages(u64);
+
+impl Read for Pages {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        for page in buf.chunks_mut(4096) {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let mut word = self.0 >> 32;
+            match word % 3 {
+                0 => page.fill(0),
+                1 => page.fill(word as u8),
+                _ => page.fill_with(|| {
+                    word ^= word << 13;
+                    word ^= word >> 7;
+                    word ^= word << 17;
+                    word as u8
+                }),
+            }
+        }
+        Ok(buf.len())
+    }
+}
+
+fn peak() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// A real dump with far more pages than it had.
+fn write_dump(path: &Path) {
+    let real = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/dumps/podman-none.tar");
+    let mut dump = tar::Builder::new(zstd::Encoder::new(BufWriter::new(File::create(path).unwrap()), 1).unwrap());
+    for entry in tar::Archive::new(File::open(real).unwrap()).entries().unwrap() {
+        let entry = entry.unwrap();
+        if !entry.path_bytes().starts_with(b"checkpoint/pages-") {
+            dump.append(&entry.header().clone(), entry).unwrap();
+        }
+    }
+    for number in 1..=PAGES_FILES {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o600);
+        header.set_size(PAGES_FILE);
+        let pages = io::BufReader::with_capacity(64 << 10, Pages(number)).take(PAGES_FILE);
+        dump.append_data(&mut header, format!("checkpoint/pages-{number}.img"), pages).unwrap();
+    }
+    dump.into_inner().unwrap().finish().unwrap();
+}
+
+#[test]
+fn memory_does_not_grow_with_the_dump() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (dump, blobs) = (scratch.path().join("dump"), scratch.path().join("blobs"));
+    fs::create_dir(&blobs).unwrap();
+    write_dump(&dump);
+    for compression in [Compression::Zstd, Compression::Gzip] {
+        let store = Folder(&blobs);
+        let options = PackOptions { compression, ..PackOptions::default() };
+        let packed = pack(DumpSource::open(&dump, None).unwrap(), &options, &store).unwrap();
+        let pages = packed.layers.iter().filter(|layer| layer.content == LayerContent::Pages);
+        assert_eq!(pages.count() as u64, PAGES_FILES / 2, "two files are over 256 MiB");
+        let image = CheckpointImage::parse(&packed.manifest).unwrap();
+        unpack_archive(&image, &store, Compression::Zstd, &UnpackOptions::default(), io::sink()).unwrap();
+        assert!(peak() < BOUND, "{compression}: {} bytes", peak());
+    }
+    refuse_bombs(scratch.path());
+    assert!(peak() < BOUND, "bombs: {} bytes", peak());
+}
+
+/// Input that is small and asks for much.
+fn refuse_bombs(scratch: &Path) {
+    let zeros = |mut header: tar::Header, size: u64, length: u64| {
+        header.set_size(size);
+        header.set_cksum();
+        Cursor::new(header.as_bytes().to_vec()).chain(io::repeat(0).take(length))
+    };
+    let file = tar::Header::new_gnu();
+    let mut extension = tar::Header::new_ustar();
+    extension.set_entry_type(tar::EntryType::XHeader);
+    let mut long_name = tar::Header::new_gnu();
+    long_name.set_entry_type(tar::EntryType::GNULongName);
+    for bomb in [zeros(file, 1 << 62, 1 << 30), zeros(extension, 1 << 30, 1 << 30), zeros(long_name, 1 << 30, 1 << 30)]
+    {
+        let path = scratch.join("bomb");
+        zstd::stream::copy_encode(bomb, File::create(&path).unwrap(), 1).unwrap();
+        let blobs = Folder(scratch);
+        assert!(pack(DumpSource::open(&path, None).unwrap(), &PackOptions::default(), &blobs).is_err());
+    }
+}
