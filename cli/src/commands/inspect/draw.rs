@@ -87,8 +87,9 @@ fn join(ids: &[MemberId]) -> String {
     ids.iter().map(MemberId::as_str).collect::<Vec<_>>().join(", ")
 }
 
-fn total(sizes: impl Iterator<Item = Option<u64>>) -> Option<u64> {
-    sizes.sum()
+/// The sum, if all are known. What an image says of its sizes may be anything.
+fn total(mut sizes: impl Iterator<Item = Option<u64>>) -> Option<u64> {
+    sizes.try_fold(0, |sum: u64, size| size.map(|size| sum.saturating_add(size)))
 }
 
 /// `3.4 MiB, plain 5.6 MiB`, as far as known.
