@@ -73,8 +73,11 @@ impl Facts {
         for volume in &self.named_volumes {
             line("volume", volume);
         }
-        for mount in self.mounts.iter().filter(|mount| mount.kind.as_deref() == Some("bind")) {
-            line("mount", &format!("{} from {}", mount.destination, mount.source.as_deref().unwrap_or("?")));
+        let bound = self.mounts.iter().filter(|mount| mount.kind.as_deref() == Some("bind"));
+        for (destination, source) in bound.filter_map(|mount| Some((&mount.destination, mount.source.as_deref()?))) {
+            if !is_engines_own(source) {
+                line("mount", &format!("{destination} from {source}"));
+            }
         }
         for connection in &self.connections {
             line("connection", &format!("tcp {} - {}", connection.local, connection.remote));
@@ -103,6 +106,11 @@ impl Facts {
         let parts: Vec<String> = self.architecture.clone().into_iter().chain(kernel).collect();
         (!parts.is_empty()).then(|| parts.join(", "))
     }
+}
+
+/// What podman and CRI-O mount into every container from folders of theirs, and volumes, which have lines of their own.
+fn is_engines_own(source: &str) -> bool {
+    source.contains("/overlay-containers/") || (source.contains("/volumes/") && source.ends_with("/_data"))
 }
 
 fn network_text(network: &super::NetworkFact) -> String {
