@@ -22,6 +22,8 @@ pub const PREDECESSOR: &str = "io.syncpoint.predecessor";
 pub const DUMP_KIND: &str = "io.syncpoint.dump.kind";
 /// On a layer: what it holds, `state`, `files` or `pages`.
 pub const LAYER_CONTENT: &str = "io.syncpoint.layer.content";
+/// On a layer: bytes of its plain tar, decimal. For people and for planning; nothing is allotted or trusted by it.
+pub const LAYER_PLAIN_SIZE: &str = "io.syncpoint.layer.plain-size";
 /// Artifact type of a global checkpoint's index.
 pub const GLOBAL_ARTIFACT_TYPE: &str = "application/vnd.syncpoint.global-checkpoint.v1";
 /// Prefix of podman's annotations; `runtime.name` below it is what makes `podman run` restore an image.

@@ -10,7 +10,8 @@ pub use build::{BuildError, ImageMetadata, build_config, build_manifest};
 pub(crate) use build::{check_reserved, checked_created, document, oci_descriptor, write_error};
 
 use crate::annotation::{
-    CRIO_NAME, CRIU_PREFIX, DEPENDS_ON, DUMP_KIND, LAYER_CONTENT, MEDIA_CONFIG, MEDIA_MANIFEST, MEMBER, PODMAN_PREFIX,
+    CRIO_NAME, CRIU_PREFIX, DEPENDS_ON, DUMP_KIND, LAYER_CONTENT, LAYER_PLAIN_SIZE, MEDIA_CONFIG, MEDIA_MANIFEST,
+    MEMBER, PODMAN_PREFIX,
 };
 use crate::json::{self, JsonError};
 use crate::version::{FormatVersion, FormatVersionError};
@@ -140,6 +141,8 @@ pub struct LayerRef {
     pub content: Option<LayerContent>,
     /// How it is compressed.
     pub compression: Compression,
+    /// Bytes of the plain tar, as far as the image says; not checked, and so not to be relied on.
+    pub plain_size: Option<u64>,
 }
 
 /// The checkpoint image of one member: this project's, podman's own, or one that follows CRI-O or checkpointctl.
@@ -341,8 +344,10 @@ fn layers(descriptors: &[oci::Descriptor]) -> Result<Vec<LayerRef>, ImageError> 
         if first != second {
             return Err(ImageError::TwoSizes { digest, first, second });
         }
-        let content = layer.annotations().as_ref().and_then(|annotations| annotations.get(LAYER_CONTENT)?.parse().ok());
-        Ok(LayerRef { descriptor, content, compression })
+        let said = |key: &str| layer.annotations().as_ref().and_then(|annotations| annotations.get(key));
+        let content = said(LAYER_CONTENT).and_then(|text| text.parse().ok());
+        let plain_size = said(LAYER_PLAIN_SIZE).and_then(|text| text.parse().ok());
+        Ok(LayerRef { descriptor, content, compression, plain_size })
     };
     descriptors.iter().enumerate().map(layer).collect()
 }

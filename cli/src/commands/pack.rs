@@ -113,7 +113,7 @@ struct PackedLayer {
 
 impl Report for Packed {
     fn human(&self, out: &mut dyn fmt::Write) -> fmt::Result {
-        writeln!(out, "a {} dump", self.kind)?;
+        writeln!(out, "{} dump", self.kind)?;
         for layer in &self.layers {
             let PackedLayer { content, size: stored, diff_size, .. } = layer;
             writeln!(out, "{content:<8}{:>11}   plain {:>11}", size(*stored), size(*diff_size))?;

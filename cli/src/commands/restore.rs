@@ -9,6 +9,7 @@ use coordinator::Deadlines;
 use image_format::{Digest, MemberId};
 use launcher::{EngineKind, RestoreError, RestoreErrorKind, RestoreOptions, RestoreReport, RestoredMember, Trust};
 use registry::Reference;
+use registry::sign::Severity;
 use serde::Serialize;
 
 use crate::context::Context;
@@ -143,25 +144,46 @@ fn restored(reference: String, digest: Digest, report: RestoreReport) -> Restore
 
 /// The launcher's error with everything that it knows, a line each.
 fn failed(reference: &Reference, error: RestoreError) -> CommandError {
-    let mut details: Vec<String> = match &*error.kind {
-        RestoreErrorKind::Preflight { problems } => {
-            problems.iter().map(|problem| format!("{problem}; {}", problem.hint())).collect()
+    let (phase, hint, place) = (error.phase, error.hint(), place(&error));
+    let (logged, left) = (error.log_lines.clone(), error.leftovers.clone());
+    let problems = problems(&error);
+    let mut error = CommandError::from(error);
+    // A list reads better below its headline than in it.
+    error = match problems {
+        Some((headline, problems)) => {
+            CommandError::new(error.exit(), format!("{reference} {headline}")).details(problems)
         }
-        RestoreErrorKind::Untrusted { findings } => findings.iter().map(ToString::to_string).collect(),
-        _ => Vec::new(),
+        None => error.context(format!("{reference} is not restored ({phase})")),
     };
-    let place =
-        [error.member.as_ref().map(|member| format!("member {member}")), error.hook.map(|hook| format!("hook {hook}"))];
-    let place: Vec<_> = place.into_iter().flatten().collect();
-    if !place.is_empty() {
-        details.push(format!("at {}", place.join(", ")));
-    }
-    details.extend(error.log_lines.iter().map(|line| format!("CRIU: {line}")));
-    details.extend(error.leftovers.iter().map(|what| format!("not taken away: {what}")));
-    let (phase, hint) = (error.phase, error.hint());
-    let error = CommandError::from(error).context(format!("{reference} is not restored ({phase})")).details(details);
+    error = error
+        .details(place)
+        .details(logged.iter().map(|line| format!("CRIU: {line}")))
+        .details(left.iter().map(|what| format!("not taken away: {what}")));
     match hint {
         Some(hint) => error.hint(hint),
         None => error,
+    }
+}
+
+/// Where it failed: the member, and CRIU's hook.
+fn place(error: &RestoreError) -> Option<String> {
+    let (member, hook) = (error.member.as_ref(), error.hook);
+    let parts = [member.map(|member| format!("member {member}")), hook.map(|hook| format!("hook {hook}"))];
+    let parts: Vec<_> = parts.into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| format!("at {}", parts.join(", ")))
+}
+
+/// The errors that are a list of many: a headline, and a line for each.
+fn problems(error: &RestoreError) -> Option<(&'static str, Vec<String>)> {
+    match &*error.kind {
+        RestoreErrorKind::Preflight { problems } => {
+            let lines = problems.iter().map(|problem| format!("{problem}; {}", problem.hint()));
+            Some(("cannot be restored here", lines.collect()))
+        }
+        RestoreErrorKind::Untrusted { findings } => {
+            let wrong = findings.iter().filter(|finding| finding.severity() == Severity::Error);
+            Some(("is not to be trusted", wrong.map(ToString::to_string).collect()))
+        }
+        _ => None,
     }
 }

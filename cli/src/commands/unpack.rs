@@ -71,13 +71,7 @@ struct Unpacked {
 
 impl Report for Unpacked {
     fn human(&self, out: &mut dyn fmt::Write) -> fmt::Result {
-        writeln!(
-            out,
-            "a {} dump as {} {}",
-            self.kind,
-            if self.form == "archive" { "an archive" } else { "a folder" },
-            self.path.display()
-        )
+        writeln!(out, "{} dump, {}  {}", self.kind, self.form, self.path.display())
     }
 
     fn brief(&self) -> Option<String> {

@@ -31,6 +31,9 @@ fn command_lines_that_make_no_sense() {
         &["link", "--to", "oci:layout:a", "--application", "x", "a=oci:layout:a", "--depends-on", "b=a"],
         &["copy", "oci:layout", "oci:copy"],
         &["verify", "oci:layout:a"],
+        &["restore", "oci:layout:a"],
+        &["restore", "oci:layout:a", "--key", "k", "--insecure-no-verify"],
+        &["restore", "oci:layout:a", "--insecure-no-verify", "--engine", "docker"],
         &["verify", "--key", "k", "--insecure-no-signature", "oci:layout:a"],
         &["list", "oci:layout:a"],
         &["inspect", "dump.tar"],
@@ -99,6 +102,22 @@ fn what_is_damaged_is_5_to_whoever_verifies_and_6_to_others() {
         .unwrap()
         .filter(|entry| entry.as_ref().unwrap().file_name().to_str().unwrap().starts_with('.'));
     assert_eq!(left.count(), 0, "nothing is left half-written");
+}
+
+#[test]
+fn what_is_not_signed_is_not_restored_and_what_lacks_an_engine_is_refused() {
+    let world = World::new();
+    world.good(&["key", "generate"]);
+    pack_members(&world, "oci:layout");
+    link(&world, "oci:layout", "epoch-1", &[]);
+    let said = world.bad(5, &["restore", "oci:layout:epoch-1", "--key", "cosign.pub", "--work-dir", "work"]);
+    assert!(said.contains("is not signed"), "{said}");
+    // Nothing but this program is on the path, and so neither podman nor CRIU.
+    let mut restore = world.command(&["restore", "oci:layout:epoch-1", "--insecure-no-verify", "--work-dir", "work"]);
+    let refused = ran(restore.env("PATH", world.path("")).output().unwrap());
+    assert_eq!(refused.code, 7, "{}", refused.err);
+    assert!(refused.err.contains("NOT VERIFIED") && refused.err.contains("podman"), "{}", refused.err);
+    assert!(!world.path("work").exists(), "nothing was touched");
 }
 
 #[test]

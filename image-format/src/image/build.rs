@@ -6,7 +6,8 @@ use oci_spec::image as oci;
 
 use super::{MAX_LAYERS, write_depends_on};
 use crate::annotation::{
-    CREATED, DEPENDS_ON, DUMP_KIND, FORMAT, FORMAT_VERSION, LAYER_CONTENT, MEDIA_CONFIG, MEDIA_MANIFEST, MEMBER,
+    CREATED, DEPENDS_ON, DUMP_KIND, FORMAT, FORMAT_VERSION, LAYER_CONTENT, LAYER_PLAIN_SIZE, MEDIA_CONFIG,
+    MEDIA_MANIFEST, MEMBER,
 };
 use crate::timestamp::is_rfc3339;
 use crate::{Descriptor, Document, Facts, LayerInfo, Limits, MemberId, canonical_json};
@@ -114,7 +115,9 @@ pub fn build_manifest(
     }
     let descriptors = layers.iter().map(|layer| {
         let mut descriptor = oci_descriptor("manifest", &layer.descriptor)?;
-        descriptor.set_annotations(Some([(LAYER_CONTENT.to_owned(), layer.content.to_string())].into()));
+        let content = (LAYER_CONTENT.to_owned(), layer.content.to_string());
+        let plain_size = (LAYER_PLAIN_SIZE.to_owned(), layer.diff_size.to_string());
+        descriptor.set_annotations(Some([content, plain_size].into()));
         Ok(descriptor)
     });
     let manifest = oci::ImageManifestBuilder::default()

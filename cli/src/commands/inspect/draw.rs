@@ -87,8 +87,9 @@ fn join(ids: &[MemberId]) -> String {
     ids.iter().map(MemberId::as_str).collect::<Vec<_>>().join(", ")
 }
 
-fn total(sizes: impl Iterator<Item = Option<u64>>) -> Option<u64> {
-    sizes.sum()
+/// The sum, if all are known. What an image says of its sizes may be anything.
+fn total(mut sizes: impl Iterator<Item = Option<u64>>) -> Option<u64> {
+    sizes.try_fold(0, |sum: u64, size| size.map(|size| sum.saturating_add(size)))
 }
 
 /// `3.4 MiB, plain 5.6 MiB`, as far as known.
@@ -103,14 +104,21 @@ fn sizes(stored: Option<u64>, plain: Option<u64>) -> Option<String> {
 fn describe(node: &mut Node, member: &Member) {
     member.facts.iter().flat_map(Facts::summary).for_each(|line| node.line(line));
     let mut layers = Node::new("layers");
-    for Layer { content, compression, digest, size, plain_size } in &member.layers {
-        let content = content.map_or("unnamed", LayerContent::as_str);
-        let compression = compression.map_or(String::new(), |how| format!("{how:<6}"));
-        let digest = digest.map_or(String::new(), |digest| format!("  {}", digest.short()));
-        let sizes = sizes(*size, *plain_size).unwrap_or_default();
-        layers.line(format!("{content:<8}{compression}{sizes:>10}{digest}"));
-    }
+    member.layers.iter().for_each(|layer| layers.line(line(layer)));
     if !member.layers.is_empty() {
         node.push(layers);
     }
+}
+
+/// What is known of a layer, in columns.
+fn line(layer: &Layer) -> String {
+    let content = layer.content.map_or("unnamed", LayerContent::as_str);
+    let parts = [
+        Some(format!("{content:<7}")),
+        layer.compression.map(|how| format!("{how:<4}")),
+        layer.size.map(|stored| format!("{:>10}", size(stored))),
+        layer.plain_size.map(|plain| format!("plain {:>10}", size(plain))),
+        layer.digest.map(|digest| digest.short()),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join("  ")
 }

@@ -254,7 +254,7 @@ async fn member(
         compression: Some(layer.compression),
         digest: Some(layer.descriptor.digest),
         size: Some(layer.descriptor.size),
-        plain_size: None,
+        plain_size: layer.plain_size,
     };
     let layers = image.layers().iter().map(layer).collect();
     Ok(Member { layers, facts: known_facts(store, image, context).await?, ..unknown })
