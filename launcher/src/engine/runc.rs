@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use super::program::{Program, words_of};
+use super::program::{Program, ended, words_of};
 use super::{CRIU_CONFIG, Container, Engine, EngineError, Found, Lone, Marks, Survey, Target, kill_left, log_lines};
 use crate::error::chain;
 
@@ -58,7 +58,7 @@ impl Engine for Runc {
             return Ok(());
         }
         let said = File::open(lone.work.join(RUNC_LOG)).and_then(|log| words_of(&log)).unwrap_or_default();
-        Err(format!("runc ({status}): {said}"))
+        Err(ended("runc", status, &said))
     }
 
     async fn log_lines(&self, target: &Target) -> Vec<String> {
