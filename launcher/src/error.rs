@@ -114,7 +114,7 @@ pub enum RestoreErrorKind {
     #[error("the system has no random numbers")]
     Random,
     /// Every attempt failed. The last one's reason.
-    #[error("the set was not restored ({attempts} attempts): {reason}")]
+    #[error("the set was not restored{}: {reason}", after(*attempts))]
     Aborted {
         /// How many.
         attempts: u32,
@@ -172,6 +172,11 @@ impl Error for RestoreError {
 fn listed(headline: &str, all: &[impl fmt::Display]) -> String {
     let lines: Vec<String> = all.iter().map(ToString::to_string).collect();
     format!("{headline}: {}", lines.join("; "))
+}
+
+/// ` in 3 attempts`, where that is worth telling.
+fn after(attempts: u32) -> String {
+    if attempts > 1 { format!(" in {attempts} attempts") } else { String::new() }
 }
 
 /// An error with all its causes in one line.

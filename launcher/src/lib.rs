@@ -17,6 +17,7 @@ mod claims;
 mod engine;
 mod error;
 mod fetch;
+mod mounts;
 mod observer;
 mod options;
 mod plan;

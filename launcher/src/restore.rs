@@ -295,7 +295,12 @@ impl Run<'_> {
         if leftovers.is_empty() { Ok(()) } else { Err(leftovers) }
     }
 
-    fn succeed(self, attempts: u32, mut passages: Passages) -> RestoreReport {
+    fn succeed(mut self, attempts: u32, mut passages: Passages) -> RestoreReport {
+        self.record.released = true;
+        if let Err(error) = self.workspace.write(&self.record) {
+            // The folder goes in a moment, and the record with it.
+            self.observer.warning(&format!("that the set runs cannot be noted: {error}"));
+        }
         let member = |target: &Target| RestoredMember {
             id: target.member.clone(),
             container: target.container.clone(),

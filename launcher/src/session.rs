@@ -30,8 +30,8 @@ use crate::{MemberStep, Observer};
 /// How long an engine may take to end once its session is decided. Hooks that are told to abort end CRIU at once.
 const ENDING: Duration = Duration::from_secs(10);
 
-/// How long a killed engine may take to end.
-const DYING: Duration = Duration::from_secs(10);
+/// How long engines may take to end once something was killed.
+const DYING: Duration = Duration::from_secs(5);
 
 /// Between an engine's end and the news that its session released it: both come from the same moment.
 const NEWS: Duration = Duration::from_secs(2);
@@ -53,6 +53,14 @@ pub(crate) struct Broken {
 struct Failure {
     reason: String,
     log_lines: Vec<String>,
+}
+
+/// What is done about engines that do not end, one after the other.
+#[derive(Debug, Clone, Copy)]
+enum Force {
+    Tasks,
+    Engines,
+    GiveUp,
 }
 
 /// One attempt on its way.
@@ -181,25 +189,28 @@ impl Attempt<'_> {
 
     /// Waits until every engine has ended; those that take too long are killed, with everything that they left.
     async fn end_engines(&mut self, targets: &[Target]) {
+        let mut steps = [Force::Tasks, Force::Engines, Force::GiveUp].into_iter();
         let mut until = Instant::now() + ENDING;
-        let mut killed = false;
         while !self.engines.is_empty() {
             match timeout_at(until, self.engines.join_next()).await {
                 Ok(Some(Ok((_, Ok(()))))) | Ok(None) => {}
                 Ok(Some(Ok((target, Err(reason))))) => self.fail(target, reason).await,
                 Ok(Some(Err(error))) => self.rendezvous.cancel(format!("an engine's task ended: {error}")).await,
-                Err(_) if !killed => {
-                    killed = true;
-                    until = Instant::now() + DYING;
-                    for target in targets {
-                        kill_tasks(target, self.marks).await;
-                    }
-                    self.kill.cancel();
-                }
                 Err(_) => {
-                    self.observer.warning("an engine could not be killed");
-                    self.engines.abort_all();
-                    break;
+                    until = Instant::now() + DYING;
+                    match steps.next() {
+                        // An engine whose CRIU is gone tidies up after itself, as far as it can.
+                        Some(Force::Tasks) => {
+                            for target in targets {
+                                kill_tasks(target, self.marks).await;
+                            }
+                        }
+                        Some(Force::Engines) => self.kill.cancel(),
+                        Some(Force::GiveUp) | None => {
+                            self.observer.warning("an engine could not be killed");
+                            self.engines.abort_all();
+                        }
+                    }
                 }
             }
         }

@@ -3,6 +3,7 @@
 //! ```text
 //!   restore-<session>/ whose lock nobody holds
 //!     ├─ no record ─────────────────────────────▶ nothing was made: the folder goes
+//!     ├─ record that says "released" ───────────▶ its containers are their user's: left as they are
 //!     └─ record ─▶ its engines end (their hooks fail closed), or are killed after a while
 //!                    ├─ every member runs, and is this session's ─▶ it was released: left running
 //!                    └─ otherwise ─▶ all its containers, processes and volumes are removed: none of the set runs
@@ -10,7 +11,7 @@
 //! ```
 //!
 //! A launcher can die in the middle of the release, when some hooks were told to go on and others were not: these kill
-//! their tasks. So it is by what runs that a set was released, not by what its launcher wrote down.
+//! their tasks. So as long as it has not written down that all of them run, it is what runs that tells.
 
 use std::io;
 use std::path::Path;
@@ -44,7 +45,7 @@ async fn sweep_one(mut orphan: Workspace, mut record: Record, observer: &dyn Obs
         let ended = tokio::task::spawn_blocking(move || if wait_gone(&marks, NOTICE) { Ok(()) } else { kill(&marks) });
         ended.await.unwrap_or_else(|error| Err(io::Error::other(error)))?;
     }
-    if all_run(&record).await {
+    if record.released || all_run(&record).await {
         observer.warning(&format!(
             "session {session} was released before its launcher was killed: its set is left running"
         ));

@@ -22,6 +22,7 @@ use image_format::MemberId;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{Target, Ticks};
+use crate::mounts::{remove_folder, unmount_all};
 
 const PREFIX: &str = "restore-";
 const LOCK: &str = "lock";
@@ -43,6 +44,8 @@ pub(crate) struct Record {
     pub(crate) targets: Vec<Target>,
     /// Members whose container was seen to be this restore's own, so that its volumes are too.
     pub(crate) made: BTreeSet<MemberId>,
+    /// Every member was seen to run: from here on its containers are its user's, whatever becomes of them.
+    pub(crate) released: bool,
 }
 
 impl Record {
@@ -55,6 +58,7 @@ impl Record {
             since: Ticks::of_this_process(),
             targets,
             made: BTreeSet::new(),
+            released: false,
         }
     }
 
@@ -160,12 +164,15 @@ impl Workspace {
 
     /// Removes it, for nothing of what was noted is left.
     pub(crate) fn remove(mut self) -> io::Result<()> {
-        self.recorded = false;
-        std::fs::remove_dir_all(&self.dir)
+        remove_folder(&self.dir)?;
+        // Not to be removed once more.
+        self.recorded = true;
+        Ok(())
     }
 
     /// Leaves it for the next restore to take away what this one could not; only the dumps go.
     pub(crate) fn leave(self) -> io::Result<()> {
+        unmount_all(|point| point.starts_with(&self.dir))?;
         for entry in std::fs::read_dir(&self.dir)? {
             let entry = entry?;
             let path = entry.path();
@@ -182,8 +189,8 @@ impl Workspace {
 impl Drop for Workspace {
     fn drop(&mut self) {
         if !self.recorded {
-            // It is a failure that led here, or a removal that was done already.
-            let _ = std::fs::remove_dir_all(&self.dir);
+            // It is a failure that led here, and that one is told.
+            let _ = remove_folder(&self.dir);
         }
     }
 }

@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// How much of the log's end is read. A failure stands at the end; the beginning of a long log is progress.
-const READ: u64 = 1 << 20;
+/// How much is read of the log's beginning, and as much of its end. A CRIU that spins on a broken dump writes gigabytes in
+/// between.
+const READ: u64 = 512 << 10;
 /// The most error lines that are kept, half of them the first ones (the cause), half the last ones.
 const ERRORS: usize = 16;
 /// The most warnings that are kept where there are no errors.
@@ -21,9 +22,14 @@ pub(crate) fn error_lines(path: &Path) -> io::Result<Vec<String>> {
         Err(error) => return Err(error),
     };
     let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(READ)))?;
     let mut bytes = Vec::new();
-    file.take(READ).read_to_end(&mut bytes)?;
+    (&mut file).take(READ).read_to_end(&mut bytes)?;
+    if length > READ {
+        // A line that is cut in two is shown as two.
+        bytes.push(b'\n');
+        file.seek(SeekFrom::Start(length.saturating_sub(READ).max(READ)))?;
+        file.take(READ).read_to_end(&mut bytes)?;
+    }
     Ok(select(&String::from_utf8_lossy(&bytes)))
 }
 
@@ -79,7 +85,8 @@ mod tests {
     fn no_log_has_no_lines() {
         assert_eq!(error_lines(Path::new("/nonexistent/restore.log")).unwrap(), [""; 0]);
         let log = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(log.path(), format!("{}\n(1) Error (a): last\n", "x".repeat(3 << 20))).unwrap();
-        assert_eq!(error_lines(log.path()).unwrap(), ["(1) Error (a): last"]);
+        let long = "x".repeat(3 << 20);
+        std::fs::write(log.path(), format!("(0) Error (a): first\n{long}\n(1) Error (a): last\n")).unwrap();
+        assert_eq!(error_lines(log.path()).unwrap(), ["(0) Error (a): first", "(1) Error (a): last"]);
     }
 }

@@ -102,20 +102,11 @@ pub enum EngineError {
         #[source]
         source: serde_json::Error,
     },
-    /// Processes that it left could not be killed.
-    #[error("what is left of container {container} cannot be killed")]
+    /// Processes that it left could not be killed, or its mounts not be taken away.
+    #[error("what is left of container {container} cannot be taken away")]
     Kill {
         /// The container.
         container: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// A file of this program's own.
-    #[error("{path:?} cannot be used")]
-    File {
-        /// The file.
-        path: PathBuf,
         /// Why.
         #[source]
         source: io::Error,

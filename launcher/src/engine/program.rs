@@ -196,6 +196,14 @@ impl Program {
     }
 }
 
+/// How a program failed, as a fragment.
+pub(crate) fn ended(program: &str, status: ExitStatus, words: &str) -> String {
+    match words {
+        "" => format!("{program} ended with {status}"),
+        words => format!("{program} ended with {status}: {words}"),
+    }
+}
+
 /// All that comes, or `None` if that is too much; then the rest is read and thrown away, so that the program ends.
 async fn whole(stream: Option<impl AsyncRead + Unpin>) -> io::Result<Option<Vec<u8>>> {
     let Some(mut stream) = stream else { return Ok(Some(Vec::new())) };

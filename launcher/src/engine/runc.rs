@@ -8,15 +8,16 @@ pub(crate) mod bundle;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use async_trait::async_trait;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use super::program::{Program, words_of};
+use super::program::{Program, ended, words_of};
 use super::{CRIU_CONFIG, Container, Engine, EngineError, Found, Lone, Marks, Survey, Target, kill_left, log_lines};
 use crate::error::chain;
+use crate::mounts::unmount_all;
 
 /// The driver.
 #[derive(Debug)]
@@ -58,7 +59,7 @@ impl Engine for Runc {
             return Ok(());
         }
         let said = File::open(lone.work.join(RUNC_LOG)).and_then(|log| words_of(&log)).unwrap_or_default();
-        Err(format!("runc ({status}): {said}"))
+        Err(ended("runc", status, &said))
     }
 
     async fn log_lines(&self, target: &Target) -> Vec<String> {
@@ -101,21 +102,11 @@ pub(super) async fn forget(runtime: &'static str, id: &str) -> Result<(), Engine
     if ran.status.success() && state.is_ok_and(|state| state.status == "running") {
         return Ok(());
     }
-    let mounts = std::fs::read_to_string(MOUNTS).map_err(|source| EngineError::File { path: MOUNTS.into(), source })?;
-    for mount in criu_roots(&mounts, id) {
-        let unmounted = rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH);
-        unmounted.map_err(|error| EngineError::File { path: mount, source: error.into() })?;
-    }
+    let root = Path::new(id).join("criu-root");
+    unmount_all(|point| point.ends_with(&root))
+        .map_err(|source| EngineError::Kill { container: id.to_owned(), source })?;
     Program::new(runtime, ["delete", "--force", id]).answer().await?;
     Ok(())
-}
-
-const MOUNTS: &str = "/proc/self/mountinfo";
-
-/// Mount points `.../<id>/criu-root`, the last one first. Such a path has no blanks, which the file would write as `\040`.
-fn criu_roots(mounts: &str, id: &str) -> Vec<PathBuf> {
-    let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
-    points.filter(|point| point.ends_with(Path::new(id).join("criu-root"))).collect()
 }
 
 const RUNC_LOG: &str = "runc.log";
@@ -158,17 +149,6 @@ mod tests {
         assert_eq!(containers(answer).unwrap(), [expected]);
         assert_eq!(containers(b"null").unwrap(), []);
         assert!(containers(b"{}").is_err());
-    }
-
-    #[test]
-    fn the_mounts_that_runc_makes_for_criu() {
-        let mounts = "22 1 0:21 / /proc rw - proc proc rw\n\
-                      90 22 0:50 / /run/runc/241c/criu-root rw,nosuid shared:1 - overlay overlay rw\n\
-                      91 22 0:50 / /run/runc/99/criu-root rw - overlay overlay rw\n\
-                      92 22 0:50 / /run/runc/241c/criu-root rw - overlay overlay rw\n";
-        let twice = vec![PathBuf::from("/run/runc/241c/criu-root"); 2];
-        assert_eq!(criu_roots(mounts, "241c"), twice);
-        assert!(criu_roots(mounts, "criu-root").is_empty());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use super::program::{Program, ProgramError, words_of};
+use super::program::{Program, ProgramError, ended, words_of};
 use super::{CRIU_CONFIG, Engine, EngineError, Found, Marks, Survey, Target, kill_left, log_lines, runc};
 use answers::Inspected;
 
@@ -23,6 +23,9 @@ use crate::error::chain;
 
 /// How long pulling a base image may take.
 const PULL: Duration = Duration::from_secs(1800);
+
+/// How often a container is tried to be removed.
+const REMOVALS: u32 = 3;
 
 /// The driver.
 #[derive(Debug)]
@@ -70,7 +73,7 @@ impl Engine for Podman {
         if status.success() {
             return Ok(());
         }
-        Err(format!("podman ({status}): {}", words_of(&output).unwrap_or_default()))
+        Err(ended("podman", status, &words_of(&output).unwrap_or_default()))
     }
 
     async fn log_lines(&self, target: &Target) -> Vec<String> {
@@ -100,7 +103,7 @@ impl Engine for Podman {
         let id = found.as_ref().map(|found| found.id.clone()).or_else(|| target.id.clone());
         kill_left(&target.container, Marks { id: id.clone(), ..marks.clone() }).await?;
         if let Some(found) = &found {
-            podman(["rm", "--force", "--time", "0", &found.id]).answer().await?;
+            remove_container(&found.id).await?;
         }
         if let Some(id) = id {
             let runtime = found.as_ref().map_or("runc", |found| &found.runtime);
@@ -161,6 +164,18 @@ async fn find(target: &Target) -> Result<Option<Inspected>, EngineError> {
         return Ok(None);
     }
     ask(["container", "inspect", key], answers::container).await.map(Some)
+}
+
+/// After a killed podman or CRIU the first removal can fail at what is half there, such as a network, and yet remove it.
+async fn remove_container(id: &str) -> Result<(), EngineError> {
+    let mut removed = Ok(Vec::new());
+    for _ in 0..REMOVALS {
+        removed = podman(["rm", "--force", "--time", "0", id]).answer().await;
+        if removed.is_ok() || !exists(["container", "exists", id]).await? {
+            return Ok(());
+        }
+    }
+    removed.map(drop).map_err(EngineError::from)
 }
 
 fn is_ours(found: &Inspected, target: &Target) -> bool {
