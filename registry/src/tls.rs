@@ -3,11 +3,16 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use rustls::crypto::CryptoProvider;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{VerifierBuilderError, WebPkiServerVerifier, verify_server_name};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use x509_cert::Certificate;
+use x509_cert::der::Decode;
 
 use crate::Settings;
 
@@ -70,6 +75,9 @@ pub enum TlsError {
     /// The system has no authorities, and none were given.
     #[error("no certificate authorities: the system has none, and none were given")]
     NoRoots,
+    /// The authorities cannot be used together.
+    #[error("failed to set up the check of certificates")]
+    Verifier(#[source] VerifierBuilderError),
     /// The cryptography does not offer the protocol versions wanted.
     #[error("failed to set up TLS")]
     Setup(#[source] rustls::Error),
@@ -89,18 +97,26 @@ impl Tls {
     pub(crate) fn load(host: &str, settings: &Settings) -> Result<Self, TlsError> {
         let found = Found::read(host, settings)?;
         let mut roots = system_roots();
+        let mut given = Vec::new();
         for path in &found.authorities {
-            add_authorities(&mut roots, path)?;
+            for certificate in read_certificates(path)? {
+                let added = roots.add(certificate.clone());
+                added.map_err(|source| TlsError::Authority { path: path.clone(), source })?;
+                given.push(certificate);
+            }
         }
         if roots.is_empty() {
             return Err(TlsError::NoRoots);
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = |provider: Arc<CryptoProvider>| {
-            let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-            Ok(builder.map_err(TlsError::Setup)?.with_root_certificates(roots.clone()))
+        let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+        let verifier = Arc::new(Verifier { usual: usual.build().map_err(TlsError::Verifier)?, given });
+        let builder = || {
+            let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+            let builder = builder.map_err(TlsError::Setup)?.dangerous();
+            Ok(builder.with_custom_certificate_verifier(verifier.clone()))
         };
-        let outside = builder(provider.clone())?.with_no_client_auth();
+        let outside = builder()?.with_no_client_auth();
         let inside = match found.client {
             None => outside.clone(),
             Some((certificate, key)) => {
@@ -175,13 +191,6 @@ fn system_roots() -> RootCertStore {
     roots
 }
 
-fn add_authorities(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
-    for certificate in read_certificates(path)? {
-        roots.add(certificate).map_err(|source| TlsError::Authority { path: path.to_owned(), source })?;
-    }
-    Ok(())
-}
-
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let certificates = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
@@ -190,6 +199,72 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsErr
         return Err(TlsError::Empty { path: path.to_owned() });
     }
     Ok(certificates)
+}
+
+/// The usual rules, and one more that podman and docker have, too: a certificate that is itself among those given needs
+/// no issuer. It is how many small registries are set up, with one self-signed certificate that says it is an authority,
+/// which the usual rules do not take for a server's. Its names, its dates and the proof that the server has its key are
+/// checked as ever.
+#[derive(Debug)]
+struct Verifier {
+    usual: Arc<WebPkiServerVerifier>,
+    given: Vec<CertificateDer<'static>>,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match self.usual.verify_server_cert(certificate, intermediates, name, ocsp, now) {
+            Err(_) if self.given.contains(certificate) => verify_given(certificate, name, now),
+            usual => usual,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.usual.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.usual.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.usual.supported_verify_schemes()
+    }
+}
+
+fn verify_given(
+    certificate: &CertificateDer<'_>,
+    name: &ServerName<'_>,
+    now: UnixTime,
+) -> Result<ServerCertVerified, rustls::Error> {
+    verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
+    let parsed = Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)?;
+    let validity = parsed.tbs_certificate().validity();
+    let now = Duration::from_secs(now.as_secs());
+    if now < validity.not_before.to_unix_duration() {
+        Err(CertificateError::NotValidYet.into())
+    } else if now > validity.not_after.to_unix_duration() {
+        Err(CertificateError::Expired.into())
+    } else {
+        Ok(ServerCertVerified::assertion())
+    }
 }
 
 #[cfg(test)]

@@ -18,6 +18,21 @@ async fn an_unknown_authority_is_refused_at_once() {
 }
 
 #[tokio::test]
+async fn a_self_signed_certificate_is_trusted_when_it_is_given() {
+    let good = Arc::new(Certificates::self_signed(&["127.0.0.1"], 4000));
+    let server = Server::with(Auth::None, good, false).await;
+    put(&server.store(REPO).await, b"pages").await.unwrap();
+    let error = RemoteStore::connect(&server.host(), REPO, &Settings::default()).await.unwrap_err();
+    assert!(words(&error).contains("InvalidCertificate"), "{error:?}");
+    for (names, until, wrong) in [(["localhost"], 4000, "NotValidForName"), (["127.0.0.1"], 2020, "Expired")] {
+        let bad = Arc::new(Certificates::self_signed(&names, until));
+        let server = Server::with(Auth::None, bad, false).await;
+        let error = RemoteStore::connect(&server.host(), REPO, &server.settings()).await.unwrap_err();
+        assert!(words(&error).contains(wrong), "{error:?}");
+    }
+}
+
+#[tokio::test]
 async fn the_certs_folder_of_the_host_is_used() {
     let server = Server::start(Auth::None).await;
     let dir = tempfile::tempdir().unwrap();
