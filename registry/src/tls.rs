@@ -111,7 +111,7 @@ impl Tls {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone());
         let verifier = Arc::new(Verifier { usual: usual.build().map_err(TlsError::Verifier)?, given });
-        let builder = || {
+        let builder = || -> Result<_, TlsError> {
             let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
             let builder = builder.map_err(TlsError::Setup)?.dangerous();
             Ok(builder.with_custom_certificate_verifier(verifier.clone()))
@@ -123,7 +123,7 @@ impl Tls {
                 let chain = read_certificates(&certificate)?;
                 let secret = PrivateKeyDer::from_pem_file(&key)
                     .map_err(|source| TlsError::Read { path: key.clone(), source })?;
-                builder(provider)?.with_client_auth_cert(chain, secret).map_err(|source| TlsError::Client {
+                builder()?.with_client_auth_cert(chain, secret).map_err(|source| TlsError::Client {
                     certificate,
                     key,
                     source,
