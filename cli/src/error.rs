@@ -7,7 +7,7 @@ use std::io;
 use image_format::{ArchiveError, ArtifactError, DumpError, GlobalError, ImageError, PackError, UnpackError};
 use launcher::{LoadError, RestoreError, RestoreErrorKind};
 use registry::sign::{Finding, KeyError, SignError};
-use registry::{CopyError, LoginError, ParseReferenceError, StoreError};
+use registry::{CatalogueError, CopyError, LoginError, ParseReferenceError, StoreError};
 
 use crate::cancel::Interrupted;
 use crate::exit::Exit;
@@ -190,6 +190,9 @@ fn known(error: &(dyn Error + 'static)) -> Option<Known> {
         return transfer(error);
     }
     if let Some(error) = error.downcast_ref() {
+        return listed(error);
+    }
+    if let Some(error) = error.downcast_ref() {
         return sign(error);
     }
     if let Some(error) = error.downcast_ref() {
@@ -240,6 +243,14 @@ fn store(error: &StoreError) -> Option<Known> {
             ),
         )),
         // Trouble of the file system says more by its own kind.
+        _ => None,
+    }
+}
+
+fn listed(error: &CatalogueError) -> Option<Known> {
+    match error {
+        CatalogueError::Store(error) => store(error),
+        CatalogueError::Member { .. } => Some((Exit::Usage, None)),
         _ => None,
     }
 }

@@ -7,7 +7,6 @@
 
 mod args;
 mod cancel;
-mod catalogue;
 mod commands;
 mod context;
 mod environment;

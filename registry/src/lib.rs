@@ -1,6 +1,7 @@
 //! Where images live: OCI registries over TLS and OCI layouts, behind one trait.
 
 mod bridge;
+mod catalogue;
 mod copy;
 mod credentials;
 mod layout;
@@ -17,6 +18,7 @@ mod tls;
 mod verify;
 
 pub use bridge::Bridge;
+pub use catalogue::{CatalogueError, Listed, catalogue, newest, under_tag};
 pub use copy::{CopyError, CopyOptions, CopyReport, copy};
 pub use credentials::CredentialError;
 pub use layout::LayoutStore;

@@ -7,10 +7,9 @@ use std::fmt;
 use clap::Args;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use image_format::{ApplicationId, CheckpointImage, Digest, Epoch, MemberId};
-use registry::{Reference, Store};
+use registry::{Listed, Reference, Store, catalogue};
 use serde::Serialize;
 
-use crate::catalogue::{self, Listed};
 use crate::context::Context;
 use crate::error::{CommandError, While};
 use crate::output::{Format, Report, size, table};
@@ -93,9 +92,9 @@ pub async fn run(args: ListArgs, context: &Context) -> Result<(), CommandError> 
         )));
     }
     let store = store::open(&args.repository, &args.transport, context).await?;
-    let (mut listed, damaged) = catalogue::read(&*store, args.transport.jobs()).await?;
+    let (mut listed, damaged) = catalogue(&*store, args.transport.jobs()).await?;
     for (tag, error) in damaged {
-        context.reporter.warn(&format!("{tag} is left out: {}", error.messages().join(": ")));
+        context.reporter.warn(&format!("{tag} is left out: {}", CommandError::from(error).messages().join(": ")));
     }
     if let Some(application) = &args.application {
         listed.retain(|listed| listed.global.application() == application);

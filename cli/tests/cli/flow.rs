@@ -124,7 +124,7 @@ fn linking_again_is_the_same_and_linking_on_counts() {
     assert!(back(&["--epoch", "1", "--predecessor", "none"]).contains("is epoch 2 of ledger already"));
     // A tag that names something else stays what it is.
     let elsewhere = ["link", "--application", "ledger", members[0], "--to"];
-    assert!(world.bad(2, &[&elsewhere[..], &["oci:layout:auditor"]].concat()).contains("names something else"));
+    assert!(world.bad(2, &[&elsewhere[..], &["oci:layout:auditor"]].concat()).contains("names a checkpoint image"));
     let other = ["link", "--application", "other", members[0], "--to", "oci:layout:epoch-2"];
     assert!(world.bad(2, &other).contains("is a global checkpoint of ledger"));
 }

@@ -3,10 +3,9 @@
 use std::str::FromStr;
 
 use image_format::{ApplicationId, Artifact, Descriptor, Digest, Epoch};
-use registry::{ParseReferenceError, Reference, Store, Tag};
+use registry::{Listed, ParseReferenceError, Reference, Store, Tag, catalogue, newest, under_tag};
 
 use super::LinkArgs;
-use crate::catalogue::{self, Listed};
 use crate::context::Context;
 use crate::error::{CommandError, While};
 use crate::store;
@@ -58,7 +57,7 @@ impl Line {
 
 /// Finds the place in the line, and refuses to move a tag backwards or away from something else.
 pub async fn find(args: &LinkArgs, tag: &Tag, target: &dyn Store, context: &Context) -> Result<Line, CommandError> {
-    let current = catalogue::under_tag(target, tag).await?;
+    let current = under_tag(target, tag).await?;
     if let Some(other) = current.as_ref().filter(|current| *current.global.application() != args.application) {
         return Err(CommandError::usage(format!(
             "{} is a global checkpoint of {}",
@@ -74,8 +73,8 @@ pub async fn find(args: &LinkArgs, tag: &Tag, target: &dyn Store, context: &Cont
     let before = match &args.predecessor {
         Predecessor::None => None,
         Predecessor::Auto => {
-            let (listed, _) = catalogue::read(target, args.transport.jobs()).await?;
-            catalogue::newest(&listed, &args.application).map(|newest| (newest.root.digest, newest.global.epoch()))
+            let (listed, _) = catalogue(target, args.transport.jobs()).await?;
+            newest(&listed, &args.application).map(|newest| (newest.root.digest, newest.global.epoch()))
         }
         Predecessor::Named(reference) => {
             let named = named(reference, &args.application, &args.transport, context).await;
