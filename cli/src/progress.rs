@@ -175,6 +175,8 @@ impl Observer for Reporter {
             MemberStep::Started => self.detail(&format!("{name}  started")),
             MemberStep::Arrived { hook } => self.detail(&format!("{name}  waits at {hook}")),
             MemberStep::Passed { hook } => self.detail(&format!("{name}  goes on from {hook}")),
+            MemberStep::Packed { bytes } => self.detail(&format!("{name}  packed, {}", size(bytes))),
+            MemberStep::Sent { bytes } => self.note(&format!("{name}  sent, {}", size(bytes))),
             MemberStep::Running => self.note(&format!("{name}  runs")),
             MemberStep::Failed { reason } => self.note(&format!("{name}  failed: {reason}")),
         }

@@ -1,4 +1,4 @@
-//! Claims on container names: two restores on one machine never work on the same container.
+//! Claims on names: two restores or checkpoints on one machine never work on the same container or application.
 //!
 //! A preflight sees what is there, not what another launcher is about to make. So each container's name is claimed first,
 //! by a lock that goes with its process.
@@ -15,11 +15,16 @@ use crate::EngineKind;
 pub(crate) struct Claims(Vec<File>);
 
 impl Claims {
-    /// Claims one name; says whether nobody else has it.
-    pub(crate) fn claim(&mut self, run_root: &Path, engine: EngineKind, container: &str) -> io::Result<bool> {
+    /// Claims the name of a container; says whether nobody else has it.
+    pub(crate) fn claim_container(&mut self, run_root: &Path, engine: EngineKind, name: &str) -> io::Result<bool> {
+        self.claim(run_root, &format!("{engine}-{name}"))
+    }
+
+    /// Claims any name; says whether nobody else has it.
+    pub(crate) fn claim(&mut self, run_root: &Path, name: &str) -> io::Result<bool> {
         let folder = run_root.join("claims");
         DirBuilder::new().mode(0o700).recursive(true).create(&folder)?;
-        let path = folder.join(format!("{engine}-{container}"));
+        let path = folder.join(name);
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
         match file.try_lock() {
             Ok(()) => {
@@ -41,10 +46,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let root = root.path().join("run");
         let (mut first, mut second) = (Claims::default(), Claims::default());
-        assert!(first.claim(&root, EngineKind::Podman, "auditor").unwrap());
-        assert!(!second.claim(&root, EngineKind::Podman, "auditor").unwrap());
-        assert!(second.claim(&root, EngineKind::Runc, "auditor").unwrap());
+        assert!(first.claim_container(&root, EngineKind::Podman, "auditor").unwrap());
+        assert!(!second.claim_container(&root, EngineKind::Podman, "auditor").unwrap());
+        assert!(second.claim_container(&root, EngineKind::Runc, "auditor").unwrap());
         drop(first);
-        assert!(second.claim(&root, EngineKind::Podman, "auditor").unwrap());
+        assert!(second.claim_container(&root, EngineKind::Podman, "auditor").unwrap());
     }
 }

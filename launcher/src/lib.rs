@@ -13,6 +13,8 @@
 //! that a launcher that is killed at any point leaves only what the next one finds and takes away (`sweep`). Hooks whose
 //! launcher is dead fail closed, so nothing runs meanwhile.
 
+mod attach;
+mod checkpoint;
 mod claims;
 mod engine;
 mod error;
@@ -28,6 +30,10 @@ mod set;
 mod sweep;
 mod workspace;
 
+pub use checkpoint::{
+    CheckpointError, CheckpointErrorKind, CheckpointOptions, CheckpointReport, CheckpointedMember, Destination, MembersError,
+    Pending, Signer, Stretch, Times, Wanted, Watcher, checkpoint, pending, resume,
+};
 pub use engine::{BundleError, EngineError, EngineKind, ParseEngineError, ProgramError};
 pub use error::{RestoreError, RestoreErrorKind};
 pub use observer::{MemberStep, Observer, Phase};

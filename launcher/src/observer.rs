@@ -1,11 +1,11 @@
-//! What a restore tells whoever watches it.
+//! What a restore or a checkpoint tells whoever watches it.
 
 use std::fmt;
 
 use coordinator::Hook;
 use image_format::MemberId;
 
-/// A part of a restore.
+/// A part of a restore or of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
     /// The signature and the digests of the manifests are checked.
@@ -25,6 +25,18 @@ pub enum Phase {
     },
     /// Everything that was made is taken away again.
     CleanUp,
+    /// The members are found, and what the checkpoint's place in its line is.
+    Examine,
+    /// CRIU dumps the members, which meet at its hooks.
+    Dump,
+    /// Every member stands frozen, and what it wrote to files is taken.
+    Capture,
+    /// The tasks run on; the dumps are packed and sent.
+    Pack,
+    /// The index is put, signed, and tagged: the checkpoint becomes permanent.
+    Commit,
+    /// The containers are ended.
+    Stop,
 }
 
 impl fmt::Display for Phase {
@@ -38,6 +50,12 @@ impl fmt::Display for Phase {
             Self::Session { attempt: 1 } => f.write_str("restore"),
             Self::Session { attempt } => write!(f, "restore, attempt {attempt}"),
             Self::CleanUp => f.write_str("clean up"),
+            Self::Examine => f.write_str("examine"),
+            Self::Dump => f.write_str("dump"),
+            Self::Capture => f.write_str("capture"),
+            Self::Pack => f.write_str("pack"),
+            Self::Commit => f.write_str("commit"),
+            Self::Stop => f.write_str("stop"),
         }
     }
 }
@@ -76,6 +94,16 @@ pub enum MemberStep {
     },
     /// Its tasks run.
     Running,
+    /// Its dump is packed: so many bytes, as they are stored.
+    Packed {
+        /// Bytes of all its blobs.
+        bytes: u64,
+    },
+    /// It is in the store, for which so many bytes had to be sent.
+    Sent {
+        /// Bytes.
+        bytes: u64,
+    },
     /// It does not come any further.
     Failed {
         /// Why, as a fragment.
@@ -83,13 +111,13 @@ pub enum MemberStep {
     },
 }
 
-/// Is told how a restore goes. Called from the restore's own task: to be quick about it.
+/// Is told how a restore or a checkpoint goes. Called from its own task: to be quick about it.
 pub trait Observer: Send + Sync {
     /// A part begins.
     fn phase(&self, phase: Phase);
     /// A member does something.
     fn member(&self, member: &MemberId, step: MemberStep);
-    /// Something is worth a person's attention, and does not stop the restore.
+    /// Something is worth a person's attention, and does not stop it.
     fn warning(&self, warning: &str);
 }
 

@@ -1,5 +1,6 @@
 //! The restore of a set, from a digest in a store to containers that run: all of them, or none.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::preflight::{Examined, examine};
 use crate::session::{self, Broken, Passages};
 use crate::set::{Set, load};
 use crate::sweep::{remove_all, sweep};
-use crate::workspace::{Record, Workspace};
+use crate::workspace::{Purpose, Record, Workspace};
 use crate::{EngineKind, MemberStep, Observer, Phase, Problem, RestoreOptions, Trust, fetch};
 
 /// The wait before the second attempt; doubled for each further one.
@@ -89,8 +90,10 @@ pub async fn restore(
 
     observer.phase(Phase::Fetch);
     let session = SessionId::random().map_err(|_| RestoreError::new(Phase::Fetch, RestoreErrorKind::Random))?;
-    let run_root = make_run_root(options).map_err(in_phase(Phase::Fetch))?;
-    let workspace = Workspace::create(&options.work_dir, session);
+    let run_root = make_run_root(&options.run_root);
+    let run_root = run_root.map_err(|source| RestoreErrorKind::File { path: options.run_root.clone(), source });
+    let run_root = run_root.map_err(in_phase(Phase::Fetch))?;
+    let workspace = Workspace::create(&options.work_dir, Purpose::Restore, session);
     let workspace = workspace.map_err(|source| RestoreErrorKind::File { path: options.work_dir.clone(), source });
     let workspace = workspace.map_err(in_phase(Phase::Fetch))?;
     let criu_config = |member: &MemberId| Rendezvous::criu_config_at(&run_root, session, member);
@@ -159,7 +162,7 @@ fn claim(planned: &[Planned], options: &RestoreOptions) -> Result<(Claims, Vec<P
         if !names.insert((want.engine, &want.container)) {
             continue;
         }
-        let claimed = claims.claim(&options.run_root, want.engine, &want.container);
+        let claimed = claims.claim_container(&options.run_root, want.engine, &want.container);
         if !claimed.map_err(|source| RestoreErrorKind::File { path: options.run_root.clone(), source })? {
             busy.push(Problem::Busy { container: want.container.clone() });
         }
@@ -168,11 +171,10 @@ fn claim(planned: &[Planned], options: &RestoreOptions) -> Result<(Claims, Vec<P
 }
 
 /// The folder itself, as an absolute path without links: that is how it stands in CRIU's configuration.
-fn make_run_root(options: &RestoreOptions) -> Result<std::path::PathBuf, RestoreErrorKind> {
+pub(crate) fn make_run_root(path: &Path) -> std::io::Result<PathBuf> {
     use std::os::unix::fs::DirBuilderExt;
-    let path = &options.run_root;
     let made = std::fs::DirBuilder::new().mode(0o700).recursive(true).create(path);
-    made.and_then(|()| path.canonicalize()).map_err(|source| RestoreErrorKind::File { path: path.clone(), source })
+    made.and_then(|()| path.canonicalize())
 }
 
 /// Pulls the base images that are not here. podman would do so by itself, in the middle of the session.

@@ -20,14 +20,14 @@ use std::time::Duration;
 use crate::Observer;
 use crate::engine::{Marks, kill, wait_gone};
 use crate::error::chain;
-use crate::workspace::{Record, Workspace};
+use crate::workspace::{Purpose, Record, Workspace};
 
 /// How long the engines of a dead launcher may take to notice.
 const NOTICE: Duration = Duration::from_secs(15);
 
 /// Takes away what dead launchers left below `work_dir`.
 pub(crate) async fn sweep(work_dir: &Path, observer: &dyn Observer) -> io::Result<()> {
-    for orphan in Workspace::orphans(work_dir)? {
+    for orphan in Workspace::orphans(work_dir, Purpose::Restore)? {
         let name = orphan.path().display().to_string();
         match orphan.read() {
             Ok(None) => orphan.remove()?,

@@ -1,4 +1,5 @@
-//! The folder of one restore: its dumps while they are needed, and the record by which its leftovers can be taken away.
+//! The folder of one restore or checkpoint: its files while they are needed, and the record by which its leftovers can be
+//! taken away, or the work be finished.
 //!
 //! ```text
 //! <work_dir>/restores.lock            held while a folder is made or looked for
@@ -7,6 +8,12 @@
 //!   record.json                       written before the first container is made
 //!   <member>.tar                      podman: the archive, 0600
 //!   <member>.d/{images,bundle,work}   runc
+//! <work_dir>/checkpoint-<session>/    0700
+//!   lock, record.json                 the same
+//!   <member>.conf                     CRIU's configuration while the member is dumped
+//!   <member>.d/{images,work}          runc
+//!   <member>.files/                   what was captured while the members stood frozen
+//!   store/                            an OCI layout: the tentative checkpoint
 //! ```
 //!
 //! A folder without a record made nothing. One whose lock nobody holds belongs to a launcher that is dead.
@@ -19,12 +26,28 @@ use std::path::{Path, PathBuf};
 
 use coordinator::SessionId;
 use image_format::MemberId;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{Target, Ticks};
 use crate::mounts::{remove_folder, unmount_all};
 
-const PREFIX: &str = "restore-";
+/// What a folder is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Restore,
+    Checkpoint,
+}
+
+impl Purpose {
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Restore => "restore-",
+            Self::Checkpoint => "checkpoint-",
+        }
+    }
+}
+
 const LOCK: &str = "lock";
 const ALL: &str = "restores.lock";
 const RECORD: &str = "record.json";
@@ -32,10 +55,17 @@ const VERSION: u32 = 1;
 /// Far more than a record of some thousand members has.
 const LARGEST_RECORD: u64 = 64 << 20;
 
+/// A record as it is on disk.
+#[derive(Debug, Serialize, Deserialize)]
+struct Versioned<T> {
+    version: u32,
+    #[serde(flatten)]
+    record: T,
+}
+
 /// What a restore may have made, for whoever has to take it away.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
-    version: u32,
     pub(crate) session: SessionId,
     pub(crate) run_root: PathBuf,
     /// The boot that `since` counts from.
@@ -51,7 +81,6 @@ pub(crate) struct Record {
 impl Record {
     pub(crate) fn new(session: SessionId, run_root: &Path, targets: Vec<Target>) -> Self {
         Self {
-            version: VERSION,
             session,
             run_root: run_root.to_owned(),
             boot: boot_id(),
@@ -79,12 +108,12 @@ pub(crate) struct Workspace {
 
 impl Workspace {
     /// Makes one.
-    pub(crate) fn create(work_dir: &Path, session: SessionId) -> io::Result<Self> {
+    pub(crate) fn create(work_dir: &Path, purpose: Purpose, session: SessionId) -> io::Result<Self> {
         DirBuilder::new().mode(0o700).recursive(true).create(work_dir)?;
         // CRIU and the engines run elsewhere: every path that they get is absolute.
         let work_dir = work_dir.canonicalize()?;
         let _making = hold(&work_dir)?;
-        let dir = work_dir.join(format!("{PREFIX}{session}"));
+        let dir = work_dir.join(format!("{}{session}", purpose.prefix()));
         DirBuilder::new().mode(0o700).create(&dir)?;
         let lock = OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.join(LOCK))?;
         lock.try_lock().map_err(io::Error::from)?;
@@ -92,7 +121,7 @@ impl Workspace {
     }
 
     /// Takes over those of dead launchers.
-    pub(crate) fn orphans(work_dir: &Path) -> io::Result<Vec<Self>> {
+    pub(crate) fn orphans(work_dir: &Path, purpose: Purpose) -> io::Result<Vec<Self>> {
         let work_dir = match work_dir.canonicalize() {
             Ok(work_dir) => work_dir,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -102,7 +131,7 @@ impl Workspace {
         let mut orphans = Vec::new();
         for entry in std::fs::read_dir(&work_dir)? {
             let name = entry?.file_name();
-            let session = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+            let session = name.to_str().and_then(|name| name.strip_prefix(purpose.prefix()));
             if session.is_none_or(|session| session.parse::<SessionId>().is_err()) {
                 continue;
             }
@@ -135,10 +164,25 @@ impl Workspace {
         self.dir.join(format!("{member}.d"))
     }
 
+    /// What a checkpoint captures of a member's files.
+    pub(crate) fn files(&self, member: &MemberId) -> PathBuf {
+        self.dir.join(format!("{member}.files"))
+    }
+
+    /// What CRIU reads while a member is dumped.
+    pub(crate) fn criu_config(&self, member: &MemberId) -> PathBuf {
+        self.dir.join(format!("{member}.conf"))
+    }
+
+    /// The layout of a tentative checkpoint.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.dir.join("store")
+    }
+
     /// Notes what is going to be made, or was; on disk once this returns.
-    pub(crate) fn write(&mut self, record: &Record) -> io::Result<()> {
+    pub(crate) fn write<T: Serialize>(&mut self, record: &T) -> io::Result<()> {
         let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
-        file.write_all(&serde_json::to_vec(record)?)?;
+        file.write_all(&serde_json::to_vec(&Versioned { version: VERSION, record })?)?;
         file.as_file().sync_all()?;
         file.persist(self.dir.join(RECORD)).map_err(|error| error.error)?;
         File::open(&self.dir)?.sync_all()?;
@@ -147,7 +191,7 @@ impl Workspace {
     }
 
     /// What was noted; `None` if nothing was, and so nothing was made.
-    pub(crate) fn read(&self) -> io::Result<Option<Record>> {
+    pub(crate) fn read<T: DeserializeOwned>(&self) -> io::Result<Option<T>> {
         let path = self.dir.join(RECORD);
         match std::fs::metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -155,9 +199,9 @@ impl Workspace {
             Ok(facts) if facts.len() > LARGEST_RECORD => return Err(io::Error::other("the record is too large")),
             Ok(_) => {}
         }
-        let record: Record = serde_json::from_slice(&std::fs::read(path)?)?;
-        if record.version != VERSION {
-            return Err(io::Error::other(format!("the record is of version {}", record.version)));
+        let Versioned { version, record } = serde_json::from_slice(&std::fs::read(path)?)?;
+        if version != VERSION {
+            return Err(io::Error::other(format!("the record is of version {version}")));
         }
         Ok(Some(record))
     }
@@ -227,10 +271,10 @@ mod tests {
     #[test]
     fn a_folder_without_a_record_goes_with_its_owner() {
         let work = tempfile::tempdir().unwrap();
-        let workspace = Workspace::create(&work.path().join("a/b"), SESSION).unwrap();
+        let workspace = Workspace::create(&work.path().join("a/b"), Purpose::Restore, SESSION).unwrap();
         let dir = workspace.path().to_owned();
         std::fs::write(workspace.archive(&"m".parse().unwrap()), "memory").unwrap();
-        assert!(Workspace::create(&work.path().join("a/b"), SESSION).is_err(), "a session is one restore's");
+        assert!(Workspace::create(&work.path().join("a/b"), Purpose::Restore, SESSION).is_err(), "a session is one restore's");
         drop(workspace);
         assert!(!dir.exists());
     }
@@ -239,21 +283,21 @@ mod tests {
     fn orphans_are_those_whose_lock_nobody_holds() {
         let work = tempfile::tempdir().unwrap();
         std::fs::create_dir(work.path().join("restore-other")).unwrap();
-        assert!(Workspace::orphans(&work.path().join("none")).unwrap().is_empty());
-        let mut workspace = Workspace::create(work.path(), SESSION).unwrap();
+        assert!(Workspace::orphans(&work.path().join("none"), Purpose::Restore).unwrap().is_empty());
+        let mut workspace = Workspace::create(work.path(), Purpose::Restore, SESSION).unwrap();
         let record = Record::new(SESSION, Path::new("/run/syncpoint"), Vec::new());
-        assert_eq!(workspace.read().unwrap(), None);
+        assert_eq!(workspace.read::<Record>().unwrap(), None);
         workspace.write(&record).unwrap();
-        assert!(Workspace::orphans(work.path()).unwrap().is_empty(), "its launcher lives");
+        assert!(Workspace::orphans(work.path(), Purpose::Restore).unwrap().is_empty(), "its launcher lives");
         drop(workspace);
-        let mut orphans = Workspace::orphans(work.path()).unwrap();
+        let mut orphans = Workspace::orphans(work.path(), Purpose::Restore).unwrap();
         assert_eq!(orphans.len(), 1);
         let orphan = orphans.remove(0);
-        let read = orphan.read().unwrap().unwrap();
+        let read: Record = orphan.read().unwrap().unwrap();
         assert_eq!(read, record);
         assert_eq!(read.since(), Some(Ticks::of_this_process()));
         orphan.leave().unwrap();
-        Workspace::orphans(work.path()).unwrap().remove(0).remove().unwrap();
-        assert!(Workspace::orphans(work.path()).unwrap().is_empty());
+        Workspace::orphans(work.path(), Purpose::Restore).unwrap().remove(0).remove().unwrap();
+        assert!(Workspace::orphans(work.path(), Purpose::Restore).unwrap().is_empty());
     }
 }

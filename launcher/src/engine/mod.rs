@@ -12,7 +12,7 @@ mod runc;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::io;
+use std::io::{self, PipeWriter};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -22,8 +22,10 @@ use image_format::MemberId;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use crate::attach::Cover;
+
 pub(crate) use self::podman::Podman;
-pub(crate) use self::processes::{Marks, Ticks, kill, wait_gone};
+pub(crate) use self::processes::{Marks, Ticks, find as processes, kill, wait_gone};
 pub(crate) use self::program::Program;
 pub use self::program::ProgramError;
 pub use self::runc::bundle::BundleError;
@@ -176,6 +178,50 @@ impl FromStr for Subnet {
     }
 }
 
+/// A container that runs and is to be dumped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Source {
+    /// The name that people know it by; runc has no other id.
+    pub(crate) container: String,
+    /// The engine's own id.
+    pub(crate) id: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    /// The file that the runtime hands to CRIU as its configuration, whether it is there or not.
+    pub(crate) criu_config: PathBuf,
+    /// The first of its processes.
+    pub(crate) pid: i32,
+    /// Where CRIU writes its log of a dump; `None` if that is for the dump to say.
+    pub(crate) log: Option<PathBuf>,
+    pub(crate) files: Files,
+}
+
+/// The files of a container that live outside CRIU's images.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Files {
+    /// What it wrote over its image.
+    pub(crate) root: Option<Layers>,
+    /// Its named volumes.
+    pub(crate) volumes: BTreeMap<String, PathBuf>,
+    /// Its `/dev/shm`.
+    pub(crate) shm: Option<PathBuf>,
+}
+
+/// A writable layer and what lies below it, the topmost first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Layers {
+    pub(crate) upper: PathBuf,
+    pub(crate) lower: Vec<PathBuf>,
+}
+
+/// Where a dump goes.
+#[derive(Debug)]
+pub(crate) enum DumpInto {
+    /// As an archive into this pipe.
+    Pipe(PipeWriter),
+    /// DumpInto `images` and `work` of this folder.
+    Folder(PathBuf),
+}
+
 /// What a restore of one member needs, and by what its container is known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Target {
@@ -230,6 +276,18 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
     /// ends the engine's program.
     async fn restore(&self, target: &Target, kill: &CancellationToken) -> Result<(), String>;
 
+    /// The running containers with this label.
+    async fn labelled(&self, label: &str, value: &str) -> Result<Vec<String>, EngineError>;
+
+    /// The container of this name or id, if there is one.
+    async fn source(&self, container: &str) -> Result<Option<Source>, EngineError>;
+
+    /// Dumps one container, which runs on; returns when all of the dump is written. `kill` ends the engine's program.
+    async fn dump(&self, source: &Source, cover: Cover, into: DumpInto, kill: &CancellationToken) -> Result<(), String>;
+
+    /// Ends a container.
+    async fn stop(&self, source: &Source) -> Result<(), EngineError>;
+
     /// CRIU's words about a restore that failed, as long as what is left of it was not removed.
     async fn log_lines(&self, target: &Target) -> Vec<String>;
 
@@ -247,8 +305,11 @@ async fn kill_left(container: &str, marks: Marks) -> Result<(), EngineError> {
     killed.map_err(|source| EngineError::Kill { container: container.to_owned(), source })
 }
 
+/// The folder with the configurations that runtimes hand to CRIU where a container's annotations name none.
+const CRIU_CONFIGS: &str = "/etc/criu";
+
 /// CRIU's words, or why they cannot be had: a failure is never without any.
-fn log_lines(path: &std::path::Path) -> Vec<String> {
+pub(crate) fn log_lines(path: &std::path::Path) -> Vec<String> {
     criu_log::error_lines(path).unwrap_or_else(|error| vec![format!("{} cannot be read: {error}", path.display())])
 }
 

@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+
+use crate::attach::Cover;
 
 /// How long an engine may take to answer a question. `podman ps` waits for whoever restores or removes a container.
 const QUESTION: Duration = Duration::from_secs(60);
@@ -91,11 +94,17 @@ impl ProgramError {
 pub(crate) struct Program {
     name: &'static str,
     arguments: Vec<OsString>,
+    /// What it finds in the place of another file.
+    cover: Option<Cover>,
 }
 
 impl Program {
     pub(crate) fn new<S: AsRef<OsStr>>(name: &'static str, arguments: impl IntoIterator<Item = S>) -> Self {
-        Self { name, arguments: arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect() }
+        Self {
+            name,
+            arguments: arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect(),
+            cover: None,
+        }
     }
 
     pub(crate) fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
@@ -105,6 +114,12 @@ impl Program {
 
     pub(crate) fn args<S: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
         self.arguments.extend(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
+        self
+    }
+
+    /// Runs it where a file is covered by another.
+    pub(crate) fn covering(mut self, cover: Cover) -> Self {
+        self.cover = Some(cover);
         self
     }
 
@@ -152,11 +167,35 @@ impl Program {
     ///
     /// `output` takes what it says. A file, for what a restore starts may keep the stream open as long as it runs.
     pub(crate) async fn run_until(self, output: &File, kill: &CancellationToken) -> Result<ExitStatus, ProgramError> {
+        self.run_with(Stdio::null(), output, kill).await
+    }
+
+    /// The same with a standard input.
+    pub(crate) async fn run_with(
+        self,
+        input: Stdio,
+        output: &File,
+        kill: &CancellationToken,
+    ) -> Result<ExitStatus, ProgramError> {
         let stream = || output.try_clone().map(Stdio::from);
         let (Ok(first), Ok(second)) = (stream(), stream()) else {
             return Err(self.start_error(io::Error::other("no more file descriptors")));
         };
-        let mut child = self.command(first, second).spawn().map_err(|source| self.start_error(source))?;
+        let mut command = self.command(first, second);
+        command.stdin(input);
+        // The command goes with the call: it holds the input, and whoever reads the other end waits until nobody does.
+        let spawn = |mut command: Command| command.spawn();
+        let child = match &self.cover {
+            None => spawn(command),
+            Some(cover) => {
+                let runtime = Handle::current();
+                cover.within(move || {
+                    let _entered = runtime.enter();
+                    spawn(command)
+                })
+            }
+        };
+        let mut child = child.map_err(|source| self.start_error(source))?;
         let ended = tokio::select! {
             ended = child.wait() => ended,
             () = kill.cancelled() => {

@@ -8,14 +8,18 @@ pub(crate) mod bundle;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::program::{Program, ended, words_of};
-use super::{CRIU_CONFIG, Container, Engine, EngineError, Found, Lone, Marks, Survey, Target, kill_left, log_lines};
+use super::{
+    CRIU_CONFIG, CRIU_CONFIGS, Container, Engine, EngineError, Files, Found, DumpInto, Lone, Marks, Source, Survey, Target,
+    kill_left, log_lines,
+};
+use crate::attach::Cover;
 use crate::error::chain;
 use crate::mounts::unmount_all;
 
@@ -27,6 +31,8 @@ pub(crate) struct Runc;
 #[derive(Debug, Deserialize)]
 struct State {
     id: String,
+    #[serde(default)]
+    pid: i32,
     status: String,
     #[serde(default)]
     annotations: BTreeMap<String, String>,
@@ -62,19 +68,56 @@ impl Engine for Runc {
         Err(ended("runc", status, &said))
     }
 
+    /// runc's containers have no labels.
+    async fn labelled(&self, _: &str, _: &str) -> Result<Vec<String>, EngineError> {
+        Ok(Vec::new())
+    }
+
+    async fn source(&self, container: &str) -> Result<Option<Source>, EngineError> {
+        let Some(state) = state(container).await? else { return Ok(None) };
+        let default = || Path::new(CRIU_CONFIGS).join("runc.conf");
+        let criu_config = state.annotations.get(CRIU_CONFIG).map_or_else(default, PathBuf::from);
+        let pid = if state.status == "running" { state.pid } else { 0 };
+        Ok(Some(Source {
+            container: state.id.clone(),
+            id: state.id,
+            labels: state.annotations,
+            criu_config,
+            pid,
+            log: None,
+            // The root of a bundle is its maker's, and has no layers.
+            files: Files::default(),
+        }))
+    }
+
+    async fn dump(&self, source: &Source, cover: Cover, into: DumpInto, kill: &CancellationToken) -> Result<(), String> {
+        let DumpInto::Folder(folder) = into else { return Err("runc dumps into a folder".to_owned()) };
+        let work = folder.join("work");
+        for made in [&folder.join("images"), &work] {
+            let made_it = DirBuilder::new().mode(0o700).recursive(true).create(made);
+            made_it.map_err(|error| format!("{} cannot be made: {error}", made.display()))?;
+        }
+        let output = tempfile::tempfile().map_err(|error| format!("no temporary file: {error}"))?;
+        let program = dump_command(source, &folder).covering(cover);
+        let status = program.run_until(&output, kill).await.map_err(|error| chain(&error))?;
+        if status.success() {
+            return Ok(());
+        }
+        let said = File::open(work.join(RUNC_LOG)).and_then(|log| words_of(&log)).unwrap_or_default();
+        Err(ended("runc", status, &said))
+    }
+
+    async fn stop(&self, source: &Source) -> Result<(), EngineError> {
+        Program::new("runc", ["kill", &source.id, "KILL"]).answer().await?;
+        Ok(())
+    }
+
     async fn log_lines(&self, target: &Target) -> Vec<String> {
         target.lone.as_ref().map_or_else(Vec::new, |lone| log_lines(&lone.work.join("restore.log")))
     }
 
     async fn find(&self, target: &Target) -> Result<Option<Found>, EngineError> {
-        let question = Program::new("runc", ["state", &target.container]);
-        let command = question.line();
-        let ran = question.ask().await?;
-        if !ran.status.success() {
-            return Ok(None);
-        }
-        let state: State =
-            serde_json::from_slice(&ran.answer).map_err(|source| EngineError::Answer { command, source })?;
+        let Some(state) = state(&target.container).await? else { return Ok(None) };
         let ours = state.annotations.get(CRIU_CONFIG).is_some_and(|config| Path::new(config) == target.criu_config);
         Ok(Some(Found { running: state.status == "running", ours, id: state.id }))
     }
@@ -107,6 +150,26 @@ pub(super) async fn forget(runtime: &'static str, id: &str) -> Result<(), Engine
         .map_err(|source| EngineError::Kill { container: id.to_owned(), source })?;
     Program::new(runtime, ["delete", "--force", id]).answer().await?;
     Ok(())
+}
+
+async fn state(container: &str) -> Result<Option<State>, EngineError> {
+    let question = Program::new("runc", ["state", container]);
+    let command = question.line();
+    let ran = question.ask().await?;
+    if !ran.status.success() {
+        return Ok(None);
+    }
+    serde_json::from_slice(&ran.answer).map(Some).map_err(|source| EngineError::Answer { command, source })
+}
+
+fn dump_command(source: &Source, folder: &Path) -> Program {
+    Program::new("runc", ["--log"])
+        .arg(folder.join("work").join(RUNC_LOG))
+        .args(["checkpoint", "--leave-running", "--tcp-established", "--file-locks", "--image-path"])
+        .arg(folder.join("images"))
+        .arg("--work-path")
+        .arg(folder.join("work"))
+        .arg(&source.id)
 }
 
 const RUNC_LOG: &str = "runc.log";

@@ -25,8 +25,30 @@ pub(super) struct Inspected {
     pub(super) runtime: String,
     #[serde(rename = "OCIConfigPath")]
     pub(super) oci_config_path: PathBuf,
+    pub(super) name: String,
     pub(super) state: State,
+    pub(super) graph_driver: GraphDriver,
+    pub(super) mounts: Vec<Mount>,
     config: Config,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct GraphDriver {
+    pub(super) name: String,
+    /// `null` for drivers that have nothing to say.
+    pub(super) data: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Mount {
+    #[serde(rename = "Type")]
+    pub(super) kind: String,
+    /// A volume's; other mounts have none.
+    #[serde(default)]
+    pub(super) name: String,
+    pub(super) source: PathBuf,
 }
 
 #[derive(Debug, Deserialize)]
@@ -41,9 +63,15 @@ pub(super) struct State {
 struct Config {
     /// `null` when there are none.
     annotations: Option<BTreeMap<String, String>>,
+    /// `null` when there are none.
+    labels: Option<BTreeMap<String, String>>,
 }
 
 impl Inspected {
+    pub(super) fn labels(&self) -> BTreeMap<String, String> {
+        self.config.labels.clone().unwrap_or_default()
+    }
+
     pub(super) fn annotation(&self, name: &str) -> Option<&str> {
         self.config.annotations.as_ref()?.get(name).map(String::as_str)
     }

@@ -16,9 +16,13 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use super::program::{Program, ProgramError, ended, words_of};
-use super::{CRIU_CONFIG, Engine, EngineError, Found, Marks, Survey, Target, kill_left, log_lines, runc};
+use super::{
+    CRIU_CONFIG, CRIU_CONFIGS, Engine, EngineError, Files, Found, DumpInto, Layers, Marks, Source, Survey, Target,
+    kill_left, log_lines, runc,
+};
 use answers::Inspected;
 
+use crate::attach::Cover;
 use crate::error::chain;
 
 /// How long pulling a base image may take.
@@ -74,6 +78,37 @@ impl Engine for Podman {
             return Ok(());
         }
         Err(ended("podman", status, &words_of(&output).unwrap_or_default()))
+    }
+
+    async fn labelled(&self, label: &str, value: &str) -> Result<Vec<String>, EngineError> {
+        let filter = format!("label={label}={value}");
+        let found = ask(["ps", "--filter", &filter, "--format", "json"], answers::containers).await?;
+        Ok(found.into_iter().map(|container| container.id).collect())
+    }
+
+    async fn source(&self, container: &str) -> Result<Option<Source>, EngineError> {
+        if !exists(["container", "exists", container]).await? {
+            return Ok(None);
+        }
+        let found = ask(["container", "inspect", container], answers::container).await?;
+        Ok(Some(source(found)))
+    }
+
+    async fn dump(&self, source: &Source, cover: Cover, into: DumpInto, kill: &CancellationToken) -> Result<(), String> {
+        let DumpInto::Pipe(pipe) = into else { return Err("podman dumps into a pipe".to_owned()) };
+        let output = tempfile::tempfile().map_err(|error| format!("no temporary file: {error}"))?;
+        let program = dump_command(source).covering(cover);
+        let status = program.run_with(pipe.into(), &output, kill).await.map_err(|error| chain(&error))?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(ended("podman", status, &words_of(&output).unwrap_or_default()))
+    }
+
+    async fn stop(&self, source: &Source) -> Result<(), EngineError> {
+        // Its state is kept; nobody is to begin with tidying up.
+        podman(["stop", "--time", "0", &source.id]).answer().await?;
+        Ok(())
     }
 
     async fn log_lines(&self, target: &Target) -> Vec<String> {
@@ -133,6 +168,36 @@ fn restore_command(target: &Target) -> Program {
     } else {
         command.arg("--tcp-established")
     }
+}
+
+/// The archive is taken from the standard input's place, which is the writing end of a pipe: it goes when either side dies, as a
+/// named pipe would not. What is left out, podman would read only when the tasks run again.
+fn dump_command(source: &Source) -> Program {
+    podman(["container", "checkpoint", "--leave-running", "--tcp-established", "--file-locks"])
+        .args(["--ignore-rootfs", "--ignore-volumes", "--compress", "none", "--export", "/dev/stdin"])
+        .arg(&source.id)
+}
+
+fn source(found: Inspected) -> Source {
+    let runtime = if found.runtime == "crun" { "crun.conf" } else { "runc.conf" };
+    let default = || Path::new(CRIU_CONFIGS).join(runtime);
+    let criu_config = found.annotation(CRIU_CONFIG).map_or_else(default, PathBuf::from);
+    let userdata = found.oci_config_path.parent().unwrap_or(Path::new("/"));
+    let data = found.graph_driver.data.clone().unwrap_or_default();
+    let root = data.get("UpperDir").filter(|_| found.graph_driver.name == "overlay").map(|upper| Layers {
+        upper: upper.into(),
+        lower: data.get("LowerDir").map(|lower| lower.split(':').map(PathBuf::from).collect()).unwrap_or_default(),
+    });
+    let volumes = found.mounts.iter().filter(|mount| mount.kind == "volume");
+    let files = Files {
+        root,
+        volumes: volumes.map(|volume| (volume.name.clone(), volume.source.clone())).collect(),
+        // A container that shares another's has none here.
+        shm: Some(userdata.join("shm")).filter(|shm| shm.is_dir()),
+    };
+    let pid = if found.state.status == "running" { found.state.pid } else { 0 };
+    let (labels, log) = (found.labels(), Some(userdata.join("dump.log")));
+    Source { container: found.name, id: found.id, labels, criu_config, pid, log, files }
 }
 
 /// Asks, and reads the answer with `parse`.

@@ -1,0 +1,102 @@
+//! Attaches a session's hooks to a container that already runs, for one run of its engine's program and nobody else.
+//!
+//! Which file the runtime hands to CRIU as its configuration was settled when the container was made: the one that the annotation
+//! `org.criu.config` names, or one below `/etc/criu`. So the program runs in a mount namespace of its own, in which that file is
+//! covered by the session's. Nobody else sees the cover, a plain `podman container checkpoint` at the same time included, and it is
+//! gone with the program, however that ends. A file that is not there is made, with nothing but a comment in it, for there must be
+//! something to cover; CRIU takes it for no configuration at all.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::sched::{CloneFlags, unshare};
+use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+
+/// The most that is read of a configuration that is there already.
+const LARGEST_CONFIG: u64 = 1 << 20;
+
+/// What stands in a file that was made to be covered.
+const PLACEHOLDER: &str = "# Empty: syncpoint covers this file while it dumps a container.\n";
+
+/// A file, and what a program shall find in its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cover {
+    /// The file that the runtime reads.
+    over: PathBuf,
+    /// What it is to read.
+    with: PathBuf,
+}
+
+impl Cover {
+    /// Writes to `with` what is in `over`, if anything, and after it what is in `session`; CRIU takes every hook program that
+    /// it is told of.
+    pub(crate) fn make(over: &Path, session: &Path, with: &Path) -> io::Result<Self> {
+        let own = match std::fs::metadata(over) {
+            Ok(facts) if facts.len() > LARGEST_CONFIG => return Err(io::Error::other("it is too large")),
+            Ok(_) => std::fs::read(over)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                make_placeholder(over)?;
+                Vec::new()
+            }
+            Err(error) => return Err(error),
+        };
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(with)?;
+        file.write_all(&own)?;
+        if own.last().is_some_and(|last| *last != b'\n') {
+            file.write_all(b"\n")?;
+        }
+        file.write_all(&std::fs::read(session)?)?;
+        Ok(Self { over: over.canonicalize()?, with: with.to_owned() })
+    }
+
+    /// Runs `start` where the cover is in place; what it starts stays there. Needs root.
+    pub(crate) fn within<T: Send>(&self, start: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        // A thread of its own: its mount namespace ends with it, but for the processes that it started.
+        std::thread::scope(|scope| {
+            let covered = scope.spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNS)?;
+                // What is mounted here stays here; what others mount and unmount is still seen.
+                mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+                mount_bind(&self.with, &self.over)?;
+                start()
+            });
+            covered.join().unwrap_or_else(|_| Err(io::Error::other("the thread that starts it ended unexpectedly")))
+        })
+    }
+}
+
+fn make_placeholder(path: &Path) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        DirBuilder::new().mode(0o755).recursive(true).create(folder)?;
+    }
+    match OpenOptions::new().write(true).create_new(true).mode(0o644).open(path) {
+        Ok(mut file) => file.write_all(PLACEHOLDER.as_bytes()),
+        // Another checkpoint made it in the meantime.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_keeps_its_own_configuration() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("session.conf"), "action-script=/s/hook\n").unwrap();
+        std::fs::write(at("own.conf"), "log-file=x").unwrap();
+        let cover = Cover::make(&at("own.conf"), &at("session.conf"), &at("cover")).unwrap();
+        assert_eq!(std::fs::read_to_string(at("cover")).unwrap(), "log-file=x\naction-script=/s/hook\n");
+        assert_eq!(cover.over, at("own.conf").canonicalize().unwrap());
+
+        let missing = at("etc/criu/runc.conf");
+        Cover::make(&missing, &at("session.conf"), &at("second")).unwrap();
+        assert_eq!(std::fs::read_to_string(&missing).unwrap(), PLACEHOLDER);
+        assert!(std::fs::read_to_string(at("second")).unwrap().ends_with("action-script=/s/hook\n"));
+        assert!(Cover::make(&missing, &at("session.conf"), &at("second")).is_err(), "a cover is one program's");
+    }
+}

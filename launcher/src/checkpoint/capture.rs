@@ -1,0 +1,94 @@
+//! The files of a member: taken while every member stands frozen, archived when the tasks run again.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use image_format::Captured;
+use image_format::files::{FilesError, Writers, archive_folder, archive_upper, clone_tree};
+
+use crate::engine::Files;
+
+/// Copies of what a container had written at one instant.
+#[derive(Debug)]
+pub(crate) struct Copies {
+    folder: PathBuf,
+    /// The folders below the writable layer, which say what an opaque folder of it hides.
+    lower: Option<Vec<PathBuf>>,
+    /// Where each volume's copy is.
+    volumes: BTreeMap<String, PathBuf>,
+    shm: bool,
+}
+
+impl Copies {
+    /// Copies a container's files into a new folder. Reflinks where the filesystem gives them.
+    pub(crate) fn take(files: &Files, folder: &Path) -> Result<Self, FilesError> {
+        make_folder(folder)?;
+        if let Some(layers) = &files.root {
+            clone_tree(&layers.upper, &folder.join("upper"), Writers::Frozen)?;
+        }
+        let mut volumes = BTreeMap::new();
+        for (number, (name, source)) in files.volumes.iter().enumerate() {
+            let copy = folder.join(format!("volume-{number}"));
+            // A volume may be written to by containers that are no members.
+            clone_tree(source, &copy, Writers::Others)?;
+            volumes.insert(name.clone(), copy);
+        }
+        if let Some(shm) = &files.shm {
+            clone_tree(shm, &folder.join("shm"), Writers::Frozen)?;
+        }
+        let lower = files.root.as_ref().map(|layers| layers.lower.clone());
+        Ok(Self { folder: folder.to_owned(), lower, volumes, shm: files.shm.is_some() })
+    }
+
+    /// Archives the copies, under the names that podman's restore knows. Each copy goes once it is archived.
+    pub(crate) fn archive(self) -> Result<Captured, FilesError> {
+        let mut captured = Captured::default();
+        let at = |name: &str| self.folder.join(name);
+        if let Some(lower) = &self.lower {
+            let lower: Vec<&Path> = lower.iter().map(PathBuf::as_path).collect();
+            let (tar, deleted) = (at("rootfs-diff.tar"), at("deleted.files"));
+            let gone = write(&tar, |out| archive_upper(&at("upper"), &lower, out))?;
+            write(&deleted, |out| serde_json::to_writer(out, &gone).map_err(|error| FilesError::Write(error.into())))?;
+            remove(&at("upper"))?;
+            captured.add("rootfs-diff.tar", tar);
+            captured.add("deleted.files", deleted);
+        }
+        for (name, copy) in &self.volumes {
+            let tar = copy.with_extension("tar");
+            write(&tar, |out| archive_folder(copy, out))?;
+            remove(copy)?;
+            captured.add(format!("volumes/{name}.tar"), tar);
+        }
+        if self.shm {
+            let tar = at("devshm-checkpoint.tar");
+            write(&tar, |out| archive_folder(&at("shm"), out))?;
+            remove(&at("shm"))?;
+            captured.add("devshm-checkpoint.tar", tar);
+        }
+        Ok(captured)
+    }
+}
+
+/// A file of what `fill` writes.
+fn write<T>(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<T, FilesError>) -> Result<T, FilesError> {
+    let mut out = BufWriter::with_capacity(1 << 20, File::create_new(path).map_err(failed("make", path))?);
+    let filled = fill(&mut out)?;
+    out.into_inner().map_err(|error| FilesError::Write(error.into_error()))?;
+    Ok(filled)
+}
+
+fn make_folder(path: &Path) -> Result<(), FilesError> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().mode(0o700).create(path).map_err(failed("make", path))
+}
+
+fn remove(path: &Path) -> Result<(), FilesError> {
+    fs::remove_dir_all(path).map_err(failed("remove", path))
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FilesError {
+    let path = path.to_owned();
+    move |source| FilesError::Failed { action, path, source }
+}

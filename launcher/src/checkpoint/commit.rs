@@ -1,0 +1,124 @@
+//! The commit point: the index is put, signed, and then tagged. Before the tag there is no checkpoint.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use image_format::{ApplicationId, Digest, Epoch, GlobalCheckpoint, MemberEntry, rfc3339};
+use registry::{Listed, Tag, catalogue, newest, sign, under_tag};
+
+use super::error::{CheckpointError, CheckpointErrorKind};
+use super::phase2::Sent;
+use super::record::{Tentative, TentativeMember};
+use super::{CheckpointReport, CheckpointedMember, Destination, Watcher};
+use crate::Phase;
+
+/// Where the next checkpoint of an application stands.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) epoch: Epoch,
+    predecessor: Option<Digest>,
+    tag: Tag,
+}
+
+/// Finds the end of the line, and refuses a tag that must not be moved.
+pub(super) async fn line(
+    destination: &Destination,
+    application: &ApplicationId,
+    jobs: usize,
+) -> Result<Line, CheckpointErrorKind> {
+    let (listed, _) = catalogue(&*destination.store, jobs).await?;
+    let last = newest(&listed, application);
+    let epoch = last.map_or(Epoch(1), |last| last.global.epoch().next());
+    let tag = match &destination.tag {
+        Some(tag) => tag.clone(),
+        None => format!("epoch-{epoch}").parse()?,
+    };
+    let line = Line { epoch, predecessor: last.map(|last| last.root.digest), tag };
+    line.check(under_tag(&*destination.store, &line.tag).await?.as_ref(), application)?;
+    Ok(line)
+}
+
+impl Line {
+    /// A tag only ever moves to a later checkpoint of the same application.
+    fn check(&self, current: Option<&Listed>, application: &ApplicationId) -> Result<(), CheckpointErrorKind> {
+        match current {
+            Some(current) if current.global.application() != application || current.global.epoch() >= self.epoch => {
+                Err(CheckpointErrorKind::Newer {
+                    tag: self.tag.clone(),
+                    application: current.global.application().clone(),
+                    found: current.global.epoch(),
+                    epoch: self.epoch,
+                })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// Makes members that are in the store a permanent global checkpoint.
+pub(super) async fn commit(
+    destination: &Destination,
+    tentative: &Tentative,
+    sent: &Sent,
+    jobs: usize,
+    watcher: &dyn Watcher,
+) -> Result<CheckpointReport, CheckpointError> {
+    watcher.phase(Phase::Commit);
+    let committed = try_commit(destination, tentative, sent, jobs).await;
+    committed.map_err(|kind| CheckpointError::new(Phase::Commit, kind))
+}
+
+async fn try_commit(
+    destination: &Destination,
+    tentative: &Tentative,
+    sent: &Sent,
+    jobs: usize,
+) -> Result<CheckpointReport, CheckpointErrorKind> {
+    let store = &*destination.store;
+    // Once more: since the session began another host may have gone on with the line.
+    let line = line(destination, &tentative.application, jobs).await?;
+    let members = tentative.members.iter().filter_map(|member| {
+        let manifest = member.manifest.clone()?;
+        let (id, depends_on) = (member.id.clone(), member.depends_on.clone());
+        Some(MemberEntry { id, depends_on, manifest, annotations: Default::default() })
+    });
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let global = GlobalCheckpoint::new(
+        tentative.application.clone(),
+        line.epoch,
+        line.predecessor,
+        rfc3339(now),
+        members.collect(),
+        Default::default(),
+    )?;
+    let document = global.to_document()?;
+    let root = document.descriptor();
+    store.put_manifest(&document, None).await?;
+    if let Some(signer) = &destination.signer {
+        let own = || format!("{}:{}", store.repository(), line.tag);
+        let identity = signer.identity.clone().unwrap_or_else(own);
+        sign::sign(store, &root, &signer.key, &identity).await?;
+    }
+    // The last look before the one step that counts. Registries have no compare-and-swap for tags.
+    line.check(under_tag(store, &line.tag).await?.as_ref(), &tentative.application)?;
+    store.put_manifest(&document, Some(&line.tag)).await?;
+    Ok(CheckpointReport {
+        digest: root.digest,
+        tag: line.tag,
+        application: tentative.application.clone(),
+        epoch: line.epoch,
+        predecessor: line.predecessor,
+        members: tentative.members.iter().filter_map(|member| checkpointed(member, sent)).collect(),
+    })
+}
+
+fn checkpointed(member: &TentativeMember, sent: &Sent) -> Option<CheckpointedMember> {
+    Some(CheckpointedMember {
+        id: member.id.clone(),
+        container: member.container.clone(),
+        engine: member.engine,
+        digest: member.manifest.as_ref()?.digest,
+        bytes: member.bytes,
+        sent: sent.get(&member.id).copied().unwrap_or(0),
+        times: member.times,
+    })
+}

@@ -1,0 +1,209 @@
+//! Why a checkpoint failed: in which part, at which member and hook, and in whose words.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use coordinator::{Hook, RendezvousError, SessionId};
+use image_format::files::FilesError;
+use image_format::{ApplicationId, Digest, Epoch, GlobalError, MemberId, PackError};
+use registry::sign::SignError;
+use registry::{CatalogueError, CopyError, ParseReferenceError, StoreError, Tag};
+
+use super::members::MembersError;
+use crate::Phase;
+
+/// A checkpoint that failed. The application runs on as before, but for what [`CheckpointErrorKind::NotRunning`] says, and nothing
+/// is tagged, but for what [`CheckpointErrorKind::Stop`] says.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct CheckpointError {
+    /// The part that it failed in.
+    pub phase: Phase,
+    /// Why.
+    pub kind: Box<CheckpointErrorKind>,
+    /// The member that it failed at, if it was one.
+    pub member: Option<MemberId>,
+    /// CRIU's hook that it failed at, if it was one.
+    pub hook: Option<Hook>,
+    /// The error lines of that member's CRIU log; few and short.
+    pub log_lines: Vec<String>,
+    /// The tentative checkpoint is whole, and [`resume`](super::resume) can make it permanent.
+    pub resumable: Option<SessionId>,
+}
+
+/// Why a checkpoint failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointErrorKind {
+    /// Dumping takes root.
+    #[error("this is not root, and only root can freeze and read the processes of containers")]
+    NotRoot,
+    /// It is not known who the members are.
+    #[error(transparent)]
+    Members(#[from] MembersError),
+    /// Another checkpoint or a restore is at it.
+    #[error("{what} is being checkpointed or restored by another syncpoint at this moment")]
+    Busy {
+        /// What, in words.
+        what: String,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What is in the store is not known.
+    #[error(transparent)]
+    Catalogue(#[from] CatalogueError),
+    /// The tag names a checkpoint that this one must not replace.
+    #[error("the tag {tag} names epoch {found} of {application}, and is not moved to {epoch}")]
+    Newer {
+        /// The tag.
+        tag: Tag,
+        /// The application there.
+        application: ApplicationId,
+        /// The epoch there.
+        found: Epoch,
+        /// The epoch of this checkpoint.
+        epoch: Epoch,
+    },
+    /// The tag that follows from the epoch is none.
+    #[error(transparent)]
+    Tag(#[from] ParseReferenceError),
+    /// A file or folder of this program's own.
+    #[error("{path:?} cannot be used")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// CRIU's configuration for a container cannot be put into its place.
+    #[error("the CRIU configuration {path:?} of member {member} cannot be used")]
+    Attach {
+        /// The member.
+        member: MemberId,
+        /// The file that its runtime reads.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The session cannot be.
+    #[error(transparent)]
+    Session(#[from] RendezvousError),
+    /// The system has no random numbers.
+    #[error("the system has no random numbers")]
+    Random,
+    /// The session was aborted.
+    #[error("no checkpoint was taken, and the application runs on: {reason}")]
+    Aborted {
+        /// Why, as a fragment that names the member.
+        reason: String,
+    },
+    /// The session was aborted, and a member does not run any more.
+    #[error("no checkpoint was taken, and member {member} does not run any more: {reason}")]
+    NotRunning {
+        /// The member.
+        member: MemberId,
+        /// Why it was aborted.
+        reason: String,
+    },
+    /// A member's files could not be archived.
+    #[error("the files of member {member} cannot be archived")]
+    Files {
+        /// The member.
+        member: MemberId,
+        /// Why.
+        #[source]
+        source: FilesError,
+    },
+    /// A member's dump could not be packed.
+    #[error("the dump of member {member} cannot be packed")]
+    Pack {
+        /// The member.
+        member: MemberId,
+        /// Why.
+        #[source]
+        source: Box<PackError>,
+    },
+    /// A member's engine failed after its tasks ran on.
+    #[error("the dump of member {member} is not whole: {reason}")]
+    Engine {
+        /// The member.
+        member: MemberId,
+        /// Why.
+        reason: String,
+    },
+    /// A member could not be sent.
+    #[error("member {member} cannot be sent")]
+    Send {
+        /// The member.
+        member: MemberId,
+        /// Why.
+        #[source]
+        source: CopyError,
+    },
+    /// The index cannot be made of the members.
+    #[error("the members make no global checkpoint")]
+    Global(#[from] GlobalError),
+    /// It cannot be signed.
+    #[error("the global checkpoint cannot be signed")]
+    Sign(#[from] SignError),
+    /// It is permanent, but a container that was to end did not.
+    #[error("the checkpoint {digest} is permanent, but its containers were not all stopped")]
+    Stop {
+        /// The global checkpoint.
+        digest: Digest,
+        /// Why.
+        #[source]
+        source: crate::EngineError,
+    },
+    /// There is no tentative checkpoint of this name.
+    #[error("there is no unfinished checkpoint {session} in {path:?}, or another syncpoint is at it")]
+    NothingToResume {
+        /// The name.
+        session: SessionId,
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// A task of this program ended unexpectedly.
+    #[error("a task ended unexpectedly")]
+    Task(#[from] tokio::task::JoinError),
+    /// It was cancelled.
+    #[error("the checkpoint was cancelled; the application runs on")]
+    Cancelled,
+}
+
+impl CheckpointError {
+    pub(crate) fn new(phase: Phase, kind: impl Into<CheckpointErrorKind>) -> Self {
+        Self { phase, kind: Box::new(kind.into()), member: None, hook: None, log_lines: Vec::new(), resumable: None }
+    }
+
+    /// What to do about it, where that can be said.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match &*self.kind {
+            CheckpointErrorKind::NotRoot => Some("run it as root".to_owned()),
+            CheckpointErrorKind::Members(MembersError::Nobody { .. }) => {
+                Some("name the containers, or give them the label when they are made".to_owned())
+            }
+            CheckpointErrorKind::Busy { .. } => Some("wait for it, or stop it".to_owned()),
+            CheckpointErrorKind::Newer { .. } => Some("name another tag".to_owned()),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for CheckpointError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.kind.fmt(f)
+    }
+}
+
+impl Error for CheckpointError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.kind.source()
+    }
+}

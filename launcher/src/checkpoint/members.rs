@@ -1,0 +1,290 @@
+//! Which containers are which members of the application, from what was asked for and from the containers' labels.
+//!
+//! | | label | else |
+//! |---|---|---|
+//! | application | `io.syncpoint.application` | the project of compose |
+//! | member | `io.syncpoint.member` | the service of compose, with its number from 2 on; else the container's name |
+//! | dependencies | `io.syncpoint.depends-on`, as `a,b` | the services of compose that are members too |
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use image_format::{ApplicationId, MemberId};
+
+use super::options::{CheckpointOptions, Wanted};
+use crate::EngineKind;
+use crate::engine::{EngineError, Source};
+
+const APPLICATION: &str = "io.syncpoint.application";
+const MEMBER: &str = "io.syncpoint.member";
+const DEPENDS_ON: &str = "io.syncpoint.depends-on";
+const PROJECT: &str = "com.docker.compose.project";
+const SERVICE: &str = "com.docker.compose.service";
+const NUMBER: &str = "com.docker.compose.container-number";
+/// `db:service_started:false,queue:service_healthy:true`.
+const SERVICES: &str = "com.docker.compose.depends_on";
+
+/// A member whose container runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Member {
+    pub(crate) id: MemberId,
+    pub(crate) depends_on: Vec<MemberId>,
+    pub(crate) engine: EngineKind,
+    pub(crate) source: Source,
+    pub(crate) bundle: Option<PathBuf>,
+}
+
+/// Why the members of an application are not known.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MembersError {
+    /// An engine was asked and did not answer.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// No container bears the application's label.
+    #[error("no running container has the label {APPLICATION}={application} or {PROJECT}={application}")]
+    Nobody {
+        /// The application.
+        application: ApplicationId,
+    },
+    /// A container that is asked for is not there.
+    #[error("there is no container {container}{}", engine.map(|engine| format!(" in {engine}")).unwrap_or_default())]
+    Missing {
+        /// Its name.
+        container: String,
+        /// Where it was looked for, if not everywhere.
+        engine: Option<EngineKind>,
+    },
+    /// A container that is asked for does not run.
+    #[error("container {container} does not run, so there is nothing of it to dump")]
+    NotRunning {
+        /// Its name.
+        container: String,
+    },
+    /// It is labelled as another application's.
+    #[error("container {container} belongs to the application {label}, by its label {APPLICATION}")]
+    Foreign {
+        /// Its name.
+        container: String,
+        /// The other application.
+        label: String,
+    },
+    /// Its name or labels are no ids.
+    #[error("container {container} has {text:?} for {what}, which is none")]
+    BadId {
+        /// Its name.
+        container: String,
+        /// For what.
+        what: &'static str,
+        /// The text, at most 160 characters.
+        text: String,
+    },
+    /// Two containers of one member, or one container twice.
+    #[error("member {member} is container {first} and container {second}")]
+    Twice {
+        /// The member.
+        member: MemberId,
+        /// One.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// A dependency on nobody.
+    #[error("member {member} depends on {missing}, which is no member")]
+    Dependency {
+        /// The member.
+        member: MemberId,
+        /// On whom.
+        missing: MemberId,
+    },
+    /// What a container wrote cannot be taken while it stands frozen.
+    #[error("container {container} keeps what it writes with another storage driver than overlay, whose files cannot be told from its image's")]
+    Storage {
+        /// Its name.
+        container: String,
+    },
+}
+
+/// Finds out who the members are, in the order of their ids.
+pub(crate) async fn resolve(options: &CheckpointOptions) -> Result<Vec<Member>, MembersError> {
+    let mut wanted = options.members.clone();
+    if wanted.is_empty() {
+        let podman = EngineKind::Podman.driver();
+        let application = options.application.as_str();
+        let found = (podman.labelled(APPLICATION, application).await?, podman.labelled(PROJECT, application).await?);
+        let ids: BTreeSet<String> = found.0.into_iter().chain(found.1).collect();
+        wanted = ids.into_iter().map(|id| Wanted { engine: Some(EngineKind::Podman), ..Wanted::named(id) }).collect();
+    }
+    if wanted.is_empty() {
+        return Err(MembersError::Nobody { application: options.application.clone() });
+    }
+    let mut members: BTreeMap<MemberId, Member> = BTreeMap::new();
+    let mut soft = BTreeSet::new();
+    for wanted in wanted {
+        let (engine, source) = find(&wanted).await?;
+        let container = source.container.clone();
+        if let Some(label) = source.labels.get(APPLICATION).filter(|label| **label != options.application.as_str()) {
+            return Err(MembersError::Foreign { container, label: label.clone() });
+        }
+        if source.pid == 0 {
+            return Err(MembersError::NotRunning { container });
+        }
+        if engine == EngineKind::Podman && source.files.root.is_none() {
+            return Err(MembersError::Storage { container });
+        }
+        let id = match wanted.id {
+            Some(id) => id,
+            None => member_id(&source)?,
+        };
+        let (depends_on, firm) = match wanted.depends_on {
+            Some(depends_on) => (depends_on, true),
+            None => dependencies(&source)?,
+        };
+        if !firm {
+            soft.insert(id.clone());
+        }
+        let bundle = wanted.bundle;
+        if let Some(other) = members.get(&id) {
+            let (first, second) = (other.source.container.clone(), container);
+            return Err(MembersError::Twice { member: id, first, second });
+        }
+        members.insert(id.clone(), Member { id, depends_on, engine, source, bundle });
+    }
+    settle(&mut members, &soft)?;
+    let mut containers: BTreeMap<(EngineKind, String), MemberId> = BTreeMap::new();
+    for member in members.values() {
+        if let Some(first) = containers.insert((member.engine, member.source.id.clone()), member.id.clone()) {
+            let (first, second) = (first.to_string(), format!("{} again", member.source.container));
+            return Err(MembersError::Twice { member: member.id.clone(), first, second });
+        }
+    }
+    Ok(members.into_values().collect())
+}
+
+/// Drops what compose's services depend on outside the set, such as jobs that have ended; anything else is an error.
+fn settle(members: &mut BTreeMap<MemberId, Member>, soft: &BTreeSet<MemberId>) -> Result<(), MembersError> {
+    let ids: BTreeSet<MemberId> = members.keys().cloned().collect();
+    for member in members.values_mut() {
+        if soft.contains(&member.id) {
+            member.depends_on.retain(|id| ids.contains(id));
+        }
+        if let Some(missing) = member.depends_on.iter().find(|id| !ids.contains(id)) {
+            return Err(MembersError::Dependency { member: member.id.clone(), missing: missing.clone() });
+        }
+    }
+    Ok(())
+}
+
+async fn find(wanted: &Wanted) -> Result<(EngineKind, Source), MembersError> {
+    let engines = match wanted.engine {
+        Some(engine) => vec![engine],
+        None => vec![EngineKind::Podman, EngineKind::Runc],
+    };
+    for engine in engines {
+        match engine.driver().source(&wanted.container).await {
+            Ok(Some(source)) => return Ok((engine, source)),
+            Ok(None) => {}
+            // An engine that is not installed has no container.
+            Err(EngineError::Program(error)) if error.is_missing() && wanted.engine.is_none() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(MembersError::Missing { container: wanted.container.clone(), engine: wanted.engine })
+}
+
+fn member_id(source: &Source) -> Result<MemberId, MembersError> {
+    let service = || {
+        let service = source.labels.get(SERVICE)?;
+        let number = source.labels.get(NUMBER).filter(|number| *number != "1");
+        Some(number.map_or_else(|| service.clone(), |number| format!("{service}-{number}")))
+    };
+    let text = source.labels.get(MEMBER).cloned().or_else(service).unwrap_or_else(|| source.container.clone());
+    parse(source, "its member id", &text)
+}
+
+/// What the labels say, and whether all of it must be there.
+fn dependencies(source: &Source) -> Result<(Vec<MemberId>, bool), MembersError> {
+    let list = |text: &str, firm: bool| {
+        let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+        let names = names.map(|name| if firm { name } else { name.split(':').next().unwrap_or(name) });
+        names.map(|name| parse(source, "a member that it depends on", name)).collect::<Result<Vec<_>, _>>()
+    };
+    match (source.labels.get(DEPENDS_ON), source.labels.get(SERVICES)) {
+        (Some(own), _) => Ok((list(own, true)?, true)),
+        (None, Some(services)) => Ok((list(services, false)?, false)),
+        (None, None) => Ok((Vec::new(), true)),
+    }
+}
+
+fn parse(source: &Source, what: &'static str, text: &str) -> Result<MemberId, MembersError> {
+    let bad = |_| MembersError::BadId {
+        container: source.container.clone(),
+        what,
+        text: text.chars().take(160).collect(),
+    };
+    text.parse().map_err(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Files;
+
+    fn source(labels: &[(&str, &str)]) -> Source {
+        Source {
+            container: "the-name".to_owned(),
+            id: "0".repeat(64),
+            labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+            criu_config: "/etc/criu/runc.conf".into(),
+            pid: 1,
+            log: None,
+            files: Files::default(),
+        }
+    }
+
+    fn ids(ids: &[&str]) -> Vec<MemberId> {
+        ids.iter().map(|id| id.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn labels_say_who_a_container_is() {
+        for (labels, id) in [
+            (vec![], "the-name"),
+            (vec![(SERVICE, "db")], "db"),
+            (vec![(SERVICE, "db"), (NUMBER, "1")], "db"),
+            (vec![(SERVICE, "db"), (NUMBER, "2")], "db-2"),
+            (vec![(SERVICE, "db"), (MEMBER, "receive-0")], "receive-0"),
+        ] {
+            assert_eq!(member_id(&source(&labels)).unwrap().as_str(), id, "{labels:?}");
+        }
+        assert!(member_id(&source(&[(MEMBER, "../x")])).unwrap_err().to_string().contains("../x"));
+    }
+
+    #[test]
+    fn labels_say_what_a_container_depends_on() {
+        assert_eq!(dependencies(&source(&[])).unwrap(), (ids(&[]), true));
+        assert_eq!(dependencies(&source(&[(DEPENDS_ON, "")])).unwrap(), (ids(&[]), true));
+        assert_eq!(dependencies(&source(&[(DEPENDS_ON, "a, b")])).unwrap(), (ids(&["a", "b"]), true));
+        let compose = source(&[(SERVICES, "db:service_started:false,job:service_completed_successfully:true")]);
+        assert_eq!(dependencies(&compose).unwrap(), (ids(&["db", "job"]), false));
+    }
+
+    #[test]
+    fn a_finished_job_of_compose_is_no_member_and_anything_else_is_an_error() {
+        let member = |id: &str, depends_on: &[&str]| {
+            let member = Member {
+                id: id.parse().unwrap(),
+                depends_on: ids(depends_on),
+                engine: EngineKind::Podman,
+                source: source(&[]),
+                bundle: None,
+            };
+            (member.id.clone(), member)
+        };
+        let mut members = BTreeMap::from([member("a", &["job", "b"]), member("b", &[])]);
+        let strict = settle(&mut members, &BTreeSet::new()).unwrap_err().to_string();
+        assert_eq!(strict, "member a depends on job, which is no member");
+        settle(&mut members, &BTreeSet::from(["a".parse().unwrap()])).unwrap();
+        assert_eq!(members[&"a".parse::<MemberId>().unwrap()].depends_on, ids(&["b"]));
+    }
+}

@@ -1,0 +1,368 @@
+//! The checkpoint of a running application: all of its members at one instant, permanent in a store, or nothing at all.
+//!
+//! ```text
+//! examine ─▶ claim ─▶ sweep ─▶ dump session: all frozen, files taken ─▶ released: tasks run on
+//!    │         │        │           │                                        │
+//!    └─────────┴────────┴───────────┘                                        ▼ for each member, side by side
+//!        fails: the application runs on                          pack into the tentative store ─▶ send, by digest
+//!                                                                            │ all are packed: whole   │ all are sent
+//!                                                                            ▼                         ▼
+//!                                         fails: kept, to be resumed ◀── index ─▶ signatures ─▶ tag: permanent ─▶ (stop)
+//! ```
+//!
+//! Two decisions, never one: tasks go on as soon as all votes are in; the checkpoint is permanent only with its tag.
+
+mod capture;
+mod commit;
+mod error;
+mod members;
+mod mend;
+mod options;
+mod phase2;
+mod record;
+mod session;
+mod sweep;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use coordinator::proto::{Passage, Timings};
+use coordinator::{Hook, Rendezvous, SessionId, SessionKind, SessionPlan};
+use image_format::{ApplicationId, Digest, Epoch, MemberId};
+use registry::{Progress, Tag};
+use tokio::time::Instant;
+
+pub use self::error::{CheckpointError, CheckpointErrorKind};
+pub use self::members::MembersError;
+pub use self::options::{CheckpointOptions, Destination, Signer, Wanted};
+pub use self::record::{Stretch, Times};
+pub use self::sweep::{Pending, pending};
+
+use self::members::{Member, resolve};
+use self::record::{Tentative, TentativeMember};
+use self::session::{Broken, Dumping};
+use crate::attach::Cover;
+use crate::claims::Claims;
+use crate::engine::CRIU_CONFIG;
+use crate::restore::make_run_root;
+use crate::workspace::{Purpose, Workspace};
+use crate::{EngineKind, MemberStep, Observer, Phase};
+
+/// Whoever is told how a checkpoint goes, and how its transfers do.
+pub trait Watcher: Observer + Progress {}
+
+impl<T: Observer + Progress> Watcher for T {}
+
+/// A checkpoint that is permanent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckpointReport {
+    /// The global checkpoint.
+    pub digest: Digest,
+    /// Its tag.
+    pub tag: Tag,
+    /// The application.
+    pub application: ApplicationId,
+    /// Its number.
+    pub epoch: Epoch,
+    /// The one before.
+    pub predecessor: Option<Digest>,
+    /// The members, in the order of their ids.
+    pub members: Vec<CheckpointedMember>,
+}
+
+/// A member of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckpointedMember {
+    /// The member.
+    pub id: MemberId,
+    /// Its container's name.
+    pub container: String,
+    /// What runs it.
+    pub engine: EngineKind,
+    /// Its checkpoint image.
+    pub digest: Digest,
+    /// Bytes of its layers, as they are stored.
+    pub bytes: u64,
+    /// Bytes of them that had to be sent.
+    pub sent: u64,
+    /// What its time went to.
+    pub times: Times,
+}
+
+/// Checkpoints the running containers of an application. They run on, unless the options say otherwise.
+///
+/// To be cancelled by [`CheckpointOptions::cancel`]. When the future is dropped instead, or its process killed, the hooks
+/// find nobody and fail closed, CRIU undoes its dumps, and the next checkpoint with the same `work_dir` takes away what is left.
+///
+/// # Errors
+/// Whatever keeps the application from being checkpointed as a whole. Its containers run on, and the tag names what it named.
+pub async fn checkpoint(
+    destination: &Destination,
+    options: &CheckpointOptions,
+    watcher: &dyn Watcher,
+) -> Result<CheckpointReport, CheckpointError> {
+    let in_phase = |phase| move |kind: CheckpointErrorKind| CheckpointError::new(phase, kind);
+    watcher.phase(Phase::Examine);
+    let examining = in_phase(Phase::Examine);
+    if !rustix::process::geteuid().is_root() {
+        return Err(examining(CheckpointErrorKind::NotRoot));
+    }
+    let run_root = make_run_root(&options.run_root);
+    let run_root = run_root.map_err(|source| file(&options.run_root, source)).map_err(examining)?;
+    // Held until the end.
+    let mut claims = Claims::default();
+    claim_application(&mut claims, options).map_err(examining)?;
+    let members = resolve(options).await.map_err(|error| examining(error.into()))?;
+    claim_containers(&mut claims, &members, options).map_err(examining)?;
+    let line = commit::line(destination, &options.application, options.jobs).await.map_err(examining)?;
+
+    watcher.phase(Phase::Sweep);
+    let swept = sweep::sweep(&options.work_dir, watcher).await;
+    swept.map_err(|source| file(&options.work_dir, source)).map_err(in_phase(Phase::Sweep))?;
+
+    let dumping = in_phase(Phase::Dump);
+    let session = SessionId::random().map_err(|_| dumping(CheckpointErrorKind::Random))?;
+    let workspace = Workspace::create(&options.work_dir, Purpose::Checkpoint, session);
+    let workspace = workspace.map_err(|source| file(&options.work_dir, source)).map_err(dumping)?;
+    let tentative = Tentative {
+        session,
+        run_root: run_root.clone(),
+        application: options.application.clone(),
+        epoch: line.epoch,
+        to: destination.reference.clone(),
+        members: members.iter().map(tentative).collect(),
+        whole: false,
+    };
+    let mut run = Run { destination, options, members, workspace, tentative, watcher };
+    match run.run().await {
+        Ok(report) => {
+            remove(run.workspace, watcher);
+            if options.stop {
+                stop(&run.members, report.digest, watcher).await?;
+            }
+            Ok(report)
+        }
+        // It stays where it is, and is found there by its name.
+        Err(error) if run.tentative.whole => Err(CheckpointError { resumable: Some(session), ..error }),
+        Err(error) => {
+            remove(run.workspace, watcher);
+            Err(error)
+        }
+    }
+}
+
+/// Makes a tentative checkpoint permanent whose application runs on since long: sends what is missing, signs, tags.
+///
+/// # Errors
+/// Nothing of that name, or a store that still fails: then it can be resumed again.
+pub async fn resume(
+    session: SessionId,
+    destination: &Destination,
+    options: &CheckpointOptions,
+    watcher: &dyn Watcher,
+) -> Result<CheckpointReport, CheckpointError> {
+    watcher.phase(Phase::Examine);
+    let examining = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Examine, kind);
+    let orphans = Workspace::orphans(&options.work_dir, Purpose::Checkpoint);
+    let orphans = orphans.map_err(|source| examining(file(&options.work_dir, source)))?;
+    let mut found = None;
+    for orphan in orphans {
+        let read = orphan.read::<Tentative>().ok().flatten();
+        if let Some(tentative) = read.filter(|tentative| tentative.whole && tentative.session == session) {
+            found = Some((orphan, tentative));
+        }
+    }
+    let path = options.work_dir.clone();
+    let nothing = || examining(CheckpointErrorKind::NothingToResume { session, path });
+    let (workspace, mut tentative) = found.ok_or_else(nothing)?;
+    let sent = phase2::send_all(&workspace, &mut tentative, destination, options, watcher).await;
+    let report = match sent {
+        Ok(sent) => commit::commit(destination, &tentative, &sent, options.jobs, watcher).await,
+        Err(error) => Err(error),
+    };
+    match report {
+        Ok(report) => {
+            remove(workspace, watcher);
+            Ok(report)
+        }
+        Err(error) => Err(CheckpointError { resumable: Some(session), ..error }),
+    }
+}
+
+/// One checkpoint on its way.
+struct Run<'a> {
+    destination: &'a Destination,
+    options: &'a CheckpointOptions,
+    members: Vec<Member>,
+    workspace: Workspace,
+    tentative: Tentative,
+    watcher: &'a dyn Watcher,
+}
+
+impl Run<'_> {
+    async fn run(&mut self) -> Result<CheckpointReport, CheckpointError> {
+        let begun = Instant::now();
+        let (mut dumping, rendezvous) = self.dump().await?;
+        for member in &mut self.tentative.members {
+            if let Some(passages) = dumping.timings.members.get(&member.id) {
+                member.times = times(passages);
+            }
+        }
+        self.watcher.phase(Phase::Pack);
+        let mut phase2 = phase2::Phase2 {
+            destination: self.destination,
+            options: self.options,
+            workspace: &mut self.workspace,
+            tentative: &mut self.tentative,
+            watcher: self.watcher,
+            begun,
+        };
+        let sent = phase2.run(&self.members, &mut dumping).await;
+        // Whatever happened, nobody reads from them any more.
+        drop(dumping.archives);
+        dumping.engines.end().await;
+        // Only now: hooks that CRIU runs after the release, or twice, find their session.
+        self.close(rendezvous).await;
+        commit::commit(self.destination, &self.tentative, &sent?, self.options.jobs, self.watcher).await
+    }
+
+    /// The session. When it is over the tasks run, whatever came of it.
+    async fn dump(&mut self) -> Result<(Dumping, Rendezvous), CheckpointError> {
+        self.watcher.phase(Phase::Dump);
+        let failed = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Dump, kind);
+        let written = self.workspace.write(&self.tentative);
+        written.map_err(|source| failed(file(&self.workspace.path().to_owned(), source)))?;
+        let plan = SessionPlan {
+            kind: SessionKind::Dump,
+            id: self.tentative.session,
+            epoch: self.tentative.epoch,
+            application: self.options.application.clone(),
+            members: self.members.iter().map(|member| member.id.clone()).collect(),
+            deadlines: self.options.deadlines,
+        };
+        let rendezvous = Rendezvous::start(&self.tentative.run_root, plan, &self.options.hook_program).await;
+        let mut rendezvous = rendezvous.map_err(|error| failed(error.into()))?;
+        let covers = self.covers(&rendezvous).map_err(failed);
+        let ran = match covers {
+            Ok(covers) => {
+                let (workspace, cancel) = (&self.workspace, &self.options.cancel);
+                let dumped = session::run(&mut rendezvous, &self.members, &covers, workspace, cancel, self.watcher).await;
+                dumped.map_err(|broken| self.broken(broken))
+            }
+            Err(error) => Err(error),
+        };
+        match ran {
+            Ok(dumping) => Ok((dumping, rendezvous)),
+            Err(error) => {
+                self.close(rendezvous).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn close(&self, rendezvous: Rendezvous) {
+        if let Err(error) = rendezvous.close().await {
+            self.watcher.warning(&crate::error::chain(&error));
+        }
+    }
+
+    fn covers(&self, rendezvous: &Rendezvous) -> Result<BTreeMap<MemberId, Cover>, CheckpointErrorKind> {
+        let cover = |member: &Member| {
+            let over = &member.source.criu_config;
+            // An empty annotation tells the runtime to use no file at all.
+            let made = if over.as_os_str().is_empty() {
+                Err(std::io::Error::other(format!("the container's annotation {CRIU_CONFIG} is empty")))
+            } else {
+                Cover::make(over, &rendezvous.criu_config(&member.id), &self.workspace.criu_config(&member.id))
+            };
+            let cover = made.map_err(|source| CheckpointErrorKind::Attach {
+                member: member.id.clone(),
+                path: over.clone(),
+                source,
+            });
+            Ok((member.id.clone(), cover?))
+        };
+        self.members.iter().map(cover).collect()
+    }
+
+    fn broken(&self, broken: Broken) -> CheckpointError {
+        let Broken { member, hook, reason, log_lines, mut dead } = broken;
+        let kind = match dead.pop() {
+            Some(member) => CheckpointErrorKind::NotRunning { member, reason },
+            None if self.options.cancel.is_cancelled() => CheckpointErrorKind::Cancelled,
+            None => CheckpointErrorKind::Aborted { reason },
+        };
+        CheckpointError { member, hook, log_lines, ..CheckpointError::new(Phase::Dump, kind) }
+    }
+}
+
+async fn stop(members: &[Member], digest: Digest, watcher: &dyn Watcher) -> Result<(), CheckpointError> {
+    watcher.phase(Phase::Stop);
+    let stops = members.iter().map(|member| async move { (member, member.engine.driver().stop(&member.source).await) });
+    let mut failed = None;
+    for (member, stopped) in futures_util::future::join_all(stops).await {
+        if let Err(source) = stopped {
+            let error = CheckpointError::new(Phase::Stop, CheckpointErrorKind::Stop { digest, source });
+            failed = Some(CheckpointError { member: Some(member.id.clone()), ..error });
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+fn tentative(member: &Member) -> TentativeMember {
+    TentativeMember {
+        id: member.id.clone(),
+        depends_on: member.depends_on.clone(),
+        engine: member.engine,
+        container: member.source.container.clone(),
+        container_id: member.source.id.clone(),
+        manifest: None,
+        bytes: 0,
+        times: Times::default(),
+    }
+}
+
+/// Frozen is what the protocol knows of: from where CRIU was let go to freeze, to where it was let go to thaw.
+fn times(passages: &[Passage]) -> Times {
+    let at = |hook| passages.iter().find(|passage| passage.hook == hook);
+    let mut times = Times::default();
+    let (Some(gathered), Some(dumped)) = (at(Hook::PreDump), at(Hook::PostDump)) else { return times };
+    times.waited = Stretch { begin: gathered.arrived, end: gathered.passed };
+    times.frozen = Stretch { begin: gathered.passed, end: dumped.passed };
+    let locked = at(Hook::NetworkLock).map_or(gathered.passed, |locked| locked.passed.min(dumped.arrived));
+    times.dumped = Stretch { begin: locked, end: dumped.arrived };
+    times
+}
+
+fn claim_application(claims: &mut Claims, options: &CheckpointOptions) -> Result<(), CheckpointErrorKind> {
+    let claimed = claims.claim(&options.run_root, &format!("application-{}", options.application));
+    match claimed.map_err(|source| file(&options.run_root, source))? {
+        true => Ok(()),
+        false => Err(CheckpointErrorKind::Busy { what: format!("the application {}", options.application) }),
+    }
+}
+
+fn claim_containers(
+    claims: &mut Claims,
+    members: &[Member],
+    options: &CheckpointOptions,
+) -> Result<(), CheckpointErrorKind> {
+    for Member { engine, source, .. } in members {
+        let claimed = claims.claim_container(&options.run_root, *engine, &source.container);
+        if !claimed.map_err(|source| file(&options.run_root, source))? {
+            return Err(CheckpointErrorKind::Busy { what: format!("the container {}", source.container) });
+        }
+    }
+    Ok(())
+}
+
+fn remove(workspace: Workspace, watcher: &dyn Watcher) {
+    let path = workspace.path().to_owned();
+    if let Err(error) = workspace.remove() {
+        watcher.warning(&format!("{} cannot be removed: {error}", path.display()));
+    }
+}
+
+fn file(path: &std::path::Path, source: std::io::Error) -> CheckpointErrorKind {
+    CheckpointErrorKind::File { path: PathBuf::from(path), source }
+}

@@ -1,0 +1,105 @@
+//! What to checkpoint, how, and where to.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use coordinator::Deadlines;
+use image_format::{ApplicationId, Compression, MemberId};
+use registry::sign::PrivateKey;
+use registry::{Store, Tag};
+use tokio_util::sync::CancellationToken;
+
+use crate::EngineKind;
+
+/// Where a global checkpoint becomes permanent.
+#[derive(Debug, Clone)]
+pub struct Destination {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// The same in the words of the person who asked, for whoever resumes.
+    pub reference: String,
+    /// The tag; `epoch-<N>` if not given.
+    pub tag: Option<Tag>,
+    /// Who signs; without it the global checkpoint is unsigned, and restored by nobody who asks for a signature.
+    pub signer: Option<Signer>,
+}
+
+/// Who signs, and what signatures call the image.
+#[derive(Debug, Clone)]
+pub struct Signer {
+    /// The key.
+    pub key: Arc<PrivateKey>,
+    /// `docker-reference`; the repository's name with the tag if not given.
+    pub identity: Option<String>,
+}
+
+/// A container that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// The member that it is; what its labels say if not given, and otherwise its name.
+    pub id: Option<MemberId>,
+    /// Its name or id.
+    pub container: String,
+    /// What runs it; podman if not given, and runc where only that knows it.
+    pub engine: Option<EngineKind>,
+    /// The members that must exist before this one; what its labels say if not given.
+    pub depends_on: Option<Vec<MemberId>>,
+    /// runc: the bundle, whose `config.json` is packed along.
+    pub bundle: Option<PathBuf>,
+}
+
+impl Wanted {
+    /// A container of which only the name is known.
+    #[must_use]
+    pub fn named(container: impl Into<String>) -> Self {
+        Self { id: None, container: container.into(), engine: None, depends_on: None, bundle: None }
+    }
+}
+
+/// How to checkpoint.
+#[derive(Debug, Clone)]
+pub struct CheckpointOptions {
+    /// The application.
+    pub application: ApplicationId,
+    /// Its containers; with none, all that run and bear the application's label.
+    pub members: Vec<Wanted>,
+    /// End the containers, once the checkpoint is permanent.
+    pub stop: bool,
+    /// The `syncpoint-hook` binary, which CRIU runs.
+    pub hook_program: PathBuf,
+    /// Where sessions have their sockets. A short path: a socket's is at most 107 bytes.
+    pub run_root: PathBuf,
+    /// Where the tentative checkpoint is until it is permanent. Needs room for all members, packed.
+    pub work_dir: PathBuf,
+    /// When the session gives up: `hold` is the longest time that tasks stand frozen.
+    pub deadlines: Deadlines,
+    /// How layers are compressed.
+    pub compression: Compression,
+    /// Transfers, and members that are packed, at the same time.
+    pub jobs: usize,
+    /// Cancelled, it ends the checkpoint: the application runs on, and nothing is tagged.
+    pub cancel: CancellationToken,
+}
+
+impl CheckpointOptions {
+    /// The containers with the application's label, which run on; `/run/syncpoint`, `/var/lib/syncpoint`, thirty seconds to gather, ten of
+    /// standing frozen, four transfers at a time.
+    #[must_use]
+    pub fn new(application: ApplicationId, hook_program: PathBuf) -> Self {
+        Self {
+            application,
+            members: Vec::new(),
+            stop: false,
+            hook_program,
+            run_root: PathBuf::from("/run/syncpoint"),
+            work_dir: PathBuf::from("/var/lib/syncpoint"),
+            deadlines: Deadlines {
+                gather: std::time::Duration::from_secs(30),
+                hold: std::time::Duration::from_secs(10),
+            },
+            compression: Compression::default(),
+            jobs: 4,
+            cancel: CancellationToken::new(),
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The second phase, while the tasks run again: every member is packed into the tentative store and sent from there, side by
+//! side.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use image_format::{Captured, DumpSource, MemberId, PackOptions, PackedImage, pack};
+use registry::{Bridge, CopyOptions, LayoutStore, Store, copy};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::{Instant, timeout};
+
+use super::capture::Copies;
+use super::error::{CheckpointError, CheckpointErrorKind};
+use super::members::Member;
+use super::record::{Stretch, Tentative, TentativeMember};
+use super::session::Dumping;
+use super::{CheckpointOptions, Destination, Watcher, file};
+use crate::workspace::Workspace;
+use crate::{EngineKind, MemberStep, Phase};
+
+/// Between a pipe's end and its engine's.
+const ENGINE_NEWS: Duration = Duration::from_secs(5);
+
+/// Bytes that were sent of each member.
+pub(super) type Sent = BTreeMap<MemberId, u64>;
+
+/// The second phase of one checkpoint.
+pub(super) struct Phase2<'a> {
+    pub(super) destination: &'a Destination,
+    pub(super) options: &'a CheckpointOptions,
+    pub(super) workspace: &'a mut Workspace,
+    pub(super) tentative: &'a mut Tentative,
+    pub(super) watcher: &'a dyn Watcher,
+    /// When the session began.
+    pub(super) begun: Instant,
+}
+
+/// What becomes of one member.
+enum Fate {
+    /// In the tentative store, and in the store.
+    Sent { packed: Box<TentativeMember>, bytes: u64 },
+    /// In the tentative store.
+    Packed { packed: Box<TentativeMember>, error: CheckpointErrorKind },
+    Lost { error: CheckpointErrorKind },
+}
+
+/// What a member is packed from.
+struct Parts<'a> {
+    member: &'a Member,
+    noted: TentativeMember,
+    archive: Option<std::io::PipeReader>,
+    copies: Option<Copies>,
+    /// How its engine ended.
+    engine: oneshot::Receiver<Result<(), String>>,
+}
+
+impl Phase2<'_> {
+    /// Packs and sends every member. When it fails and the tentative checkpoint is whole nevertheless, that is noted.
+    pub(super) async fn run(&mut self, members: &[Member], dumping: &mut Dumping) -> Result<Sent, CheckpointError> {
+        let failed = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Pack, kind);
+        let path = self.workspace.store();
+        let store = tokio::task::spawn_blocking(move || LayoutStore::create(&path)).await;
+        let store = store.map_err(|error| failed(error.into()))?.map_err(|error| failed(error.into()))?;
+        let store: Arc<dyn Store> = Arc::new(store);
+        let permits = Semaphore::new(self.options.jobs.max(1));
+
+        let mut ends: BTreeMap<MemberId, oneshot::Sender<Result<(), String>>> = BTreeMap::new();
+        let mut fates = FuturesUnordered::new();
+        for (member, noted) in members.iter().zip(&self.tentative.members) {
+            let (end, engine) = oneshot::channel();
+            ends.insert(member.id.clone(), end);
+            let (archive, copies) = (dumping.archives.remove(&member.id), dumping.copies.remove(&member.id));
+            let parts = Parts { member, noted: noted.clone(), archive, copies, engine };
+            fates.push(self.member(parts, &store, &permits));
+        }
+        let mut sent = Sent::new();
+        let mut packed = Vec::new();
+        let (mut lost, mut unsent) = (None, None);
+        loop {
+            tokio::select! {
+                fate = fates.next() => match fate {
+                    None => break,
+                    Some(Fate::Sent { packed: member, bytes }) => {
+                        sent.insert(member.id.clone(), bytes);
+                        packed.push(*member);
+                    }
+                    Some(Fate::Packed { packed: member, error }) => {
+                        unsent = unsent.or(Some((member.id.clone(), error)));
+                        packed.push(*member);
+                    }
+                    Some(Fate::Lost { error }) => {
+                        lost = Some(error);
+                        break;
+                    }
+                },
+                Some((member, ended)) = dumping.engines.next() => {
+                    if let Some(end) = ends.remove(&member) {
+                        // Whoever no longer waits has failed by other means.
+                        let _ = end.send(ended);
+                    }
+                }
+                () = self.options.cancel.cancelled() => {
+                    lost = Some(CheckpointErrorKind::Cancelled);
+                    break;
+                }
+            }
+        }
+        drop(fates);
+        if let Some(error) = lost {
+            return Err(failed(error));
+        }
+        packed.sort_by(|a, b| a.id.cmp(&b.id));
+        self.tentative.members = packed;
+        self.tentative.whole = true;
+        let written = self.workspace.write(self.tentative);
+        if let Err(source) = written {
+            // What is not noted cannot be found again.
+            self.tentative.whole = unsent.is_none();
+            return Err(failed(file(self.workspace.path(), source)));
+        }
+        match unsent {
+            None => Ok(sent),
+            Some((member, error)) => Err(CheckpointError { member: Some(member), ..failed(error) }),
+        }
+    }
+
+    async fn member(&self, parts: Parts<'_>, store: &Arc<dyn Store>, permits: &Semaphore) -> Fate {
+        // It is never closed.
+        let _permit = permits.acquire().await;
+        let mut noted = parts.noted.clone();
+        let since = |begun: Instant| begun.elapsed();
+        noted.times.packed.begin = since(self.begun);
+        let image = match self.pack(parts, store).await {
+            Ok(image) => image,
+            Err(error) => return Fate::Lost { error },
+        };
+        noted.times.packed.end = since(self.begun);
+        noted.bytes = image.layers.iter().map(|layer| layer.descriptor.size).sum();
+        noted.manifest = Some(image.manifest.descriptor());
+        self.watcher.member(&noted.id, MemberStep::Packed { bytes: noted.bytes });
+        match send(&noted, store, self.destination, self.options.jobs, self.watcher).await {
+            Ok(bytes) => {
+                noted.times.sent = Stretch { begin: noted.times.packed.end, end: since(self.begun) };
+                self.watcher.member(&noted.id, MemberStep::Sent { bytes });
+                Fate::Sent { packed: Box::new(noted), bytes }
+            }
+            Err(error) => Fate::Packed { packed: Box::new(noted), error },
+        }
+    }
+
+    async fn pack(&self, parts: Parts<'_>, store: &Arc<dyn Store>) -> Result<PackedImage, CheckpointErrorKind> {
+        let Parts { member, archive, copies, mut engine, .. } = parts;
+        let id = &member.id;
+        let lost = |reason: String| CheckpointErrorKind::Engine { member: id.clone(), reason };
+        if member.engine == EngineKind::Runc {
+            // Its images are whole only when it has ended.
+            (&mut engine).await.unwrap_or_else(|_| Err("its engine is gone".to_owned())).map_err(lost)?;
+        }
+        let captured = tokio::task::spawn_blocking(move || copies.map_or(Ok(Captured::default()), Copies::archive)).await?;
+        let captured = captured.map_err(|source| CheckpointErrorKind::Files { member: id.clone(), source })?;
+        let options = PackOptions {
+            member: Some(id.clone()),
+            depends_on: member.depends_on.clone(),
+            compression: self.options.compression,
+            ..PackOptions::default()
+        };
+        let bridge = Bridge::new(Handle::current(), Arc::clone(store));
+        let name = format!("the dump of {}", member.source.container);
+        let folder = self.workspace.folder(id).join("images");
+        let config = member.bundle.as_ref().map(|bundle| bundle.join("config.json"));
+        let packing = tokio::task::spawn_blocking(move || {
+            let source = match archive {
+                Some(pipe) => DumpSource::stream(&name, pipe, captured)?,
+                None => DumpSource::open(&folder, config.as_deref())?,
+            };
+            pack(source, &options, &bridge)
+        });
+        let packed = match packing.await? {
+            Ok(packed) => packed,
+            Err(source) => {
+                // An archive that ends too early has its reason in the engine.
+                if let Ok(Ok(Err(reason))) = timeout(ENGINE_NEWS, &mut engine).await {
+                    return Err(lost(reason));
+                }
+                return Err(CheckpointErrorKind::Pack { member: id.clone(), source: Box::new(source) });
+            }
+        };
+        if member.engine == EngineKind::Podman {
+            let ended = timeout(ENGINE_NEWS, &mut engine).await;
+            let ended = ended.unwrap_or(Ok(Err("its engine wrote the dump and does not end".to_owned())));
+            ended.unwrap_or_else(|_| Err("its engine is gone".to_owned())).map_err(lost)?;
+        }
+        store.put_manifest(&packed.manifest, None).await?;
+        Ok(packed)
+    }
+}
+
+/// Sends every member of a tentative checkpoint that is whole.
+pub(super) async fn send_all(
+    workspace: &Workspace,
+    tentative: &Tentative,
+    destination: &Destination,
+    options: &CheckpointOptions,
+    watcher: &dyn Watcher,
+) -> Result<Sent, CheckpointError> {
+    watcher.phase(Phase::Pack);
+    let failed = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Pack, kind);
+    let path = workspace.store();
+    let store = tokio::task::spawn_blocking(move || LayoutStore::open(&path)).await;
+    let store = store.map_err(|error| failed(error.into()))?.map_err(|error| failed(error.into()))?;
+    let store: Arc<dyn Store> = Arc::new(store);
+    let mut sent = Sent::new();
+    for member in &tentative.members {
+        let bytes = tokio::select! {
+            bytes = send(member, &store, destination, options.jobs, watcher) => bytes,
+            () = options.cancel.cancelled() => Err(CheckpointErrorKind::Cancelled),
+        };
+        let bytes = bytes.map_err(|error| CheckpointError { member: Some(member.id.clone()), ..failed(error) })?;
+        watcher.member(&member.id, MemberStep::Sent { bytes });
+        sent.insert(member.id.clone(), bytes);
+    }
+    Ok(sent)
+}
+
+/// Sends one member's image; gives the bytes that were not there.
+async fn send(
+    member: &TentativeMember,
+    store: &Arc<dyn Store>,
+    destination: &Destination,
+    jobs: usize,
+    watcher: &dyn Watcher,
+) -> Result<u64, CheckpointErrorKind> {
+    let Some(manifest) = &member.manifest else { return Ok(0) };
+    let options = CopyOptions { jobs, progress: watcher, ..CopyOptions::default() };
+    let copied = copy(&**store, manifest, &*destination.store, &options).await;
+    let copied = copied.map_err(|source| CheckpointErrorKind::Send { member: member.id.clone(), source })?;
+    Ok(copied.bytes_sent)
+}

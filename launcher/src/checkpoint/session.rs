@@ -1,0 +1,276 @@
+//! The dump session: every engine is started, the members meet at CRIU's hooks, and their files are taken while all stand frozen.
+//!
+//! ```text
+//! engines started ─▶ all at pre-dump ─▶ all frozen (network-lock) ─▶ all dumped (post-dump) ─▶ files taken ─▶ released: tasks run on,
+//!                                                                                                            engines write archives
+//!      any engine that fails, hook that vanishes, deadline, cancel ─▶ aborted: CRIU undoes every dump, engines end, tasks run on
+//! ```
+
+use std::collections::BTreeMap;
+use std::io::PipeReader;
+use std::path::Path;
+use std::time::Duration;
+
+use coordinator::{Event, Hook, Outcome, Rendezvous, Step, Timings};
+use image_format::MemberId;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::capture::Copies;
+use super::members::Member;
+use super::mend::mend;
+use crate::attach::Cover;
+use crate::engine::{DumpInto, log_lines};
+use crate::error::chain;
+use crate::workspace::Workspace;
+use crate::{EngineKind, MemberStep, Observer, Phase};
+
+/// How long an engine may take to end once its session is aborted. Hooks that are told to abort end CRIU at once.
+const ENDING: Duration = Duration::from_secs(10);
+
+/// Between an engine's end and the news that its session released it: both come from the same moment.
+const NEWS: Duration = Duration::from_secs(2);
+
+/// Why there is no dump.
+#[derive(Debug)]
+pub(crate) struct Broken {
+    pub(crate) member: Option<MemberId>,
+    pub(crate) hook: Option<Hook>,
+    pub(crate) reason: String,
+    pub(crate) log_lines: Vec<String>,
+    /// Members whose tasks are gone.
+    pub(crate) dead: Vec<MemberId>,
+}
+
+/// A dump that was decided: the tasks run again, and the engines write what CRIU left.
+#[derive(Debug)]
+pub(crate) struct Dumping {
+    pub(crate) engines: Engines,
+    /// What podman's members write, not read yet.
+    pub(crate) archives: BTreeMap<MemberId, PipeReader>,
+    pub(crate) copies: BTreeMap<MemberId, Copies>,
+    pub(crate) timings: Timings,
+}
+
+/// The engines' programs that run.
+#[derive(Debug)]
+pub(crate) struct Engines {
+    programs: JoinSet<(MemberId, Result<(), String>)>,
+    /// Ends programs that do not end by themselves.
+    kill: CancellationToken,
+}
+
+impl Engines {
+    /// The next one that ends; `None` if none runs any more.
+    pub(crate) async fn next(&mut self) -> Option<(MemberId, Result<(), String>)> {
+        loop {
+            match self.programs.join_next().await? {
+                Ok(ended) => return Some(ended),
+                // Only a panic or the end of the runtime comes to this; whoever waits for the member sees the pipe's end.
+                Err(_) => continue,
+            }
+        }
+    }
+
+    /// Waits until all have ended, in order or by force.
+    pub(crate) async fn end(mut self) -> Vec<(MemberId, Result<(), String>)> {
+        let mut ended = Vec::new();
+        let until = Instant::now() + ENDING;
+        while let Ok(Some(one)) = timeout_at(until, self.next()).await {
+            ended.push(one);
+        }
+        self.kill.cancel();
+        while let Some(one) = self.next().await {
+            ended.push(one);
+        }
+        ended
+    }
+}
+
+/// One attempt on its way.
+struct Attempt<'a> {
+    rendezvous: &'a mut Rendezvous,
+    events: mpsc::UnboundedReceiver<Event>,
+    engines: Engines,
+    workspace: &'a Workspace,
+    observer: &'a dyn Observer,
+    /// In the order of the failures.
+    failures: Vec<(MemberId, String)>,
+}
+
+/// Dumps the members. After a failure no engine runs any more, and every member's tasks run on, but for the dead.
+pub(crate) async fn run(
+    rendezvous: &mut Rendezvous,
+    members: &[Member],
+    covers: &BTreeMap<MemberId, Cover>,
+    workspace: &Workspace,
+    cancel: &CancellationToken,
+    observer: &dyn Observer,
+) -> Result<Dumping, Broken> {
+    let events = rendezvous.events();
+    let engines = Engines { programs: JoinSet::new(), kill: CancellationToken::new() };
+    let mut attempt = Attempt { rendezvous, events, engines, workspace, observer, failures: Vec::new() };
+    let mut archives = BTreeMap::new();
+    for member in members {
+        match attempt.start(member, &covers[&member.id]) {
+            Ok(Some(pipe)) => {
+                archives.insert(member.id.clone(), pipe);
+            }
+            Ok(None) => {}
+            Err(error) => attempt.fail(&member.id, format!("no pipe for its dump: {error}")).await,
+        }
+    }
+    let (outcome, copies) = attempt.decide(members, cancel).await;
+    match outcome {
+        Outcome::Released { timings } => {
+            attempt.tell_the_rest();
+            Ok(Dumping { engines: attempt.engines, archives, copies, timings })
+        }
+        Outcome::Aborted { member, hook, reason } => {
+            // An engine that is about to write sees that nobody reads.
+            drop(archives);
+            Err(attempt.broken(members, member, hook, reason).await)
+        }
+    }
+}
+
+impl Attempt<'_> {
+    fn start(&mut self, member: &Member, cover: &Cover) -> std::io::Result<Option<PipeReader>> {
+        self.observer.member(&member.id, MemberStep::Started);
+        let (into, pipe) = match member.engine {
+            EngineKind::Podman => {
+                let (reader, writer) = std::io::pipe()?;
+                (DumpInto::Pipe(writer), Some(reader))
+            }
+            EngineKind::Runc => (DumpInto::Folder(self.workspace.folder(&member.id)), None),
+        };
+        let (id, engine, source) = (member.id.clone(), member.engine, member.source.clone());
+        let (cover, kill) = (cover.clone(), self.engines.kill.clone());
+        self.engines.programs.spawn(async move {
+            let dumped = engine.driver().dump(&source, cover, into, &kill).await;
+            (id, dumped)
+        });
+        Ok(pipe)
+    }
+
+    /// Waits until it is decided, and takes the files when every member stands frozen.
+    async fn decide(
+        &mut self,
+        members: &[Member],
+        cancel: &CancellationToken,
+    ) -> (Outcome, BTreeMap<MemberId, Copies>) {
+        let mut copies = BTreeMap::new();
+        let mut taking = JoinSet::new();
+        let (mut cancelled, mut asked) = (false, false);
+        loop {
+            tokio::select! {
+                biased;
+                outcome = self.rendezvous.outcome() => {
+                    // A copy that still runs is of no use any more.
+                    taking.shutdown().await;
+                    return (outcome, copies);
+                }
+                () = cancel.cancelled(), if !cancelled => {
+                    cancelled = true;
+                    self.rendezvous.cancel("it was cancelled".to_owned()).await;
+                }
+                all_frozen = self.rendezvous.to_capture(), if !asked => {
+                    asked = true;
+                    if all_frozen {
+                        self.observer.phase(Phase::Capture);
+                        for member in members {
+                            let (id, files) = (member.id.clone(), member.source.files.clone());
+                            let folder = self.workspace.files(&member.id);
+                            taking.spawn_blocking(move || (id, Copies::take(&files, &folder)));
+                        }
+                    }
+                }
+                Some(taken) = taking.join_next() => match taken {
+                    Ok((id, Ok(taken))) => {
+                        copies.insert(id, taken);
+                        if copies.len() == members.len() {
+                            self.rendezvous.captured().await;
+                        }
+                    }
+                    Ok((id, Err(error))) => self.fail(&id, format!("its files cannot be taken: {}", chain(&error))).await,
+                    Err(error) => self.rendezvous.cancel(format!("a copy ended unexpectedly: {error}")).await,
+                },
+                Some(event) = self.events.recv() => self.tell(event),
+                Some((member, ended)) = self.engines.next() => match ended {
+                    Ok(()) => {
+                        if let Ok(outcome) = timeout(NEWS, self.rendezvous.outcome()).await {
+                            return (outcome, copies);
+                        }
+                        self.fail(&member, "its engine dumped it without CRIU having run its hooks".to_owned()).await;
+                    }
+                    Err(reason) => self.fail(&member, reason).await,
+                },
+            }
+        }
+    }
+
+    /// Tells the session at once, so that everybody is let go.
+    async fn fail(&mut self, member: &MemberId, reason: String) {
+        self.rendezvous.member_failed(member, reason.clone()).await;
+        self.failures.push((member.clone(), reason));
+    }
+
+    fn tell(&self, event: Event) {
+        let step = match event.step {
+            Step::Arrived(hook) => MemberStep::Arrived { hook },
+            Step::Passed(hook) => MemberStep::Passed { hook },
+            Step::Running => MemberStep::Running,
+            Step::Failed { reason } => MemberStep::Failed { reason },
+        };
+        self.observer.member(&event.member, step);
+    }
+
+    fn tell_the_rest(&mut self) {
+        while let Ok(event) = self.events.try_recv() {
+            self.tell(event);
+        }
+    }
+
+    /// Waits for the engines to undo what they did, and undoes what a CRIU that died could not.
+    async fn broken(
+        mut self,
+        members: &[Member],
+        member: Option<MemberId>,
+        hook: Option<Hook>,
+        mut reason: String,
+    ) -> Broken {
+        self.tell_the_rest();
+        for (member, ended) in self.engines.end().await {
+            if let Err(reason) = ended {
+                self.failures.push((member, reason));
+            }
+        }
+        let mut dead = Vec::new();
+        for member in members {
+            match mend(member) {
+                Ok(true) => {}
+                Ok(false) => dead.push(member.id.clone()),
+                Err(error) => self.observer.warning(&format!("member {}: {error}", member.id)),
+            }
+        }
+        // The first one that failed by itself; the others were told to.
+        let failed = member.clone().or_else(|| self.failures.first().map(|(member, _)| member.clone()));
+        let words = self.failures.iter().find(|(other, _)| failed.as_ref().is_none_or(|failed| failed == other));
+        if let Some((_, words)) = words
+            && !reason.contains(words.as_str())
+        {
+            reason = format!("{reason}; {words}");
+        }
+        let log = failed.as_ref().and_then(|failed| members.iter().find(|member| member.id == *failed));
+        let log_lines = log.map(|member| log_lines(&log_of(member, self.workspace))).unwrap_or_default();
+        Broken { member, hook, reason, log_lines, dead }
+    }
+}
+
+/// CRIU's log of this member's dump.
+fn log_of(member: &Member, workspace: &Workspace) -> std::path::PathBuf {
+    let own = || workspace.folder(&member.id).join("work").join(Path::new("dump.log"));
+    member.source.log.clone().unwrap_or_else(own)
+}

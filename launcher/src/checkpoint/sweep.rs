@@ -1,0 +1,75 @@
+//! Unfinished checkpoints: those that can be finished are shown, the others are taken away.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use coordinator::SessionId;
+use image_format::{ApplicationId, Epoch};
+
+use super::record::Tentative;
+use crate::Observer;
+use crate::engine::{Marks, Ticks, kill, wait_gone};
+use crate::workspace::{Purpose, Workspace};
+
+/// How long the engines of a dead launcher may take to notice.
+const NOTICE: Duration = Duration::from_secs(15);
+
+/// A checkpoint that was taken and is not permanent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pending {
+    /// Its name.
+    pub session: SessionId,
+    /// The application.
+    pub application: ApplicationId,
+    /// The number that it began with.
+    pub epoch: Epoch,
+    /// Where it was to go.
+    pub to: String,
+}
+
+/// Checkpoints below `work_dir` that are whole, and that nobody is working at: what [`resume`](super::resume) can finish.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn pending(work_dir: &Path) -> io::Result<Vec<Pending>> {
+    let mut pending = Vec::new();
+    for orphan in Workspace::orphans(work_dir, Purpose::Checkpoint)? {
+        // One that is not to be read is told of by the next checkpoint.
+        let read = orphan.read::<Tentative>().ok().flatten();
+        if let Some(Tentative { session, application, epoch, to, whole: true, .. }) = read {
+            pending.push(Pending { session, application, epoch, to });
+        }
+    }
+    Ok(pending)
+}
+
+/// Takes away what dead launchers left below `work_dir`. What can be resumed stays.
+pub(super) async fn sweep(work_dir: &Path, observer: &dyn Observer) -> io::Result<()> {
+    for orphan in Workspace::orphans(work_dir, Purpose::Checkpoint)? {
+        let name = orphan.path().display().to_string();
+        match orphan.read::<Tentative>() {
+            Ok(None) => orphan.remove()?,
+            Ok(Some(tentative)) if tentative.whole => observer.warning(&format!(
+                "the checkpoint {} of {} was not finished; `syncpoint checkpoint --resume {}` can do it",
+                tentative.epoch, tentative.application, tentative.session
+            )),
+            Ok(Some(tentative)) => sweep_one(orphan, &tentative, observer).await?,
+            Err(error) => observer.warning(&format!("what the killed checkpoint in {name} left cannot be known: {error}")),
+        }
+    }
+    Ok(())
+}
+
+async fn sweep_one(orphan: Workspace, tentative: &Tentative, observer: &dyn Observer) -> io::Result<()> {
+    observer.warning(&format!("session {} was killed: what it left is removed", tentative.session));
+    // podman's members write into a pipe that nobody reads, runc's into the folder: both end.
+    let marks = Marks { id: None, folder: Some(orphan.path().to_owned()), since: Ticks::default() };
+    let ended = tokio::task::spawn_blocking(move || if wait_gone(&marks, NOTICE) { Ok(()) } else { kill(&marks) });
+    ended.await.unwrap_or_else(|error| Err(io::Error::other(error)))?;
+    let session = tentative.run_root.join(tentative.session.to_string());
+    match std::fs::remove_dir_all(&session) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => orphan.remove(),
+    }
+}
