@@ -436,10 +436,21 @@ async fn a_dump_waits_at_its_own_hooks_and_never_touches_the_tasks() {
     let dump = [Hook::PreDump, Hook::NetworkLock, Hook::PostDump];
     let deadlines = Deadlines { gather: LONG, hold: LONG };
     let mut set = Set::of(SessionKind::Dump, 3, deadlines).await;
-    for hook in [Hook::PreDump, Hook::NetworkLock, Hook::PostDump, Hook::NetworkUnlock] {
-        set.pass(hook).iter().for_each(assert_passed);
-    }
-    assert!(matches!(set.rendezvous.outcome().await, Outcome::Released { .. }));
+    set.pass(Hook::PreDump).iter().for_each(assert_passed);
+    set.pass(Hook::NetworkLock).iter().for_each(assert_passed);
+    let mut standing: Vec<Child> = set.members.iter().map(|member| member.start(Hook::PostDump)).collect();
+    assert!(set.rendezvous.to_capture().await);
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(
+        standing.iter_mut().all(|hook| hook.try_wait().expect("the hook").is_none()),
+        "frozen while files are taken"
+    );
+    set.rendezvous.captured().await;
+    standing.into_iter().map(end).for_each(|output| assert_passed(&output));
+    set.pass(Hook::NetworkUnlock).iter().for_each(assert_passed);
+    let Outcome::Released { timings } = set.rendezvous.outcome().await else { panic!("aborted") };
+    assert!(timings.capture.is_some_and(|capture| capture.end - capture.begin >= Duration::from_millis(200)));
+    assert!(!set.rendezvous.to_capture().await, "it is decided");
     for hook in dump {
         let mut set = Set::of(SessionKind::Dump, 3, deadlines).await;
         for before in dump.into_iter().take_while(|before| *before != hook) {
@@ -451,6 +462,34 @@ async fn a_dump_waits_at_its_own_hooks_and_never_touches_the_tasks() {
         victim.kill().expect("a kill");
         let _ = end(victim);
         assert_refused(&end(waiting), "member member-1 vanished");
+        set.members.iter_mut().for_each(Fake::assert_alive);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hook_killed_during_the_capture_and_a_capture_that_takes_too_long_are_aborts() {
+    let hold = Duration::from_millis(1_500);
+    for killed in [true, false] {
+        let deadlines = Deadlines { gather: LONG, hold: if killed { LONG } else { hold } };
+        let mut set = Set::of(SessionKind::Dump, 2, deadlines).await;
+        set.pass(Hook::PreDump).iter().for_each(assert_passed);
+        let held_since = Instant::now();
+        let waiting = set.members[0].start(Hook::PostDump);
+        let mut other = set.members[1].start(Hook::PostDump);
+        assert!(set.rendezvous.to_capture().await);
+        let words = if killed {
+            other.kill().expect("a kill");
+            "member member-1 vanished"
+        } else {
+            "while the files of the members were captured"
+        };
+        assert_refused(&end(waiting), words);
+        let _ = end(other);
+        assert!(killed || held_since.elapsed() < hold + Duration::from_secs(1));
+        set.rendezvous.captured().await;
+        let (_, at, reason) = set.aborted().await;
+        assert_eq!(at, Some(Hook::PostDump));
+        assert!(reason.contains(words) && !set.rendezvous.to_capture().await, "{reason}");
         set.members.iter_mut().for_each(Fake::assert_alive);
     }
 }

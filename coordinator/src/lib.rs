@@ -13,5 +13,5 @@ mod ticket;
 pub mod wire;
 
 pub use plan::{Deadlines, ParseSessionIdError, PlanError, SessionId, SessionPlan};
-pub use proto::{Event, Finished, Hook, Missing, Outcome, SessionKind, Step, Timings};
+pub use proto::{Event, Finished, Hook, Missing, Outcome, SessionKind, Span, Step, Timings};
 pub use rendezvous::{CloseError, Rendezvous, RendezvousError};

@@ -42,7 +42,17 @@ struct World {
     decided: Decided,
     finished: bool,
     crashed: bool,
+    capture: Capture,
     troubles: Troubles,
+}
+
+/// What the launcher knows of the files of a dump.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Capture {
+    NotAsked,
+    Asked,
+    /// It has them, and has told so.
+    Told,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -111,6 +121,7 @@ enum Move {
     Kill(usize),
     DeliverDisconnect(usize),
     TellFailure(usize),
+    Captured,
     OutOfStep { member: usize, hook: Hook },
     Cancel,
     Crash,
@@ -152,6 +163,7 @@ impl World {
             decided: Decided::No,
             finished: false,
             crashed: false,
+            capture: Capture::NotAsked,
             troubles,
         }
     }
@@ -215,6 +227,9 @@ impl World {
             }
         }
         if !self.crashed {
+            if self.capture == Capture::Asked {
+                moves.push(Move::Captured);
+            }
             if self.troubles.cancels > 0 {
                 moves.push(Move::Cancel);
             }
@@ -267,6 +282,7 @@ impl World {
                 self.act();
                 assert!(before != Decided::No || self.decided == Decided::Aborted, "5: a failed member is an abort");
             }
+            Move::Captured => self.captured(),
             Move::OutOfStep { member, hook } => {
                 self.troubles.out_of_step -= 1;
                 self.out_of_step(*member, *hook);
@@ -415,6 +431,43 @@ impl World {
         }
     }
 
+    /// The launcher has the files. Nobody else can make it be so.
+    fn captured(&mut self) {
+        self.capture = Capture::Told;
+        let before = self.decided;
+        let stand = self.stand_at_the_last_barrier();
+        self.session.handle_captured(self.now);
+        self.act();
+        match before {
+            Decided::No => {
+                assert!(stand, "6: captured, while somebody did not stand at the last barrier");
+                assert_eq!(self.decided, Decided::Released, "captured is released");
+            }
+            Decided::Aborted => assert_eq!(self.decided, Decided::Aborted, "captured too late"),
+            Decided::Released => panic!("6: released before it was captured"),
+        }
+    }
+
+    /// Whether the session has every member waiting at the last barrier with a yes; what has not been heard of a hook that
+    /// died, nobody can know.
+    fn stand_at_the_last_barrier(&self) -> bool {
+        let barriers = self.kind().barriers();
+        let last = barriers[barriers.len() - 1].hook;
+        self.members.iter().all(|member| {
+            matches!(&member.running, Some(call) if call.hook == last && call.stage == Stage::Waiting)
+                && member.voted == [true; 3]
+        })
+    }
+
+    /// Being told that the files are taken when nobody asked for them, or asked before, changes nothing.
+    fn check_uncalled_capture(&self) {
+        if self.capture != Capture::Asked || self.decided != Decided::No {
+            let mut session = self.session.clone();
+            session.handle_captured(self.now);
+            assert_eq!(session, self.session, "6: captured without having been asked");
+        }
+    }
+
     /// A message of an older epoch, whoever sends it and wherever the session is, is told to abort and changes nothing.
     fn check_stale(&self) {
         let mut session = self.session.clone();
@@ -465,6 +518,12 @@ impl World {
     fn note(&mut self, action: Action) {
         match action {
             Action::Tell(_) => {}
+            Action::Capture => {
+                assert_eq!((self.kind(), self.capture), (SessionKind::Dump, Capture::NotAsked), "6: asked once");
+                assert_eq!(self.decided, Decided::No, "6: asked before the decision");
+                assert!(self.stand_at_the_last_barrier(), "6: asked for files while somebody may run");
+                self.capture = Capture::Asked;
+            }
             Action::Decide(outcome) => {
                 assert_eq!(self.decided, Decided::No, "a decision is made once");
                 self.decided = match outcome {
@@ -472,6 +531,8 @@ impl World {
                         assert_eq!(timings.members.len(), MEMBERS);
                         let everywhere = self.members.iter().all(|member| member.voted == [true; 3]);
                         assert!(everywhere, "1, 5: released without the yes of everybody");
+                        let captured = self.kind() == SessionKind::Restore || self.capture == Capture::Told;
+                        assert!(captured && timings.capture.is_some() == self.kind().captures(), "6: not captured");
                         Decided::Released
                     }
                     Outcome::Aborted { reason, .. } => {
@@ -518,6 +579,8 @@ impl World {
             (Reply::Proceed, Decided::No | Decided::Released) => {
                 let all = barrier.is_none_or(|barrier| self.members.iter().all(|member| member.voted[barrier]));
                 assert!(all, "1: let through {hook} without the yes of everybody");
+                let captured = hook != Hook::PostDump || self.capture == Capture::Told;
+                assert!(captured, "6: let through {hook} before the files were taken");
             }
             (Reply::Proceed, Decided::Aborted) => panic!("2: let through {hook} after an abort"),
             (Reply::Abort { .. }, Decided::Released) => panic!("told to abort at {hook} after the release"),
@@ -535,6 +598,7 @@ impl World {
             return;
         }
         self.check_stale();
+        self.check_uncalled_capture();
         for member in &self.members {
             let waits = matches!(&member.running, Some(call) if call.stage == Stage::Waiting);
             assert!(waits || member.twin.is_none(), "a twin is answered together with the first");

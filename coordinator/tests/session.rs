@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use coordinator::proto::{
-    Action, ConnectionId, Finished, Hook, Message, Moment, Outcome, Refusal, Reply, Session, SessionKind, Vote,
+    Action, ConnectionId, Finished, Hook, Message, Moment, Outcome, Refusal, Reply, Session, SessionKind, Span, Vote,
 };
 use coordinator::{Deadlines, PlanError, SessionId, SessionPlan};
 use image_format::{Epoch, MemberId};
@@ -36,12 +36,13 @@ struct Driven {
     answers: Vec<(u64, Reply)>,
     outcome: Option<Outcome>,
     finished: Option<Finished>,
+    to_capture: bool,
 }
 
 impl Driven {
     fn new(kind: SessionKind, members: &[&str]) -> Self {
         let session = Session::new(plan(kind, members)).expect("a plan");
-        Self { session, next: 0, answers: Vec::new(), outcome: None, finished: None }
+        Self { session, next: 0, answers: Vec::new(), outcome: None, finished: None, to_capture: false }
     }
 
     fn send(&mut self, message: Message) -> (u64, Result<(), Refusal>) {
@@ -65,6 +66,17 @@ impl Driven {
         }
     }
 
+    /// All are at post-dump; gives their connections.
+    fn all_stand(&mut self, members: &[&str]) -> Vec<u64> {
+        self.all_arrive(members, Hook::PreDump);
+        members.iter().map(|member| self.arrive(member, Hook::PostDump)).collect()
+    }
+
+    fn captured(&mut self, at: Moment) {
+        self.session.handle_captured(at);
+        self.act();
+    }
+
     fn answer(&self, connection: u64) -> Option<&Reply> {
         self.answers.iter().find(|(to, _)| *to == connection).map(|(_, reply)| reply)
     }
@@ -81,6 +93,7 @@ impl Driven {
             match action {
                 Action::Reply { to, reply } => self.answers.push((to.0, reply)),
                 Action::Tell(_) => {}
+                Action::Capture => assert!(!std::mem::replace(&mut self.to_capture, true), "asked once"),
                 Action::Decide(outcome) => assert_eq!(self.outcome.replace(outcome), None),
                 Action::Finish(finished) => assert_eq!(self.finished.replace(finished), None),
             }
@@ -129,6 +142,8 @@ fn a_dump_waits_at_network_lock_only_for_those_who_come_there() {
     assert_eq!(driven.answer(locked), Some(&Reply::Proceed), "b has no network of its own");
     assert_eq!(driven.answer(dumped), None);
     let last = driven.arrive("a", Hook::PostDump);
+    assert_eq!((driven.answer(dumped), driven.answer(last), driven.to_capture), (None, None, true));
+    driven.captured(NOW);
     assert_eq!((driven.answer(dumped), driven.answer(last)), (Some(&Reply::Proceed), Some(&Reply::Proceed)));
     assert!(matches!(driven.outcome, Some(Outcome::Released { .. })));
     assert_eq!(driven.finished.map(|finished| finished.running), Some(vec![id("a"), id("b")]));
@@ -138,8 +153,80 @@ fn a_dump_waits_at_network_lock_only_for_those_who_come_there() {
 fn a_dump_of_members_without_networks_skips_network_lock() {
     let mut driven = Driven::new(SessionKind::Dump, &["a", "b"]);
     driven.all_arrive(&["a", "b"], Hook::PreDump);
-    driven.all_arrive(&["a", "b"], Hook::PostDump);
+    driven.arrive("a", Hook::PostDump);
+    driven.arrive("b", Hook::PostDump);
+    driven.captured(NOW);
     assert!(matches!(driven.outcome, Some(Outcome::Released { .. })));
+}
+
+#[test]
+fn nobody_leaves_post_dump_before_the_files_are_taken() {
+    let at = |millis| Moment::after_start(Duration::from_millis(millis));
+    let mut driven = Driven::new(SessionKind::Dump, &["a", "b"]);
+    driven.captured(NOW);
+    let waiting = driven.all_stand(&["a", "b"]);
+    // Hooks that fire twice wait like the first, or are through what is open already.
+    let again = driven.arrive("a", Hook::PostDump);
+    driven.all_arrive(&["b"], Hook::NetworkLock);
+    assert!(driven.to_capture && waiting.iter().chain([&again]).all(|waits| driven.answer(*waits).is_none()));
+    assert_eq!(driven.session.poll_timeout(), Some(at(10_000)), "the time to hold bounds the capture too");
+    driven.captured(at(700));
+    assert!(waiting.iter().chain([&again]).all(|waits| driven.answer(*waits) == Some(&Reply::Proceed)));
+    let Some(Outcome::Released { timings }) = &driven.outcome else { panic!("{:?}", driven.outcome) };
+    assert_eq!(timings.capture, Some(Span { begin: Duration::ZERO, end: Duration::from_millis(700) }));
+    for passages in timings.members.values() {
+        let passed: Vec<Duration> = passages.iter().map(|passage| passage.passed).collect();
+        assert_eq!(passed, [Duration::ZERO, Duration::ZERO, Duration::from_millis(700)]);
+    }
+    driven.captured(at(800));
+    let late = driven.arrive("b", Hook::PostDump);
+    assert_eq!(driven.answer(late), Some(&Reply::Proceed));
+}
+
+#[test]
+fn whatever_fails_during_the_capture_aborts_everybody() {
+    type Trouble = fn(&mut Driven, u64);
+    let troubles: [(&str, Trouble); 5] = [
+        ("member b vanished while it waited at post-dump", |driven, of_b| {
+            driven.session.handle_disconnect(NOW, ConnectionId(of_b));
+        }),
+        ("member b failed: podman exited with 125", |driven, _| {
+            let told = driven.session.handle_member_failed(NOW, &id("b"), "podman exited with 125".to_owned());
+            assert_eq!(told, Ok(()));
+        }),
+        ("given up: the disk is full", |driven, _| driven.session.handle_cancel(NOW, "the disk is full".to_owned())),
+        ("member b voted no at network-lock: it cannot", |driven, _| {
+            let vote = Vote::No { reason: "it cannot".to_owned() };
+            let (_, taken) = driven.send(Message { vote, ..message("b", Hook::NetworkLock) });
+            assert_eq!(taken, Ok(()));
+        }),
+        ("the time was up at post-dump, while the files of the members were captured", |driven, _| {
+            let deadline = driven.session.poll_timeout().expect("a deadline");
+            driven.session.handle_timeout(deadline);
+        }),
+    ];
+    for (words, trouble) in troubles {
+        let mut driven = Driven::new(SessionKind::Dump, &["a", "b"]);
+        let waiting = driven.all_stand(&["a", "b"]);
+        trouble(&mut driven, waiting[1]);
+        driven.act();
+        driven.refused(waiting[0], words);
+        driven.captured(NOW);
+        assert!(matches!(&driven.outcome, Some(Outcome::Aborted { reason, .. }) if reason == words), "{words}");
+        let late = driven.arrive("b", Hook::PostDump);
+        driven.refused(late, words);
+    }
+}
+
+#[test]
+fn a_restore_has_nothing_to_capture() {
+    let mut driven = Driven::new(SessionKind::Restore, &["a"]);
+    for hook in [Hook::PreRestore, Hook::PostRestore, Hook::PreResume] {
+        driven.captured(NOW);
+        driven.all_arrive(&["a"], hook);
+    }
+    let Some(Outcome::Released { timings }) = driven.outcome else { panic!("not released") };
+    assert_eq!((timings.capture, driven.to_capture), (None, false));
 }
 
 #[test]

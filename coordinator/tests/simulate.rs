@@ -57,6 +57,7 @@ enum Happening {
     GiveUp { member: usize, connection: u64 },
     Kill(usize),
     TellFailure(usize),
+    Captured,
     Wake,
     Crash,
 }
@@ -110,6 +111,9 @@ struct Simulation {
     aborted: bool,
     finished: bool,
     crashed: bool,
+    /// When the files of a dump were asked for, and whether they are taken.
+    capture_asked: Option<Duration>,
+    captured: bool,
     decided_at: Duration,
     answered: HashMap<u64, bool>,
 }
@@ -163,6 +167,8 @@ impl Simulation {
             aborted: false,
             finished: false,
             crashed: false,
+            capture_asked: None,
+            captured: false,
             decided_at: Duration::ZERO,
             answered: HashMap::new(),
         }
@@ -265,6 +271,14 @@ impl Simulation {
                     let id = self.members[member].id.clone();
                     let told = self.session.handle_member_failed(moment, &id, "its engine failed".to_owned());
                     assert_eq!(told, Ok(()));
+                }
+            }
+            Happening::Captured => {
+                if !self.crashed {
+                    self.captured = !self.aborted;
+                    self.session.handle_captured(moment);
+                    self.act();
+                    assert!(self.released || self.aborted, "captured decides");
                 }
             }
             Happening::Wake => {
@@ -394,13 +408,28 @@ impl Simulation {
         while let Some(action) = self.session.poll_action() {
             match action {
                 Action::Tell(_) => {}
+                Action::Capture => {
+                    assert!(self.capture_asked.is_none() && self.kind() == SessionKind::Dump, "6: asked once");
+                    let last = self.kind().barriers().len();
+                    assert!(self.members.iter().all(|member| member.voted == last), "6: asked before all were there");
+                    self.capture_asked = Some(self.now);
+                    // Now and then a copy takes longer than tasks may be held, and sometimes it never ends.
+                    let most = if self.random.once_in(8) { 12_000_000 } else { 500_000 };
+                    if !self.random.once_in(20) {
+                        let wait = self.random.micros(most);
+                        self.after(wait, Happening::Captured);
+                    }
+                }
                 Action::Decide(outcome) => {
                     assert!(!self.released && !self.aborted, "decided twice");
                     self.decided_at = self.now;
                     match outcome {
-                        Outcome::Released { .. } => {
+                        Outcome::Released { timings } => {
                             let all = self.members.iter().all(|member| member.voted == self.kind().barriers().len());
                             assert!(all, "1, 5: released without the yes of everybody");
+                            assert_eq!(self.captured, self.kind().captures(), "6: released without the files");
+                            let begun = timings.capture.map(|capture| capture.begin);
+                            assert_eq!(begun, self.capture_asked, "6: the capture's time");
                             self.released = true;
                         }
                         Outcome::Aborted { .. } => self.aborted = true,

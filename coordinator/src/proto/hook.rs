@@ -80,6 +80,16 @@ impl SessionKind {
         }
     }
 
+    /// Whether the launcher takes files once every member stands at the last barrier, before they are let through it. Memory
+    /// and files are of the same instant only while all tasks stand frozen.
+    #[must_use]
+    pub const fn captures(self) -> bool {
+        match self {
+            Self::Dump => true,
+            Self::Restore => false,
+        }
+    }
+
     /// Whether members tell that they run once they were released. After a dump CRIU has no hook left to tell it at.
     #[must_use]
     pub const fn reports(self) -> bool {

@@ -92,6 +92,9 @@ pub enum Action {
     },
     /// Tell the launcher what a member did.
     Tell(Event),
+    /// Tell the launcher to take the files now: every member stands at the last barrier of a dump, with a yes. Once a
+    /// session; it is done when [`Session::handle_captured`](super::Session::handle_captured) says so.
+    Capture,
     /// Tell the launcher what was decided. Once a session, never taken back.
     Decide(Outcome),
     /// Tell the launcher what became of the members after their release. Once a session, also after an abort.
@@ -114,7 +117,7 @@ pub struct Event {
 pub enum Step {
     /// It waits at this hook.
     Arrived(Hook),
-    /// Everybody came: it goes on from this hook.
+    /// Everybody came, and what had to be taken was: it goes on from this hook.
     Passed(Hook),
     /// Its tasks run.
     Running,
@@ -128,7 +131,7 @@ pub enum Step {
 /// What a session decided.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// Every member came to the last barrier and was let through.
+    /// Every member came to the last barrier and was let through; at a dump, with its files taken.
     Released {
         /// When each of them came where.
         timings: Timings,
@@ -149,6 +152,17 @@ pub enum Outcome {
 pub struct Timings {
     /// For each member, in the order of the barriers.
     pub members: BTreeMap<MemberId, Vec<Passage>>,
+    /// At a dump, when the files were taken.
+    pub capture: Option<Span>,
+}
+
+/// A stretch of a session's time, both ends since its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Span {
+    /// When it began.
+    pub begin: Duration,
+    /// When it was over.
+    pub end: Duration,
 }
 
 /// One member at one barrier. Times are since the session's start.
@@ -158,7 +172,7 @@ pub struct Passage {
     pub hook: Hook,
     /// When the member came.
     pub arrived: Duration,
-    /// When everybody was there.
+    /// When it went on: everybody was there, and at the last barrier of a dump the files were taken.
     pub passed: Duration,
 }
 
@@ -231,6 +245,11 @@ pub enum Cause {
         /// Who was not there.
         missing: Vec<MemberId>,
     },
+    /// The time was up while the files were taken.
+    CaptureDeadline {
+        /// The barrier at which the members stood.
+        hook: Hook,
+    },
     /// The launcher gave up.
     Cancelled {
         /// The launcher's words.
@@ -251,7 +270,7 @@ impl Cause {
                 [only] => Some(only),
                 _ => None,
             },
-            Self::Cancelled { .. } => None,
+            Self::CaptureDeadline { .. } | Self::Cancelled { .. } => None,
         }
     }
 
@@ -262,7 +281,8 @@ impl Cause {
             Self::Vanished { hook, .. }
             | Self::VotedNo { hook, .. }
             | Self::OutOfStep { hook, .. }
-            | Self::Deadline { hook, .. } => Some(*hook),
+            | Self::Deadline { hook, .. }
+            | Self::CaptureDeadline { hook } => Some(*hook),
             Self::Failed { .. } | Self::Cancelled { .. } => None,
         }
     }
@@ -287,6 +307,9 @@ impl fmt::Display for Cause {
                     0 => Ok(()),
                     more => write!(f, " and {more} more"),
                 }
+            }
+            Self::CaptureDeadline { hook } => {
+                write!(f, "the time was up at {hook}, while the files of the members were captured")
             }
             Self::Cancelled { reason } => write!(f, "given up: {reason}"),
         }

@@ -4,19 +4,23 @@
 //! [`Moment`]. Members pass the barriers of [`SessionKind::barriers`] together, or not at all:
 //!
 //! ```text
-//!             all arrived           all arrived           all arrived
-//!  Waiting(0) ───────────▶ Waiting(1) ──────────▶ Waiting(2) ─────────▶ Released ──▶ Finished
-//!      │  gather deadline      │   hold deadline      │                    all reported,
-//!      │                       │   (one for both)     │                    failed, or silent too long
+//!             all arrived           all arrived           all arrived: of a restore
+//!  Waiting(0) ───────────▶ Waiting(1) ──────────▶ Waiting(2) ─────────────────────────▶ Released ──▶ Finished
+//!      │  gather deadline      │                      │ all arrived: of a dump             ▲   all reported, failed,
+//!      │                       │                      ▼                   captured         │   or silent too long
+//!      │                       │                  Capturing ───────────────────────────────┘
+//!      │                       │   hold deadline      │
+//!      │                       │   (one for all)      │
 //!      └───────────────────────┴──────────────────────┘
 //!                              │ a vote of no, a connection lost while waiting, a member failed,
 //!                              ▼ a member out of step, a deadline, given up
 //!                           Aborted
 //! ```
 //!
-//! `Aborted` and `Finished` are terminal. `Waiting(2) -> Released` is the decision: before it every member can be
-//! stopped, after it none is told to. Only `Waiting` can abort, so that nobody is released after an abort and nobody
-//! is told to abort after the release.
+//! `Aborted` and `Finished` are terminal. `-> Released` is the decision: before it every member can be stopped, after it
+//! none is told to. Only `Waiting` and `Capturing` can abort, so that nobody is released after an abort and nobody is
+//! told to abort after the release. In `Capturing` every member of a dump stands frozen with a yes, and the launcher takes
+//! their files; nobody is let through before it says that it has them.
 
 mod hook;
 mod message;
@@ -24,7 +28,7 @@ mod session;
 
 pub use hook::{Attendance, Barrier, Duty, Hook, ParseHookError, SessionKind, Verdict};
 pub use message::{
-    Action, Cause, ConnectionId, Event, Finished, Message, Missing, Moment, Outcome, Passage, Refusal, Reply, Step,
-    Timings, Vote,
+    Action, Cause, ConnectionId, Event, Finished, Message, Missing, Moment, Outcome, Passage, Refusal, Reply, Span,
+    Step, Timings, Vote,
 };
 pub use session::Session;

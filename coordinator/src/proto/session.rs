@@ -8,8 +8,8 @@ use image_format::{Epoch, MemberId};
 
 use super::hook::{Attendance, Duty, Hook};
 use super::message::{
-    Action, Cause, ConnectionId, Event, Finished, Message, Missing, Moment, Outcome, Passage, Refusal, Reply, Step,
-    Timings, Vote,
+    Action, Cause, ConnectionId, Event, Finished, Message, Missing, Moment, Outcome, Passage, Refusal, Reply, Span,
+    Step, Timings, Vote,
 };
 use crate::plan::{PlanError, SessionId, SessionPlan};
 
@@ -30,6 +30,8 @@ pub struct Session {
 enum State {
     /// Until `arrived` is everybody, or the deadline.
     Waiting { barrier: usize, arrived: usize, deadline: Moment },
+    /// Of a dump: everybody is at the last barrier; until the launcher has taken the files, or the deadline.
+    Capturing { since: Moment, deadline: Moment },
     /// Let through the last barrier; until all have told how they are, or the deadline.
     Released { untold: usize, deadline: Moment },
     /// Every member has told how it is, or is taken to be missing.
@@ -113,8 +115,16 @@ impl Session {
                 let barrier = *barrier;
                 self.arrive(now, from, Place { member, barrier: place }, barrier, vote)
             }
+            (Duty::Wait(place), State::Capturing { .. }) => {
+                let barrier = self.last_barrier();
+                self.arrive(now, from, Place { member, barrier: place }, barrier, vote)
+            }
             (Duty::Report, State::Waiting { barrier, .. }) => {
                 let barrier = *barrier;
+                self.out_of_step(now, from, member, hook, barrier)
+            }
+            (Duty::Report, State::Capturing { .. }) => {
+                let barrier = self.last_barrier();
                 self.out_of_step(now, from, member, hook, barrier)
             }
             (Duty::Wait(_), State::Released { .. } | State::Finished) => {
@@ -154,13 +164,29 @@ impl Session {
                 let missing = missing.map(|(id, _)| id.clone()).collect();
                 self.abort(now, Cause::Deadline { hook: self.plan.kind.barriers()[barrier].hook, missing });
             }
+            State::Capturing { deadline, .. } if now >= *deadline => {
+                let hook = self.plan.kind.barriers()[self.last_barrier()].hook;
+                self.abort(now, Cause::CaptureDeadline { hook });
+            }
             State::Released { deadline, .. } if now >= *deadline => {
                 for member in self.members.values_mut().filter(|member| member.told == Told::Nothing) {
                     member.told = Told::Failed { reason: "it did not tell that it runs".to_owned() };
                 }
                 self.finish();
             }
-            State::Waiting { .. } | State::Released { .. } | State::Finished | State::Aborted { .. } => {}
+            State::Waiting { .. }
+            | State::Capturing { .. }
+            | State::Released { .. }
+            | State::Finished
+            | State::Aborted { .. } => {}
+        }
+    }
+
+    /// The launcher has taken the files that [`Action::Capture`] asked it for: the members are released. When they are
+    /// not being captured, because the session was aborted meanwhile, say, nothing happens.
+    pub fn handle_captured(&mut self, now: Moment) {
+        if let State::Capturing { since, .. } = self.state {
+            self.release(now, Some(Span { begin: since.since_start(), end: now.since_start() }));
         }
     }
 
@@ -173,7 +199,9 @@ impl Session {
             return Err(Refusal::UnknownMember { member: member.clone() });
         }
         match self.state {
-            State::Waiting { .. } => self.abort(now, Cause::Failed { member: member.clone(), reason }),
+            State::Waiting { .. } | State::Capturing { .. } => {
+                self.abort(now, Cause::Failed { member: member.clone(), reason });
+            }
             State::Released { .. } | State::Finished => self.tell(now, member, Told::Failed { reason }),
             State::Aborted { .. } => {}
         }
@@ -189,7 +217,9 @@ impl Session {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Moment> {
         match &self.state {
-            State::Waiting { deadline, .. } | State::Released { deadline, .. } => Some(*deadline),
+            State::Waiting { deadline, .. } | State::Capturing { deadline, .. } | State::Released { deadline, .. } => {
+                Some(*deadline)
+            }
             State::Finished | State::Aborted { .. } => None,
         }
     }
@@ -260,22 +290,32 @@ impl Session {
         while let State::Waiting { barrier, arrived, deadline } = self.state
             && arrived == self.members.len()
         {
-            let hook = self.plan.kind.barriers()[barrier].hook;
-            let passed = now.since_start();
-            for (id, member) in &mut self.members {
-                member.passages.push(Passage { hook, arrived: member.arrivals[barrier].since_start(), passed });
-                let event = Event { member: id.clone(), step: Step::Passed(hook), at: passed };
-                self.actions.push_back(Action::Tell(event));
-            }
             let next = barrier + 1;
-            if next == self.plan.kind.barriers().len() {
-                self.release(now);
+            if barrier == self.last_barrier() {
+                if self.plan.kind.captures() {
+                    self.state = State::Capturing { since: now, deadline };
+                    self.actions.push_back(Action::Capture);
+                } else {
+                    self.release(now, None);
+                }
             } else {
+                self.pass(now, barrier);
                 let deadline = if barrier == 0 { now.after(self.plan.deadlines.hold) } else { deadline };
                 let arrived = self.members.values().filter(|member| member.arrivals.len() > next).count();
                 self.state = State::Waiting { barrier: next, arrived, deadline };
                 self.open(barrier);
             }
+        }
+    }
+
+    /// Notes that every member goes on from `barrier`.
+    fn pass(&mut self, now: Moment, barrier: usize) {
+        let hook = self.plan.kind.barriers()[barrier].hook;
+        let passed = now.since_start();
+        for (id, member) in &mut self.members {
+            member.passages.push(Passage { hook, arrived: member.arrivals[barrier].since_start(), passed });
+            let event = Event { member: id.clone(), step: Step::Passed(hook), at: passed };
+            self.actions.push_back(Action::Tell(event));
         }
     }
 
@@ -290,9 +330,10 @@ impl Session {
         }
     }
 
-    fn release(&mut self, now: Moment) {
-        let timings = self.members.iter().map(|(id, member)| (id.clone(), member.passages.clone()));
-        let outcome = Outcome::Released { timings: Timings { members: timings.collect() } };
+    fn release(&mut self, now: Moment, capture: Option<Span>) {
+        self.pass(now, self.last_barrier());
+        let members = self.members.iter().map(|(id, member)| (id.clone(), member.passages.clone()));
+        let outcome = Outcome::Released { timings: Timings { members: members.collect(), capture } };
         self.state = State::Released { untold: self.members.len(), deadline: now.after(REPORT_WITHIN) };
         self.open(self.plan.kind.barriers().len());
         self.actions.push_back(Action::Decide(outcome));
@@ -362,7 +403,7 @@ impl Session {
 
     /// Ends the session, unless it is already decided.
     fn abort(&mut self, now: Moment, cause: Cause) {
-        let State::Waiting { .. } = self.state else { return };
+        let (State::Waiting { .. } | State::Capturing { .. }) = self.state else { return };
         let reason = cause.to_string();
         if let Some(member) = cause.member() {
             self.event(now, member.clone(), Step::Failed { reason: reason.clone() });
@@ -376,6 +417,10 @@ impl Session {
         let missing = self.members.keys().map(missing).collect();
         self.actions.push_back(Action::Finish(Finished { running: Vec::new(), missing }));
         self.state = State::Aborted { cause };
+    }
+
+    fn last_barrier(&self) -> usize {
+        self.plan.kind.barriers().len() - 1
     }
 
     fn reply(&mut self, to: ConnectionId, reply: Reply) {

@@ -31,6 +31,8 @@ pub(super) enum Command {
     MemberFailed { member: MemberId, reason: String, done: oneshot::Sender<()> },
     /// The launcher gives up.
     Cancel { reason: String, done: oneshot::Sender<()> },
+    /// The launcher has taken the members' files.
+    Captured { done: oneshot::Sender<()> },
     /// The session is over.
     Close,
 }
@@ -46,8 +48,15 @@ pub(super) struct Driver {
     next_connection: u64,
     replies: HashMap<ConnectionId, oneshot::Sender<Reply>>,
     tell: mpsc::UnboundedSender<Event>,
-    decide: watch::Sender<Option<Outcome>>,
-    finish: watch::Sender<Option<Finished>>,
+    news: News,
+}
+
+/// What the launcher waits for.
+#[derive(Debug)]
+pub(super) struct News {
+    pub(super) capture: watch::Sender<bool>,
+    pub(super) decide: watch::Sender<Option<Outcome>>,
+    pub(super) finish: watch::Sender<Option<Finished>>,
 }
 
 impl Driver {
@@ -57,8 +66,7 @@ impl Driver {
         keys: Arc<Keys>,
         commands: mpsc::UnboundedSender<Command>,
         tell: mpsc::UnboundedSender<Event>,
-        decide: watch::Sender<Option<Outcome>>,
-        finish: watch::Sender<Option<Finished>>,
+        news: News,
     ) -> Self {
         Self {
             session,
@@ -70,8 +78,7 @@ impl Driver {
             next_connection: 0,
             replies: HashMap::new(),
             tell,
-            decide,
-            finish,
+            news,
         }
     }
 
@@ -139,6 +146,11 @@ impl Driver {
                 self.act();
                 let _ = done.send(());
             }
+            Command::Captured { done } => {
+                self.session.handle_captured(now);
+                self.act();
+                let _ = done.send(());
+            }
             Command::Close => {}
         }
     }
@@ -155,11 +167,14 @@ impl Driver {
                 Action::Tell(event) => {
                     let _ = self.tell.send(event);
                 }
+                Action::Capture => {
+                    self.news.capture.send_replace(true);
+                }
                 Action::Decide(outcome) => {
-                    self.decide.send_replace(Some(outcome));
+                    self.news.decide.send_replace(Some(outcome));
                 }
                 Action::Finish(finished) => {
-                    self.finish.send_replace(Some(finished));
+                    self.news.finish.send_replace(Some(finished));
                 }
             }
         }

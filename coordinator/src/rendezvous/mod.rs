@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use self::connection::Keys;
-use self::driver::{Command, Driver};
+use self::driver::{Command, Driver, News};
 use self::folder::Folder;
 pub use self::folder::FolderError;
 use crate::plan::{PlanError, SessionId, SessionPlan};
@@ -36,6 +36,7 @@ pub struct Rendezvous {
     members: Vec<MemberId>,
     commands: mpsc::UnboundedSender<Command>,
     events: Option<mpsc::UnboundedReceiver<Event>>,
+    capture: watch::Receiver<bool>,
     outcome: watch::Receiver<Option<Outcome>>,
     finished: watch::Receiver<Option<Finished>>,
     driver: JoinHandle<()>,
@@ -109,12 +110,14 @@ impl Rendezvous {
         };
         let (commands, inbox) = mpsc::unbounded_channel();
         let (tell, events) = mpsc::unbounded_channel();
+        let (ask, capture) = watch::channel(false);
         let (decide, outcome) = watch::channel(None);
         let (finish, finished) = watch::channel(None);
         let keys = Arc::new(Keys::new(secrets));
-        let driver = Driver::new(session, listener, keys, commands.clone(), tell, decide, finish);
+        let news = News { capture: ask, decide, finish };
+        let driver = Driver::new(session, listener, keys, commands.clone(), tell, news);
         let driver = tokio::spawn(driver.run(inbox));
-        Ok(Self { folder, members, commands, events: Some(events), outcome, finished, driver })
+        Ok(Self { folder, members, commands, events: Some(events), capture, outcome, finished, driver })
     }
 
     /// The CRIU configuration file to start this member's engine with (annotation `org.criu.config`). It is there for
@@ -149,6 +152,25 @@ impl Rendezvous {
     pub async fn cancel(&self, reason: String) {
         let (done, handled) = oneshot::channel();
         if self.commands.send(Command::Cancel { reason, done }).is_ok() {
+            let _ = handled.await;
+        }
+    }
+
+    /// Waits until every member of a dump stands at post-dump with a yes: the time to take their files, of which
+    /// [`Rendezvous::captured`] tells. False if the session was decided first, or ends; that of a restore always is.
+    pub async fn to_capture(&mut self) -> bool {
+        tokio::select! {
+            biased;
+            _ = self.outcome.wait_for(Option::is_some) => false,
+            asked = self.capture.wait_for(|asked| *asked) => asked.is_ok(),
+        }
+    }
+
+    /// The files are taken: the members are released. Nothing happens if the session was aborted meanwhile, or if nobody
+    /// was to be captured; [`Rendezvous::outcome`] says which.
+    pub async fn captured(&self) {
+        let (done, handled) = oneshot::channel();
+        if self.commands.send(Command::Captured { done }).is_ok() {
             let _ = handled.await;
         }
     }

@@ -9,6 +9,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
+use crate::raw::{Raw, sparse_bomb};
 use crate::support::{Memory, fixture, image_of, pack_bytes, pack_path};
 use image_format::{
     ArchiveError, BlobSink, BlobSource, BlobStore, CheckpointImage, Compression, Descriptor, Digest, DumpError,
@@ -16,68 +17,8 @@ use image_format::{
     PackOptions, RecognizeError, UnpackError, UnpackOptions, annotation, build_config, build_manifest, pack,
     read_state, unpack_archive, unpack_folder,
 };
-use tar::EntryType::{self, Block, Char, Directory, Fifo, GNULongLink, GNULongName, Link, Regular, Symlink};
+use tar::EntryType::{self, Block, Char, Directory, Fifo, GNULongLink, GNULongName, Regular, Symlink};
 use tar::EntryType::{XGlobalHeader, XHeader};
-
-/// An archive that is put together from raw headers, as no writer would.
-#[derive(Clone)]
-struct Raw(Vec<u8>);
-
-impl Raw {
-    fn new() -> Self {
-        Self(Vec::new()).entry(Directory, b"checkpoint/", b"", b"")
-    }
-
-    fn entry(self, kind: EntryType, name: &[u8], target: &[u8], content: &[u8]) -> Self {
-        self.sized(kind, name, target, content, content.len() as u64)
-    }
-
-    fn sized(mut self, kind: EntryType, name: &[u8], target: &[u8], content: &[u8], size: u64) -> Self {
-        let mut header = tar::Header::new_ustar();
-        header.as_mut_bytes()[..name.len()].copy_from_slice(name);
-        header.as_mut_bytes()[157..157 + target.len()].copy_from_slice(target);
-        header.set_entry_type(kind);
-        header.set_mode(0o600);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        header.set_size(size);
-        header.set_cksum();
-        self.0.extend_from_slice(header.as_bytes());
-        self.0.extend_from_slice(content);
-        self.0.resize(self.0.len().next_multiple_of(512), 0);
-        self
-    }
-
-    fn file(self, name: &[u8]) -> Self {
-        self.entry(Regular, name, b"", b"content")
-    }
-
-    fn symlink(self, name: &[u8], target: &[u8]) -> Self {
-        self.entry(Symlink, name, target, b"")
-    }
-
-    fn hard_link(self, name: &[u8], target: &[u8]) -> Self {
-        self.entry(Link, name, target, b"")
-    }
-
-    fn pax(self, key: &str, value: &[u8]) -> Self {
-        let rest = key.len() + value.len() + 3;
-        let len = (rest..).find(|len| rest + len.to_string().len() == *len).unwrap();
-        let record = [format!("{len} {key}=").as_bytes(), value, b"\n"].concat();
-        self.entry(XHeader, b"PaxHeaders", b"", &record)
-    }
-
-    fn long_name(self, name: &[u8]) -> Self {
-        let content = [name, b"\0"].concat();
-        self.entry(GNULongName, b"././@LongLink", b"", &content)
-    }
-
-    fn end(mut self) -> Vec<u8> {
-        self.0.extend_from_slice(&[0; 1024]);
-        self.0
-    }
-}
 
 /// Bounds that the cases reach without large input.
 fn limits() -> Limits {
@@ -222,24 +163,6 @@ fn archives() -> Vec<(&'static str, Vec<u8>, Expected)> {
         ("endless padding", [raw().end(), vec![0; 2 << 20]].concat(), is!(E::TrailingData)),
         ("no archive", b"no archive at all ".repeat(100), is!(E::Malformed { .. })),
     ]
-}
-
-/// A sparse file of an exabyte in a kilobyte of archive.
-fn sparse_bomb() -> Vec<u8> {
-    let mut header = tar::Header::new_gnu();
-    header.set_entry_type(EntryType::GNUSparse);
-    header.set_path("bomb").unwrap();
-    header.set_mode(0o600);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header.set_size(0);
-    let gnu = header.as_gnu_mut().unwrap();
-    gnu.set_real_size(1 << 60);
-    gnu.sparse[0].set_offset(1 << 60);
-    gnu.sparse[0].set_length(0);
-    header.set_cksum();
-    [header.as_bytes(), &[0; 1024][..]].concat()
 }
 
 fn content_error(error: &PackError) -> &ArchiveError {

@@ -2,5 +2,6 @@
 
 mod dumps;
 mod hostile;
+mod raw;
 mod round_trip;
 mod support;
