@@ -2,6 +2,7 @@
 //!
 //! Equal entries give equal bytes. User and group names, access and change times are never written.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use super::{Entry, EntryKind};
@@ -18,27 +19,75 @@ pub(crate) fn padding(size: u64) -> &'static [u8] {
 
 /// Writes all headers of an entry, with a modification time in seconds since 1970.
 pub(crate) fn write_header(entry: &Entry, mtime: u64, out: &mut impl Write) -> io::Result<()> {
-    let mut name = entry.name.clone();
-    let (kind, target, size) = match &entry.kind {
-        EntryKind::File { size } => (b'0', &[][..], *size),
-        EntryKind::HardLink { target } => (b'1', &target[..], 0),
-        EntryKind::Symlink { target } => (b'2', &target[..], 0),
-        EntryKind::Directory => {
-            name.push(b'/');
-            (b'5', &[][..], 0)
-        }
+    let kind = match &entry.kind {
+        EntryKind::File { size } => TarKind::File { size: *size },
+        EntryKind::HardLink { target } => TarKind::HardLink { target },
+        EntryKind::Symlink { target } => TarKind::Symlink { target },
+        EntryKind::Directory => TarKind::Directory,
     };
-    let mut header = Header::new(kind, entry.mode);
-    header.text(0..100, b"path", &name);
-    header.text(157..257, b"linkpath", target);
-    header.number(124..136, b"size", size);
-    header.number(108..116, b"uid", entry.uid);
-    header.number(116..124, b"gid", entry.gid);
-    header.number(136..148, b"mtime", mtime);
-    for (key, value) in &entry.xattrs {
-        header.record(&[XATTR_RECORD, key].concat(), value);
+    let (mtime, mtime_nanos) = (i64::try_from(mtime).unwrap_or(i64::MAX), 0);
+    let (name, mode, uid, gid, xattrs) = (&entry.name[..], entry.mode, entry.uid, entry.gid, &entry.xattrs);
+    TarEntry { name, kind, mode, uid, gid, mtime, mtime_nanos, xattrs }.write(out)
+}
+
+/// What the headers of one entry can say. More than an [`Entry`] holds: trees of containers have devices and pipes, dumps
+/// have none.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TarEntry<'a> {
+    /// Without a closing `/`, which folders get here.
+    pub name: &'a [u8],
+    pub kind: TarKind<'a>,
+    pub mode: u32,
+    pub uid: u64,
+    pub gid: u64,
+    /// Seconds since 1970.
+    pub mtime: i64,
+    /// What goes on top of them.
+    pub mtime_nanos: u32,
+    pub xattrs: &'a BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum TarKind<'a> {
+    File { size: u64 },
+    HardLink { target: &'a [u8] },
+    Symlink { target: &'a [u8] },
+    Directory,
+    CharDevice { major: u32, minor: u32 },
+    BlockDevice { major: u32, minor: u32 },
+    Fifo,
+}
+
+impl TarEntry<'_> {
+    /// Writes its headers; content and [`padding`] are the caller's.
+    pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        let mut name = self.name.to_vec();
+        let (kind, target, size, device) = match self.kind {
+            TarKind::File { size } => (b'0', &[][..], size, (0, 0)),
+            TarKind::HardLink { target } => (b'1', target, 0, (0, 0)),
+            TarKind::Symlink { target } => (b'2', target, 0, (0, 0)),
+            TarKind::CharDevice { major, minor } => (b'3', &[][..], 0, (major, minor)),
+            TarKind::BlockDevice { major, minor } => (b'4', &[][..], 0, (major, minor)),
+            TarKind::Directory => {
+                name.push(b'/');
+                (b'5', &[][..], 0, (0, 0))
+            }
+            TarKind::Fifo => (b'6', &[][..], 0, (0, 0)),
+        };
+        let mut header = Header::new(kind, self.mode);
+        header.text(0..100, b"path", &name);
+        header.text(157..257, b"linkpath", target);
+        header.number(124..136, b"size", size);
+        header.number(108..116, b"uid", self.uid);
+        header.number(116..124, b"gid", self.gid);
+        header.time(136..148, b"mtime", self.mtime, self.mtime_nanos);
+        header.octal(329..337, u64::from(device.0));
+        header.octal(337..345, u64::from(device.1));
+        for (key, value) in self.xattrs {
+            header.record(&[XATTR_RECORD, key].concat(), value);
+        }
+        header.write(out)
     }
-    header.write(out)
 }
 
 /// The prefix of PAX records that carry extended attributes.
@@ -73,6 +122,21 @@ impl Header {
         } else {
             self.octal(field, 0);
             self.record(key, value.to_string().as_bytes());
+        }
+    }
+
+    /// A time whose seconds do not fit, are before 1970, or are not all, goes into a record as a decimal fraction.
+    fn time(&mut self, field: std::ops::Range<usize>, key: &[u8], seconds: i64, nanos: u32) {
+        match u64::try_from(seconds) {
+            Ok(seconds) if nanos == 0 => self.number(field, key, seconds),
+            _ => {
+                self.octal(field, u64::try_from(seconds).unwrap_or(0) & 0o77_777_777_777);
+                let total = i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+                let sign = if total < 0 { "-" } else { "" };
+                let (whole, part) = (total.abs() / 1_000_000_000, total.abs() % 1_000_000_000);
+                let fraction = if part == 0 { String::new() } else { format!(".{part:09}") };
+                self.record(key, format!("{sign}{whole}{fraction}").as_bytes());
+            }
         }
     }
 

@@ -22,7 +22,7 @@ use std::io::{self, Read};
 pub(crate) use decode::Decoder;
 pub(crate) use encode::Encoder;
 pub(crate) use guard::{Guard, parent, stays_inside};
-pub(crate) use header::{END, padding, write_header};
+pub(crate) use header::{END, TarEntry, TarKind, padding, write_header};
 pub(crate) use read::ArchiveReader;
 
 /// Bytes of one copy: large enough that system calls, hashing and compression run at full speed.

@@ -1,21 +1,23 @@
 //! Dumps: where they lie and how to read them.
 
+mod captured;
 mod folder;
 mod recognize;
 
-use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+pub use self::captured::Captured;
+use self::captured::{AddedFile, Replaced};
 use self::folder::FolderReader;
 pub use self::recognize::RecognizeError;
 pub(crate) use self::recognize::Recognizer;
-use crate::archive::{ArchiveError, ArchiveReader, Decoder, Entries, Entry, EntryKind, read_full};
+use crate::archive::{ArchiveError, ArchiveReader, Decoder, Entries, read_full};
 use crate::{Compression, Limits};
 
-/// One dump, found but not read: an archive file of any compression, or a folder.
+/// One dump, found but not read: an archive file of any compression, a plain archive that is just being written, or a folder.
 ///
 /// Two folders are understood: an unpacked archive (`checkpoint/inventory.img` is in it), and what
 /// `runc checkpoint --image-path` fills (`inventory.img` is in it), whose files become `checkpoint/...`.
@@ -23,13 +25,24 @@ use crate::{Compression, Limits};
 pub struct DumpSource {
     path: PathBuf,
     input: Input,
-    bundle_config: Option<File>,
+    /// What goes into the place of entries, or comes after all of them.
+    added: Vec<AddedFile>,
 }
 
-#[derive(Debug)]
 enum Input {
     Archive(File, Compression),
+    Stream(Box<dyn Read + Send>),
     Folder { prefix: &'static [u8] },
+}
+
+impl fmt::Debug for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Archive(file, compression) => f.debug_tuple("Archive").field(file).field(compression).finish(),
+            Self::Stream(_) => f.write_str("Stream"),
+            Self::Folder { prefix } => f.debug_struct("Folder").field("prefix", prefix).finish(),
+        }
+    }
 }
 
 /// Why a dump cannot be read.
@@ -79,7 +92,7 @@ impl DumpSource {
     /// # Errors
     /// Nothing readable there, or neither an archive nor a folder that holds a dump.
     pub fn open(path: &Path, bundle_config: Option<&Path>) -> Result<Self, DumpError> {
-        let bundle_config = bundle_config.map(open_file).transpose()?;
+        let bundle_config = bundle_config.map(|path| AddedFile::open("config.json", path)).transpose()?;
         let metadata = path.metadata().map_err(|source| DumpError::Open { path: path.to_owned(), source })?;
         let not_a_dump = |problem| Err(DumpError::NotADump { path: path.to_owned(), problem });
         let input = if metadata.is_dir() {
@@ -102,71 +115,42 @@ impl DumpSource {
         } else {
             return not_a_dump("neither a file nor a folder");
         };
-        Ok(Self { path: path.to_owned(), input, bundle_config })
+        Ok(Self { path: path.to_owned(), input, added: bundle_config.into_iter().collect() })
     }
 
-    /// Where it lies.
+    /// Takes an engine's plain tar archive that is being written: it is read once, in order, as it comes, and never copied.
+    ///
+    /// What was captured takes the place of the archive's entries of the same names; what the archive has no entry for is
+    /// added. Messages call the dump `name`.
+    ///
+    /// # Errors
+    /// A captured file that cannot be opened.
+    pub fn stream(name: &str, stream: impl Read + Send + 'static, captured: Captured) -> Result<Self, DumpError> {
+        let added = captured.open()?;
+        Ok(Self { path: PathBuf::from(name), input: Input::Stream(Box::new(stream)), added })
+    }
+
+    /// Where it lies; of a stream, what it is called.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Starts to read.
-    pub(crate) fn into_entries(self, limits: &Limits) -> Result<DumpEntries, DumpError> {
+    pub(crate) fn into_entries(self, limits: &Limits) -> Result<Replaced, DumpError> {
         let inner: Box<dyn Entries> = match self.input {
             Input::Archive(file, compression) => {
                 let decoder = Decoder::new(file, compression, limits);
                 let decoder = decoder.map_err(|source| DumpError::Open { path: self.path.clone(), source })?;
                 Box::new(ArchiveReader::new(decoder, limits))
             }
+            Input::Stream(stream) => Box::new(ArchiveReader::new(stream, limits)),
             Input::Folder { prefix } => Box::new(FolderReader::new(&self.path, prefix, limits)),
         };
-        Ok(DumpEntries { inner, bundle_config: self.bundle_config, current: None })
+        Ok(Replaced::new(inner, self.added))
     }
 }
 
 fn open_file(path: &Path) -> Result<File, DumpError> {
     File::open(path).map_err(|source| DumpError::Open { path: path.to_owned(), source })
-}
-
-/// The entries of a dump, the bundle's configuration last.
-pub(crate) struct DumpEntries {
-    inner: Box<dyn Entries>,
-    bundle_config: Option<File>,
-    /// The bundle's configuration while it is the current entry.
-    current: Option<io::Take<File>>,
-}
-
-impl Entries for DumpEntries {
-    fn next_entry(&mut self) -> Result<Option<Entry>, ArchiveError> {
-        if self.current.is_some() {
-            return Ok(None);
-        }
-        if let Some(entry) = self.inner.next_entry()? {
-            return Ok(Some(entry));
-        }
-        let Some(file) = self.bundle_config.take() else {
-            return Ok(None);
-        };
-        let metadata = file.metadata().map_err(ArchiveError::Read)?;
-        self.current = Some(file.take(metadata.len()));
-        Ok(Some(Entry {
-            name: b"config.json".to_vec(),
-            kind: EntryKind::File { size: metadata.len() },
-            mode: 0o600,
-            uid: 0,
-            gid: 0,
-            mtime: u64::try_from(metadata.mtime()).unwrap_or(0),
-            xattrs: BTreeMap::new(),
-        }))
-    }
-}
-
-impl Read for DumpEntries {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match &mut self.current {
-            Some(file) => file.read(buf),
-            None => self.inner.read(buf),
-        }
-    }
 }

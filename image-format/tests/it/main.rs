@@ -1,6 +1,7 @@
 //! The crate from outside: real dumps, hostile input, and any input at all.
 
 mod dumps;
+mod files;
 mod hostile;
 mod raw;
 mod round_trip;
