@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 
 use image_format::{ArchiveError, ArtifactError, DumpError, GlobalError, ImageError, PackError, UnpackError};
-use launcher::{LoadError, RestoreError, RestoreErrorKind};
+use launcher::{CheckpointError, CheckpointErrorKind, LoadError, RestoreError, RestoreErrorKind};
 use registry::sign::{Finding, KeyError, SignError};
 use registry::{CatalogueError, CopyError, LoginError, ParseReferenceError, StoreError};
 
@@ -215,6 +215,9 @@ fn known(error: &(dyn Error + 'static)) -> Option<Known> {
     if let Some(error) = error.downcast_ref() {
         return restore(error);
     }
+    if let Some(error) = error.downcast_ref() {
+        return checkpoint(error);
+    }
     if error.is::<ImageError>() || error.is::<GlobalError>() || error.is::<ArtifactError>() {
         return exit(Some(Exit::Damaged));
     }
@@ -341,6 +344,25 @@ fn restore(error: &RestoreError) -> Option<Known> {
         RestoreErrorKind::Load(LoadError::Artifact { .. } | LoadError::Nested { .. } | LoadError::TooMany { .. }) => {
             Exit::Damaged
         }
+        _ => return None,
+    };
+    Some((exit, None))
+}
+
+/// Nothing where the causes say more.
+fn checkpoint(error: &CheckpointError) -> Option<Known> {
+    let exit = match &*error.kind {
+        CheckpointErrorKind::NotRoot
+        | CheckpointErrorKind::Members(_)
+        | CheckpointErrorKind::Busy { .. }
+        | CheckpointErrorKind::Newer { .. }
+        | CheckpointErrorKind::Attach { .. } => Exit::Refused,
+        CheckpointErrorKind::Session(_)
+        | CheckpointErrorKind::Aborted { .. }
+        | CheckpointErrorKind::NotRunning { .. }
+        | CheckpointErrorKind::Engine { .. } => Exit::Aborted,
+        CheckpointErrorKind::NothingToResume { .. } => Exit::NotFound,
+        CheckpointErrorKind::Cancelled => Exit::Interrupted,
         _ => return None,
     };
     Some((exit, None))

@@ -41,8 +41,8 @@ exits! {
     Denied = 4, "the registry or the file system refused access";
     Unverified = 5, "a signature or a digest is missing or wrong";
     Damaged = 6, "the input is damaged, hostile, or of a version that is not understood";
-    Refused = 7, "the preflight found what would keep the set from running; nothing was touched";
-    Aborted = 8, "the restore was aborted; nothing of the set runs";
+    Refused = 7, "what was asked for cannot be done here; nothing was touched";
+    Aborted = 8, "aborted: of a set to restore nothing runs; an application to checkpoint runs on";
     Unreachable = 9, "the store cannot be reached";
     Interrupted = 130, "stopped by SIGINT or SIGTERM";
     BrokenPipe = 141, "whoever read the output went away";

@@ -1,6 +1,7 @@
 //! Values on the command line that are more than one word.
 
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use image_format::{MemberId, ParseIdError};
@@ -50,6 +51,32 @@ where
     }
 }
 
+/// A length of time: `500ms`, `10s`, `2m`; more than nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Time(pub Duration);
+
+/// Why a text is no length of time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it is not a length of time, such as 500ms, 10s or 2m")]
+pub struct ParseTimeError;
+
+impl FromStr for Time {
+    type Err = ParseTimeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| ParseTimeError)?;
+        let milliseconds = match unit {
+            "ms" => Some(number),
+            "s" => number.checked_mul(1000),
+            "m" => number.checked_mul(60_000),
+            _ => None,
+        };
+        milliseconds.filter(|time| *time > 0).map(|time| Self(Duration::from_millis(time))).ok_or(ParseTimeError)
+    }
+}
+
 /// One word of a closed set; `--help` and completions list them.
 pub fn words<T>(all: &'static [T], word: fn(T) -> &'static str) -> impl TypedValueParser<Value = T>
 where
@@ -67,6 +94,16 @@ mod tests {
         assert_eq!("".parse::<MemberList>().unwrap().0.len(), 0);
         assert_eq!("a,b".parse::<MemberList>().unwrap().0.len(), 2);
         assert!("a,".parse::<MemberList>().is_err());
+    }
+
+    #[test]
+    fn times_have_units() {
+        for (text, milliseconds) in [("500ms", 500), ("10s", 10_000), ("2m", 120_000)] {
+            assert_eq!(text.parse(), Ok(Time(Duration::from_millis(milliseconds))), "{text}");
+        }
+        for bad in ["", "10", "0s", "-1s", "1h", "1.5s", "s", "99999999999999999999ms", "18446744073709551615m"] {
+            assert_eq!(bad.parse::<Time>(), Err(ParseTimeError), "{bad:?}");
+        }
     }
 
     #[test]

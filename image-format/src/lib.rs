@@ -43,5 +43,6 @@ pub use kind::{Compression, DumpKind, LayerContent, ParseKindError};
 pub use layer::LayerInfo;
 pub use limits::Limits;
 pub use pack::{Layout, PackError, PackOptions, PackedImage, pack};
+pub use timestamp::rfc3339;
 pub use unpack::{SpecError, UnpackError, UnpackOptions, read_state, unpack_archive, unpack_folder};
 pub use version::{FormatVersion, FormatVersionError};

@@ -38,7 +38,8 @@ pub(crate) fn is_rfc3339(text: &str) -> bool {
 }
 
 /// The text for a time in seconds since 1970; times past the year 9999 are the last one that has a text.
-pub(crate) fn rfc3339(seconds: u64) -> String {
+#[must_use]
+pub fn rfc3339(seconds: u64) -> String {
     let seconds = seconds.min(LAST);
     let (day, second) = (seconds / DAY, seconds % DAY);
     let (year, month, day) = date(day);

@@ -31,8 +31,8 @@ mod sweep;
 mod workspace;
 
 pub use checkpoint::{
-    CheckpointError, CheckpointErrorKind, CheckpointOptions, CheckpointReport, CheckpointedMember, Destination, MembersError,
-    Pending, Signer, Stretch, Times, Wanted, Watcher, checkpoint, pending, resume,
+    CheckpointError, CheckpointErrorKind, CheckpointOptions, CheckpointReport, CheckpointedMember, Destination,
+    MembersError, Pending, Signer, Stretch, Times, Wanted, Watcher, checkpoint, pending, resume,
 };
 pub use engine::{BundleError, EngineError, EngineKind, ParseEngineError, ProgramError};
 pub use error::{RestoreError, RestoreErrorKind};

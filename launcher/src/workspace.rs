@@ -274,7 +274,10 @@ mod tests {
         let workspace = Workspace::create(&work.path().join("a/b"), Purpose::Restore, SESSION).unwrap();
         let dir = workspace.path().to_owned();
         std::fs::write(workspace.archive(&"m".parse().unwrap()), "memory").unwrap();
-        assert!(Workspace::create(&work.path().join("a/b"), Purpose::Restore, SESSION).is_err(), "a session is one restore's");
+        assert!(
+            Workspace::create(&work.path().join("a/b"), Purpose::Restore, SESSION).is_err(),
+            "a session is one restore's"
+        );
         drop(workspace);
         assert!(!dir.exists());
     }

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod checkpoint;
 mod completion;
 mod copy;
 mod inspect;
@@ -22,6 +23,7 @@ use crate::error::CommandError;
 /// What a person can ask for, in the order in which it is usually asked for.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Checkpoint(checkpoint::CheckpointArgs),
     Pack(pack::PackArgs),
     Link(link::LinkArgs),
     Sign(sign::SignArgs),
@@ -51,13 +53,14 @@ pub enum Command {
 impl Command {
     /// Whether it ends in good order by itself when it is told to stop, and is not to be dropped.
     pub fn stops_by_itself(&self) -> bool {
-        matches!(self, Self::Restore(_))
+        matches!(self, Self::Checkpoint(_) | Self::Restore(_))
     }
 }
 
 /// Does it.
 pub async fn run(command: Command, context: &Context) -> Result<(), CommandError> {
     match command {
+        Command::Checkpoint(args) => checkpoint::run(args, context).await,
         Command::Pack(args) => pack::run(args, context).await,
         Command::Link(args) => link::run(args, context).await,
         Command::Sign(args) => sign::run(args, context).await,

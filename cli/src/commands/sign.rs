@@ -50,7 +50,7 @@ pub struct Identity {
     /// What the signatures call the image (docker-reference), which podman's policies compare; HOST/REPO:TAG, where it is
     /// signed, if not given
     #[arg(long = "identity", value_name = "NAME")]
-    name: Option<String>,
+    pub name: Option<String>,
 }
 
 impl Identity {

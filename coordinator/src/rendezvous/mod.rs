@@ -158,11 +158,12 @@ impl Rendezvous {
 
     /// Waits until every member of a dump stands at post-dump with a yes: the time to take their files, of which
     /// [`Rendezvous::captured`] tells. False if the session was decided first, or ends; that of a restore always is.
-    pub async fn to_capture(&mut self) -> bool {
+    pub async fn to_capture(&self) -> bool {
+        let (mut outcome, mut capture) = (self.outcome.clone(), self.capture.clone());
         tokio::select! {
             biased;
-            _ = self.outcome.wait_for(Option::is_some) => false,
-            asked = self.capture.wait_for(|asked| *asked) => asked.is_ok(),
+            _ = outcome.wait_for(Option::is_some) => false,
+            asked = capture.wait_for(|asked| *asked) => asked.is_ok(),
         }
     }
 
@@ -176,8 +177,8 @@ impl Rendezvous {
     }
 
     /// Waits until it is decided, which is within the plan's deadlines, and says what.
-    pub async fn outcome(&mut self) -> Outcome {
-        match self.outcome.wait_for(Option::is_some).await.as_deref() {
+    pub async fn outcome(&self) -> Outcome {
+        match self.outcome.clone().wait_for(Option::is_some).await.as_deref() {
             Ok(Some(outcome)) => outcome.clone(),
             Ok(None) | Err(_) => {
                 Outcome::Aborted { member: None, hook: None, reason: "the rendezvous has ended".to_owned() }

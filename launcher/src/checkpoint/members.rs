@@ -98,7 +98,9 @@ pub enum MembersError {
         missing: MemberId,
     },
     /// What a container wrote cannot be taken while it stands frozen.
-    #[error("container {container} keeps what it writes with another storage driver than overlay, whose files cannot be told from its image's")]
+    #[error(
+        "container {container} keeps what it writes with another storage driver than overlay, whose files cannot be told from its image's"
+    )]
     Storage {
         /// Its name.
         container: String,
@@ -217,11 +219,8 @@ fn dependencies(source: &Source) -> Result<(Vec<MemberId>, bool), MembersError> 
 }
 
 fn parse(source: &Source, what: &'static str, text: &str) -> Result<MemberId, MembersError> {
-    let bad = |_| MembersError::BadId {
-        container: source.container.clone(),
-        what,
-        text: text.chars().take(160).collect(),
-    };
+    let bad =
+        |_| MembersError::BadId { container: source.container.clone(), what, text: text.chars().take(160).collect() };
     text.parse().map_err(bad)
 }
 

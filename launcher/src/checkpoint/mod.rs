@@ -26,7 +26,7 @@ mod sweep;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use coordinator::proto::{Passage, Timings};
+use coordinator::proto::Passage;
 use coordinator::{Hook, Rendezvous, SessionId, SessionKind, SessionPlan};
 use image_format::{ApplicationId, Digest, Epoch, MemberId};
 use registry::{Progress, Tag};
@@ -46,7 +46,7 @@ use crate::claims::Claims;
 use crate::engine::CRIU_CONFIG;
 use crate::restore::make_run_root;
 use crate::workspace::{Purpose, Workspace};
-use crate::{EngineKind, MemberStep, Observer, Phase};
+use crate::{EngineKind, Observer, Phase};
 
 /// Whoever is told how a checkpoint goes, and how its transfers do.
 pub trait Watcher: Observer + Progress {}
@@ -246,7 +246,8 @@ impl Run<'_> {
         let ran = match covers {
             Ok(covers) => {
                 let (workspace, cancel) = (&self.workspace, &self.options.cancel);
-                let dumped = session::run(&mut rendezvous, &self.members, &covers, workspace, cancel, self.watcher).await;
+                let dumped =
+                    session::run(&mut rendezvous, &self.members, &covers, workspace, cancel, self.watcher).await;
                 dumped.map_err(|broken| self.broken(broken))
             }
             Err(error) => Err(error),

@@ -41,10 +41,18 @@ pub(super) struct Phase2<'a> {
 /// What becomes of one member.
 enum Fate {
     /// In the tentative store, and in the store.
-    Sent { packed: Box<TentativeMember>, bytes: u64 },
+    Sent {
+        packed: Box<TentativeMember>,
+        bytes: u64,
+    },
     /// In the tentative store.
-    Packed { packed: Box<TentativeMember>, error: CheckpointErrorKind },
-    Lost { error: CheckpointErrorKind },
+    Packed {
+        packed: Box<TentativeMember>,
+        error: CheckpointErrorKind,
+    },
+    Lost {
+        error: CheckpointErrorKind,
+    },
 }
 
 /// What a member is packed from.
@@ -159,7 +167,8 @@ impl Phase2<'_> {
             // Its images are whole only when it has ended.
             (&mut engine).await.unwrap_or_else(|_| Err("its engine is gone".to_owned())).map_err(lost)?;
         }
-        let captured = tokio::task::spawn_blocking(move || copies.map_or(Ok(Captured::default()), Copies::archive)).await?;
+        let captured =
+            tokio::task::spawn_blocking(move || copies.map_or(Ok(Captured::default()), Copies::archive)).await?;
         let captured = captured.map_err(|source| CheckpointErrorKind::Files { member: id.clone(), source })?;
         let options = PackOptions {
             member: Some(id.clone()),

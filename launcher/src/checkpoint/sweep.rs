@@ -55,7 +55,9 @@ pub(super) async fn sweep(work_dir: &Path, observer: &dyn Observer) -> io::Resul
                 tentative.epoch, tentative.application, tentative.session
             )),
             Ok(Some(tentative)) => sweep_one(orphan, &tentative, observer).await?,
-            Err(error) => observer.warning(&format!("what the killed checkpoint in {name} left cannot be known: {error}")),
+            Err(error) => {
+                observer.warning(&format!("what the killed checkpoint in {name} left cannot be known: {error}"))
+            }
         }
     }
     Ok(())

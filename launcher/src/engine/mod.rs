@@ -283,7 +283,8 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
     async fn source(&self, container: &str) -> Result<Option<Source>, EngineError>;
 
     /// Dumps one container, which runs on; returns when all of the dump is written. `kill` ends the engine's program.
-    async fn dump(&self, source: &Source, cover: Cover, into: DumpInto, kill: &CancellationToken) -> Result<(), String>;
+    async fn dump(&self, source: &Source, cover: Cover, into: DumpInto, kill: &CancellationToken)
+    -> Result<(), String>;
 
     /// Ends a container.
     async fn stop(&self, source: &Source) -> Result<(), EngineError>;

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::program::{Program, ended, words_of};
 use super::{
-    CRIU_CONFIG, CRIU_CONFIGS, Container, Engine, EngineError, Files, Found, DumpInto, Lone, Marks, Source, Survey, Target,
-    kill_left, log_lines,
+    CRIU_CONFIG, CRIU_CONFIGS, Container, DumpInto, Engine, EngineError, Files, Found, Lone, Marks, Source, Survey,
+    Target, kill_left, log_lines,
 };
 use crate::attach::Cover;
 use crate::error::chain;
@@ -90,7 +90,13 @@ impl Engine for Runc {
         }))
     }
 
-    async fn dump(&self, source: &Source, cover: Cover, into: DumpInto, kill: &CancellationToken) -> Result<(), String> {
+    async fn dump(
+        &self,
+        source: &Source,
+        cover: Cover,
+        into: DumpInto,
+        kill: &CancellationToken,
+    ) -> Result<(), String> {
         let DumpInto::Folder(folder) = into else { return Err("runc dumps into a folder".to_owned()) };
         let work = folder.join("work");
         for made in [&folder.join("images"), &work] {

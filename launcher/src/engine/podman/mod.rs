@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::program::{Program, ProgramError, ended, words_of};
 use super::{
-    CRIU_CONFIG, CRIU_CONFIGS, Engine, EngineError, Files, Found, DumpInto, Layers, Marks, Source, Survey, Target,
+    CRIU_CONFIG, CRIU_CONFIGS, DumpInto, Engine, EngineError, Files, Found, Layers, Marks, Source, Survey, Target,
     kill_left, log_lines, runc,
 };
 use answers::Inspected;
@@ -94,7 +94,13 @@ impl Engine for Podman {
         Ok(Some(source(found)))
     }
 
-    async fn dump(&self, source: &Source, cover: Cover, into: DumpInto, kill: &CancellationToken) -> Result<(), String> {
+    async fn dump(
+        &self,
+        source: &Source,
+        cover: Cover,
+        into: DumpInto,
+        kill: &CancellationToken,
+    ) -> Result<(), String> {
         let DumpInto::Pipe(pipe) = into else { return Err("podman dumps into a pipe".to_owned()) };
         let output = tempfile::tempfile().map_err(|error| format!("no temporary file: {error}"))?;
         let program = dump_command(source).covering(cover);

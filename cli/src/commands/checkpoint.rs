@@ -1,0 +1,331 @@
+//! `syncpoint checkpoint`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use coordinator::{Deadlines, SessionId};
+use image_format::{ApplicationId, Compression, Digest, Epoch, MemberId, ParseIdError};
+use launcher::{
+    CheckpointError, CheckpointOptions, CheckpointReport, CheckpointedMember, Destination, EngineKind, Signer, Wanted,
+};
+use registry::{Reference, Selector};
+use serde::Serialize;
+
+use crate::commands::sign::Identity;
+use crate::context::Context;
+use crate::error::CommandError;
+use crate::keys;
+use crate::output::{Format, Report, size, table};
+use crate::store;
+use crate::transport::Transport;
+use crate::values::{KeyValue, MemberList, Time, words};
+
+/// Checkpoint the running containers of an application at one instant, or none of them
+///
+/// CRIU freezes every container; when all stand still, their memory and files are taken, and they run on. Then each is packed
+/// and sent, the members are linked, signed, and the tag is set as the very last: only then is there a checkpoint. If anything
+/// fails before, the application runs on as it did, and the tag names what it named. Containers need no preparation. Needs root.
+///
+/// Who a container is follows from its labels: io.syncpoint.application, io.syncpoint.member and io.syncpoint.depends-on (a,b), or
+/// those of compose. If the store fails when all is packed, the checkpoint is kept, and --resume finishes it.
+#[derive(Debug, Args)]
+#[command(
+    after_long_help = "With --json: {reference, digest, tag, application, epoch, predecessor, signed, stopped, members: [{id, \
+container, engine, digest, bytes, sent, waited, frozen, dumped, packed, sending}]}; bytes are as stored, sent those that were not there, times in \
+seconds."
+)]
+pub struct CheckpointArgs {
+    /// Where the checkpoint goes: oci:DIR[:TAG] or HOST/REPO[:TAG]; the tag is epoch-<N> if not given
+    #[arg(long, value_name = "REF", required_unless_present = "resume")]
+    to: Option<Reference>,
+
+    /// The application
+    #[arg(long, value_name = "ID", required_unless_present = "resume")]
+    application: Option<ApplicationId>,
+
+    /// Sign the checkpoint and its members with this private key
+    #[arg(long, value_name = "FILE", required_unless_present = "unsigned")]
+    sign_by: Option<PathBuf>,
+
+    /// Leave it unsigned: `restore` refuses it until `syncpoint sign` was run
+    #[arg(long, conflicts_with = "sign_by")]
+    unsigned: bool,
+
+    #[command(flatten)]
+    identity: Identity,
+
+    /// The containers, by name or id, each with the member that it is if its labels do not say; all running ones with the
+    /// application's label if none is given
+    #[arg(value_name = "[MEMBER=]CONTAINER", conflicts_with = "resume")]
+    members: Vec<Container>,
+
+    /// What a member depends on, instead of what its labels say; may be repeated
+    #[arg(long, value_name = "MEMBER=ID,ID", conflicts_with = "resume")]
+    depends_on: Vec<KeyValue<MemberId, MemberList>>,
+
+    /// What runs the containers; podman, and runc for those that podman does not know, if not given
+    #[arg(long, value_name = "ENGINE", conflicts_with = "resume")]
+    engine: Option<EngineKind>,
+
+    /// The bundle of a member of runc, whose config.json is packed along; may be repeated
+    #[arg(long, value_name = "MEMBER=DIR", conflicts_with = "resume")]
+    bundle: Vec<KeyValue<MemberId, PathBuf>>,
+
+    /// End the containers, once the checkpoint is permanent
+    #[arg(long, conflicts_with = "resume")]
+    stop: bool,
+
+    /// Wait so long for all containers to be ready to freeze
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    gather_timeout: Time,
+
+    /// Let no container stand frozen for longer; then all run on, and there is no checkpoint
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    freeze_timeout: Time,
+
+    /// How layers are compressed
+    #[arg(long, value_name = "HOW", default_value = "zstd", value_parser = words(Compression::ALL, Compression::as_str))]
+    compression: Compression,
+
+    /// Where the checkpoint is kept until it is permanent, with room for all members, packed
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/syncpoint")]
+    work_dir: PathBuf,
+
+    /// Finish a checkpoint that was taken and could not be sent, to where it was to go or to --to
+    #[arg(long, value_name = "SESSION")]
+    resume: Option<SessionId>,
+
+    #[command(flatten)]
+    format: Format,
+
+    #[command(flatten)]
+    transport: Transport,
+}
+
+/// A container, and the member that it is.
+#[derive(Debug, Clone)]
+struct Container {
+    member: Option<MemberId>,
+    name: String,
+}
+
+impl FromStr for Container {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('=') {
+            Some((member, name)) => Ok(Self { member: Some(member.parse()?), name: name.to_owned() }),
+            None => Ok(Self { member: None, name: text.to_owned() }),
+        }
+    }
+}
+
+/// What was checkpointed.
+#[derive(Debug, Serialize)]
+struct Checkpointed {
+    reference: String,
+    digest: Digest,
+    tag: String,
+    application: ApplicationId,
+    epoch: Epoch,
+    predecessor: Option<Digest>,
+    signed: bool,
+    stopped: bool,
+    members: Vec<Member>,
+}
+
+#[derive(Debug, Serialize)]
+struct Member {
+    id: MemberId,
+    container: String,
+    engine: &'static str,
+    digest: Digest,
+    bytes: u64,
+    sent: u64,
+    waited: f64,
+    frozen: f64,
+    dumped: f64,
+    packed: f64,
+    sending: f64,
+}
+
+impl Report for Checkpointed {
+    fn human(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        let time = |seconds: f64| {
+            if seconds < 1.0 { format!("{:.0} ms", seconds * 1000.0) } else { format!("{seconds:.2} s") }
+        };
+        let row = |member: &Member| {
+            let times = [member.waited, member.frozen, member.dumped, member.packed, member.sending];
+            let mut row = vec![member.id.to_string()];
+            row.extend(times.map(time));
+            row.extend([size(member.bytes), size(member.sent)]);
+            row
+        };
+        let head = ["MEMBER", "WAITED", "FROZEN", "DUMPED", "PACKED", "SENT", "SIZE", "NEW"];
+        table(out, &head, &self.members.iter().map(row).collect::<Vec<_>>())?;
+        let after = if self.stopped { "its containers are stopped" } else { "the application runs on" };
+        let signed = if self.signed { "signed" } else { "not signed" };
+        writeln!(out, "permanent  {} epoch {}, tag {}, {signed}; {after}", self.application, self.epoch, self.tag)?;
+        writeln!(out, "{}", self.reference)
+    }
+
+    fn brief(&self) -> Option<String> {
+        Some(self.reference.clone())
+    }
+}
+
+/// Checkpoints.
+pub async fn run(args: CheckpointArgs, context: &Context) -> Result<(), CommandError> {
+    let pending = match args.resume {
+        Some(session) => Some(pending(session, &args)?),
+        None => None,
+    };
+    let to = match (&args.to, &pending) {
+        (Some(to), _) => to.clone(),
+        (None, Some(pending)) => pending.to.parse()?,
+        (None, None) => return Err(CommandError::usage("--to is missing")),
+    };
+    let tag = match to.selector() {
+        Some(Selector::Tag(tag)) => Some(tag.clone()),
+        Some(Selector::Digest(_)) | None => {
+            if to.selector().is_some() {
+                store::tag_to_write(&to)?;
+            }
+            None
+        }
+    };
+    let signer = match &args.sign_by {
+        Some(file) => {
+            let key = Arc::new(keys::private(file, context).await?);
+            Some(Signer { key, identity: args.identity.name.clone() })
+        }
+        None => None,
+    };
+    let signed = signer.is_some();
+    let store = store::create(&to, &args.transport, context).await?;
+    let destination = Destination { store, reference: to.to_string(), tag, signer };
+    let application = args.application.clone().or_else(|| pending.as_ref().map(|pending| pending.application.clone()));
+    let application = application.ok_or_else(|| CommandError::usage("--application is missing"))?;
+    let options = CheckpointOptions {
+        members: wanted(&args)?,
+        stop: args.stop,
+        deadlines: Deadlines { gather: args.gather_timeout.0, hold: args.freeze_timeout.0 },
+        compression: args.compression,
+        work_dir: args.work_dir.clone(),
+        jobs: args.transport.jobs(),
+        cancel: context.cancel.token(),
+        ..CheckpointOptions::new(application, context.environment.hook_program())
+    };
+    let report = match args.resume {
+        None => launcher::checkpoint(&destination, &options, &*context.reporter).await,
+        Some(session) => launcher::resume(session, &destination, &options, &*context.reporter).await,
+    };
+    let report = report.map_err(|error| failed(&options.application, error))?;
+    if !signed {
+        context.reporter.note("it is not signed: `restore` refuses it until `syncpoint sign` was run");
+    }
+    context.output.print(args.format, &checkpointed(&to, report, signed, args.stop))
+}
+
+fn pending(session: SessionId, args: &CheckpointArgs) -> Result<launcher::Pending, CommandError> {
+    let pending = launcher::pending(&args.work_dir)?;
+    let others: Vec<String> = pending.iter().map(|one| format!("{} of {}", one.session, one.application)).collect();
+    pending.into_iter().find(|one| one.session == session).ok_or_else(|| {
+        let error = format!("there is no unfinished checkpoint {session} in {}", args.work_dir.display());
+        CommandError::new(crate::exit::Exit::NotFound, error).details(others)
+    })
+}
+
+/// What was asked for, member by member.
+fn wanted(args: &CheckpointArgs) -> Result<Vec<Wanted>, CommandError> {
+    let mut depends_on: BTreeMap<&MemberId, &MemberList> = BTreeMap::new();
+    for KeyValue(member, list) in &args.depends_on {
+        if depends_on.insert(member, list).is_some() {
+            return Err(CommandError::usage(format!("--depends-on names {member} twice")));
+        }
+    }
+    let mut bundles: BTreeMap<&MemberId, &PathBuf> = BTreeMap::new();
+    for KeyValue(member, bundle) in &args.bundle {
+        if bundles.insert(member, bundle).is_some() {
+            return Err(CommandError::usage(format!("--bundle names {member} twice")));
+        }
+    }
+    let mut wanted = Vec::new();
+    for Container { member, name } in &args.members {
+        // Without a name of its own, a container is the member of the same name where options speak of it.
+        let id = member.clone().or_else(|| name.parse().ok());
+        let given = id.as_ref().and_then(|id| depends_on.remove(id));
+        let bundle = id.as_ref().and_then(|id| bundles.remove(id));
+        wanted.push(Wanted {
+            id: member.clone(),
+            engine: args.engine,
+            depends_on: given.map(|list| list.0.clone()),
+            bundle: bundle.cloned(),
+            ..Wanted::named(name)
+        });
+    }
+    match depends_on.into_keys().chain(bundles.into_keys()).next() {
+        Some(stranger) => Err(CommandError::usage(format!("{stranger} is none of the containers that are named"))),
+        None => Ok(wanted),
+    }
+}
+
+/// The launcher's error with everything that it knows, a line each.
+fn failed(application: &ApplicationId, error: CheckpointError) -> CommandError {
+    let (hint, resumable, phase) = (error.hint(), error.resumable, error.phase);
+    let (member, hook, logged) = (error.member.clone(), error.hook, error.log_lines.clone());
+    let place = [member.map(|member| format!("member {member}")), hook.map(|hook| format!("hook {hook}"))];
+    let place: Vec<_> = place.into_iter().flatten().collect();
+    let mut error = CommandError::from(error).context(format!("{application} is not checkpointed ({phase})"));
+    if !place.is_empty() {
+        error = error.details([format!("at {}", place.join(", "))]);
+    }
+    error = error.details(logged.iter().map(|line| format!("CRIU: {line}")));
+    if let Some(session) = resumable {
+        error = error.hint(format!(
+            "the application runs on, and what was taken of it is kept; `syncpoint checkpoint --resume {session}` with the same \
+             key sends it when the store is back"
+        ));
+    }
+    match hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
+
+fn checkpointed(to: &Reference, report: CheckpointReport, signed: bool, stopped: bool) -> Checkpointed {
+    Checkpointed {
+        reference: store::pinned(to, report.digest).to_string(),
+        digest: report.digest,
+        tag: report.tag.to_string(),
+        application: report.application,
+        epoch: report.epoch,
+        predecessor: report.predecessor,
+        signed,
+        stopped,
+        members: report.members.into_iter().map(member).collect(),
+    }
+}
+
+fn member(member: CheckpointedMember) -> Member {
+    let seconds = |time: Duration| time.as_secs_f64();
+    let times = member.times;
+    Member {
+        id: member.id,
+        container: member.container,
+        engine: member.engine.as_str(),
+        digest: member.digest,
+        bytes: member.bytes,
+        sent: member.sent,
+        waited: seconds(times.waited.length()),
+        frozen: seconds(times.frozen.length()),
+        dumped: seconds(times.dumped.length()),
+        packed: seconds(times.packed.length()),
+        sending: seconds(times.sent.length()),
+    }
+}
