@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use image_format::{Artifact, CheckpointImage, Descriptor, Digest};
+use image_format::{Artifact, CheckpointImage, Descriptor, Digest, Document};
 use registry::{Create, Reference, Selector, Store, StoreError, Tag};
 
 use crate::context::Context;
@@ -62,14 +62,28 @@ pub async fn find(
 
 /// Reads a global checkpoint or a checkpoint image.
 pub async fn artifact(store: &dyn Store, root: &Descriptor) -> Result<Artifact, CommandError> {
-    let document = store.manifest(&root.digest).await?;
+    let document = manifest(store, root).await?;
     Artifact::parse(&document).map_err(|error| About::new(name(store, root), error).into())
 }
 
 /// Reads a checkpoint image.
 pub async fn member(store: &dyn Store, root: &Descriptor) -> Result<CheckpointImage, CommandError> {
-    let document = store.manifest(&root.digest).await?;
+    let document = manifest(store, root).await?;
     CheckpointImage::parse(&document).map_err(|error| About::new(name(store, root), error).into())
+}
+
+/// Reads a manifest that is as large as what refers to it says, as copying and verifying ask for too.
+async fn manifest(store: &dyn Store, root: &Descriptor) -> Result<Document, StoreError> {
+    let document = store.manifest(&root.digest).await?;
+    let actual = document.bytes().len() as u64;
+    if actual != root.size {
+        return Err(StoreError::Corrupt {
+            store: store.name().to_owned(),
+            what: format!("manifest {}", root.digest),
+            reason: format!("it has {actual} bytes where what refers to it says {}", root.size),
+        });
+    }
+    Ok(document)
 }
 
 fn name(store: &dyn Store, root: &Descriptor) -> String {

@@ -18,6 +18,8 @@ pub const APPLICATION: &str = "io.syncpoint.application";
 pub const EPOCH: &str = "io.syncpoint.epoch";
 /// Digest of the global checkpoint before this one in the line.
 pub const PREDECESSOR: &str = "io.syncpoint.predecessor";
+/// When the members of a global checkpoint waited, stood still and went on: a [`Timeline`](crate::Timeline) as JSON.
+pub const TIMELINE: &str = "io.syncpoint.timeline";
 /// Kind of the dump: `podman`, `cri-o`, `containerd` or `runc`.
 pub const DUMP_KIND: &str = "io.syncpoint.dump.kind";
 /// On a layer: what it holds, `state`, `files` or `pages`.

@@ -10,12 +10,12 @@ pub use order::OrderError;
 
 use crate::annotation::{
     APPLICATION, CREATED, DEPENDS_ON, EPOCH, FORMAT, FORMAT_VERSION, GLOBAL_ARTIFACT_TYPE, MEDIA_INDEX, MEDIA_MANIFEST,
-    MEMBER, PREDECESSOR,
+    MEMBER, PREDECESSOR, TIMELINE,
 };
 use crate::image::{self, BuildError, ImageError};
 use crate::json::{self, JsonError};
 use crate::version::{FormatVersion, FormatVersionError};
-use crate::{ApplicationId, Descriptor, Digest, Document, Epoch, Limits, MemberId};
+use crate::{ApplicationId, Descriptor, Digest, Document, Epoch, Limits, MemberId, Timeline, TimelineError};
 
 /// Members of one global checkpoint.
 const MAX_MEMBERS: usize = 4096;
@@ -237,7 +237,25 @@ impl GlobalCheckpoint {
         self.members.binary_search_by(|member| member.id.cmp(id)).ok().map(|index| &self.members[index])
     }
 
-    /// Further annotations of the index.
+    /// The same checkpoint with its timeline, in place of the one that it has.
+    ///
+    /// # Errors
+    /// A timeline that would not be read.
+    pub fn with_timeline(mut self, timeline: &Timeline) -> Result<Self, TimelineError> {
+        self.annotations.insert(TIMELINE.to_owned(), timeline.to_text()?);
+        Ok(self)
+    }
+
+    /// When its members waited, stood still and went on; `None` if that was not kept. It is read here and not before: nothing
+    /// rests on it, and a checkpoint restores whatever it says.
+    ///
+    /// # Errors
+    /// A timeline that is none.
+    pub fn timeline(&self) -> Result<Option<Timeline>, TimelineError> {
+        self.annotations.get(TIMELINE).map(|text| Timeline::parse(text)).transpose()
+    }
+
+    /// Further annotations of the index, the timeline's text among them.
     #[must_use]
     pub fn annotations(&self) -> &BTreeMap<String, String> {
         &self.annotations

@@ -39,5 +39,5 @@ pub use error::{RestoreError, RestoreErrorKind};
 pub use observer::{MemberStep, Observer, Phase};
 pub use options::{RestoreOptions, Trust};
 pub use preflight::Problem;
-pub use restore::{RestoreReport, RestoredMember, preflight, restore};
+pub use restore::{RestoreReport, RestoredMember, check_rights, preflight, restore};
 pub use set::LoadError;

@@ -14,7 +14,7 @@ use crate::claims::Claims;
 use crate::engine::{Marks, Target};
 use crate::error::{RestoreError, RestoreErrorKind, chain};
 use crate::plan::{Planned, plan};
-use crate::preflight::{Examined, examine};
+use crate::preflight::{Examined, examine, is_root};
 use crate::session::{self, Broken, Passages};
 use crate::set::{Set, load};
 use crate::sweep::{remove_all, sweep};
@@ -62,6 +62,7 @@ pub async fn restore(
     options: &RestoreOptions,
     observer: &dyn Observer,
 ) -> Result<RestoreReport, RestoreError> {
+    check_rights()?;
     let set = trusted_set(&store, &root, options, observer).await?;
     let (planned, problems) = plan(&set, options);
 
@@ -105,6 +106,19 @@ pub async fn restore(
 
     let record = Record::new(session, &run_root, targets);
     Run { set: &set, workspace, record, options, observer }.attempts().await
+}
+
+/// Checks whether this process may restore at all: the one check that needs nothing of the set, so that nobody waits for a
+/// registry only to learn that.
+///
+/// # Errors
+/// A refusal by the preflight, with [`Problem::NotRoot`] alone.
+pub fn check_rights() -> Result<(), RestoreError> {
+    if is_root() {
+        return Ok(());
+    }
+    let problems = vec![Problem::NotRoot];
+    Err(RestoreError::new(Phase::Preflight, RestoreErrorKind::Preflight { problems }))
 }
 
 /// Checks everything that [`restore`] checks before it touches anything, and gives all problems of the whole set.

@@ -114,6 +114,12 @@ async fn member(store: &Arc<dyn Store>, id: &MemberId, manifest: &Descriptor) ->
 
 async fn artifact(store: &Arc<dyn Store>, descriptor: &Descriptor) -> Result<Artifact, LoadError> {
     let document = store.manifest(&descriptor.digest).await?;
+    let (actual, expected) = (document.bytes().len() as u64, descriptor.size);
+    if actual != expected {
+        let reason = format!("it has {actual} bytes where what refers to it says {expected}");
+        let (store, what) = (store.name().to_owned(), format!("manifest {}", descriptor.digest));
+        return Err(StoreError::Corrupt { store, what, reason }.into());
+    }
     Artifact::parse(&document).map_err(|source| LoadError::Artifact { digest: descriptor.digest, source })
 }
 

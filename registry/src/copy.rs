@@ -312,7 +312,16 @@ impl Copier<'_> {
         let mut referrers = Vec::new();
         for descriptor in self.from.referrers(&subject).await? {
             match self.fetch(&descriptor.digest, Some(descriptor.size)).await {
-                Ok(manifest) if manifest.links.manifests.is_empty() => referrers.push(manifest),
+                Ok(manifest) if manifest.links.manifests.is_empty() => {
+                    if manifest.links.subject.as_ref().is_none_or(|named| named.digest != subject) {
+                        return Err(StoreError::Corrupt {
+                            store: self.from.name().to_owned(),
+                            what: format!("manifest {}", descriptor.digest),
+                            reason: format!("it is listed as a referrer of {subject}, which it does not name"),
+                        });
+                    }
+                    referrers.push(manifest);
+                }
                 // Lists of referrers that a registry does not keep itself may name what was deleted.
                 Ok(_) | Err(StoreError::NotFound { .. }) => {}
                 Err(error) => return Err(error),

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::error::CommandError;
+use crate::exit::Exit;
 use crate::keys;
 use crate::output::{Format, Report, table};
 use crate::store;
@@ -109,6 +110,7 @@ impl Report for Restored {
 
 /// Restores.
 pub async fn run(args: RestoreArgs, context: &Context) -> Result<(), CommandError> {
+    launcher::check_rights().map_err(|error| failed(&args.reference, error))?;
     let trust = match args.insecure_no_verify {
         true => Trust::InsecureNoVerify,
         false => Trust::Keys(keys::public(args.key.iter().map(PathBuf::as_path))?),
@@ -159,7 +161,8 @@ fn failed(reference: &Reference, error: RestoreError) -> CommandError {
         .details(place)
         .details(logged.iter().map(|line| format!("CRIU: {line}")))
         .details(left.iter().map(|what| format!("not taken away: {what}")));
-    match hint {
+    // Problems of the preflight say what to do in their own lines.
+    match hint.filter(|_| error.exit() != Exit::Refused) {
         Some(hint) => error.hint(hint),
         None => error,
     }

@@ -1,12 +1,13 @@
 //! `syncpoint verify`.
 
+use std::error::Error as _;
 use std::fmt;
 use std::path::PathBuf;
 
 use clap::Args;
-use image_format::{Descriptor, Digest};
-use registry::Reference;
+use image_format::{Artifact, ArtifactError, CheckpointImage, Descriptor, Digest, GlobalError, ImageError};
 use registry::sign::{Depth, Finding, GoodSignature, Severity, VerifyReport};
+use registry::{Reference, Store};
 use serde::Serialize;
 
 use crate::context::Context;
@@ -19,6 +20,7 @@ use crate::transport::Transport;
 
 /// Check the signatures of an image, and every manifest and byte below it
 ///
+/// Of a checkpoint it is also checked that its manifests can be read as such: members, dependencies, versions.
 /// Accepts signatures of syncpoint and of cosign, in both of cosign's forms, by any of the keys given; no network is needed
 /// beyond the store. Everything that is wrong is said, not only the first thing. What a valid signature does not say is checked
 /// by whoever restores.
@@ -133,9 +135,44 @@ pub async fn run(args: VerifyArgs, context: &Context) -> Result<(), CommandError
             Severity::Error => {}
         }
     }
-    let reference = store::pinned(&args.reference, root.digest).to_string();
-    context.output.print(args.format, &verified(reference, &root, &seen))?;
-    if seen.is_good() { Ok(()) } else { Err(refused(&args.reference, &seen)) }
+    let misread = match args.depth {
+        DepthWord::Signature => Vec::new(),
+        DepthWord::Manifests | DepthWord::Blobs => misread(&*store, &root).await,
+    };
+    let verified = verified(store::pinned(&args.reference, root.digest).to_string(), &root, &seen, &misread);
+    context.output.print(args.format, &verified)?;
+    if verified.good { Ok(()) } else { Err(refused(&args.reference, &seen, misread)) }
+}
+
+/// What no reader takes of the manifests of a checkpoint, each with why. Images that are none of a checkpoint can be verified
+/// too; nothing is said about them, nor about manifests that are not there or damaged, which was found before.
+async fn misread(store: &dyn Store, root: &Descriptor) -> Vec<String> {
+    let Ok(document) = store.manifest(&root.digest).await else { return Vec::new() };
+    let say = |digest: &Digest, error: ArtifactError| {
+        let why = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+        format!("the manifest {digest} {error}{why}")
+    };
+    let global = match Artifact::parse(&document) {
+        Ok(Artifact::Member(_)) => return Vec::new(),
+        Ok(Artifact::Global(global)) => global,
+        Err(
+            ArtifactError::Image(
+                ImageError::NotACheckpoint | ImageError::ConfigType { .. } | ImageError::Docker { .. },
+            )
+            | ArtifactError::Global(GlobalError::ArtifactType { .. })
+            | ArtifactError::MediaType { .. },
+        ) => return Vec::new(),
+        Err(error) => return vec![say(&root.digest, error)],
+    };
+    let mut misread = Vec::new();
+    for entry in global.members() {
+        let digest = &entry.manifest.digest;
+        let Ok(document) = store.manifest(digest).await else { continue };
+        if let Err(error) = CheckpointImage::parse(&document) {
+            misread.push(say(digest, error.into()));
+        }
+    }
+    misread
 }
 
 /// Whether a finding is about what there is, and not about who signed it.
@@ -151,17 +188,22 @@ pub fn about_content(finding: &Finding) -> bool {
     )
 }
 
+/// Whether a finding is that something is not there.
+pub fn is_missing(finding: &Finding) -> bool {
+    matches!(finding, Finding::MissingManifest { .. } | Finding::MissingBlob { .. })
+}
+
 /// The error that an image which is not good ends with: every finding that matters, each with what to do.
-fn refused(reference: &Reference, seen: &VerifyReport) -> CommandError {
+fn refused(reference: &Reference, seen: &VerifyReport, misread: Vec<String>) -> CommandError {
     let errors: Vec<_> = seen.findings.iter().filter(|finding| finding.severity() == Severity::Error).collect();
     let mut hints: Vec<_> = errors.iter().map(|finding| finding.hint()).collect();
     hints.dedup();
     let error = CommandError::new(Exit::Unverified, format!("{reference} is not good"));
-    let error = error.details(errors.iter().map(ToString::to_string));
+    let error = error.details(errors.iter().map(ToString::to_string)).details(misread);
     hints.into_iter().fold(error, CommandError::hint)
 }
 
-fn verified(reference: String, root: &Descriptor, seen: &VerifyReport) -> Verified {
+fn verified(reference: String, root: &Descriptor, seen: &VerifyReport, misread: &[String]) -> Verified {
     let found = |finding: &Finding| Found {
         severity: match finding.severity() {
             Severity::Note => "note",
@@ -171,6 +213,12 @@ fn verified(reference: String, root: &Descriptor, seen: &VerifyReport) -> Verifi
         message: finding.to_string(),
         hint: finding.hint(),
     };
+    let misread = misread.iter().map(|message| Found {
+        severity: "error",
+        message: message.clone(),
+        hint: "make it again with `syncpoint pack` or `syncpoint link`, or use a newer syncpoint if it says so",
+    });
+    let findings: Vec<_> = seen.findings.iter().map(found).chain(misread).collect();
     let good = |good: &GoodSignature| Good {
         manifest: good.manifest,
         form: good.form.to_string(),
@@ -180,8 +228,8 @@ fn verified(reference: String, root: &Descriptor, seen: &VerifyReport) -> Verifi
     Verified {
         reference,
         digest: root.digest,
-        good: seen.is_good(),
-        findings: seen.findings.iter().map(found).collect(),
+        good: findings.iter().all(|found| found.severity != "error"),
+        findings,
         signatures: seen.signatures.iter().map(good).collect(),
         manifests: seen.manifests,
         blobs: seen.blobs,

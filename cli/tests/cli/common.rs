@@ -1,9 +1,18 @@
 //! The real binary in a world of its own: an empty home, an environment with nothing in it but what a test says.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
 
+use nix::unistd::Uid;
 use tempfile::TempDir;
+
+/// The user and the group that own nothing, by their numbers.
+const NOBODY: u32 = 65534;
 
 /// The program.
 pub const SYNCPOINT: &str = env!("CARGO_BIN_EXE_syncpoint");
@@ -45,6 +54,33 @@ impl World {
         command
     }
 
+    /// A file of `fixtures/dumps` in a place where everybody may read it.
+    pub fn open_fixture(&self, name: &str) -> String {
+        let path = self.path(Path::new(name).file_name().unwrap().to_str().unwrap());
+        fs::write(&path, fs::read(fixture(name)).unwrap()).unwrap();
+        open_up(&path, 0o644);
+        path.to_str().unwrap().to_owned()
+    }
+
+    /// A command of somebody who is not root, in a folder and home of their own: of `nobody` where the test is root, else
+    /// of whoever runs the test.
+    pub fn somebodys(&self, arguments: &[&str]) -> Command {
+        let (home, program) = (self.path("somebody"), self.path("program"));
+        open_up(self.dir.path(), 0o755);
+        if !home.exists() {
+            fs::create_dir(&home).unwrap();
+            // The program itself may lie where nobody else comes.
+            fs::copy(SYNCPOINT, &program).unwrap();
+        }
+        let mut command = self.program(program.to_str().unwrap(), arguments);
+        if Uid::effective().is_root() {
+            chown(&home, Some(NOBODY), Some(NOBODY)).unwrap();
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        command.current_dir(&home).env("HOME", &home);
+        command
+    }
+
     /// Runs to the end, whatever that is.
     pub fn run(&self, arguments: &[&str]) -> Ran {
         ran(self.command(arguments).output().unwrap())
@@ -69,6 +105,29 @@ impl World {
     pub fn redact(&self, text: &str) -> String {
         redact_hex(&text.replace(self.dir.path().to_str().unwrap(), "$DIR"))
     }
+}
+
+/// Runs to the end, and gives the largest memory that it ever had resident, in bytes.
+///
+/// The kernel's own count goes with the process and then includes what the test had before it became the program, so it is
+/// read while it runs: some thousand times a second, which is faster than memory of any account can be filled.
+pub fn run_watched(mut command: Command) -> (Ran, u64) {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let output = thread::spawn(move || child.wait_with_output().unwrap());
+    let mut peak = 0;
+    while !output.is_finished() {
+        let status = fs::read_to_string(&status).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        peak = peak.max(kib.unwrap_or_default() << 10);
+        thread::sleep(Duration::from_micros(500));
+    }
+    (ran(output.join().unwrap()), peak)
+}
+
+fn open_up(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }
 
 pub fn ran(output: Output) -> Ran {

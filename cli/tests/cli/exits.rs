@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::{SYNCPOINT, World, fixture, link, pack_members, ran};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, Uid};
 
 #[test]
 fn command_lines_that_make_no_sense() {
@@ -105,18 +105,66 @@ fn what_is_damaged_is_5_to_whoever_verifies_and_6_to_others() {
 }
 
 #[test]
+fn whoever_is_not_root_learns_it_first() {
+    let world = World::new();
+    // Nobody is asked anything: no key is read, and no registry is waited for.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let remote = format!("{}/sdp/ledger:epoch-1", silent.local_addr().unwrap());
+    for (reference, how) in [("oci:nowhere:epoch-1", "--insecure-no-verify"), (&remote, "--key=nowhere.pub")] {
+        let refused = ran(world.somebodys(&["restore", reference, how]).output().unwrap());
+        assert_eq!(refused.code, 7, "{}", refused.err);
+        for part in [reference, "cannot be restored here", "only root", "CRIU", "run it as root"] {
+            assert!(refused.err.contains(part), "{part}: {}", refused.err);
+        }
+    }
+    silent.set_nonblocking(true).unwrap();
+    assert!(silent.accept().is_err(), "nothing was fetched");
+}
+
+/// Those that need root say so to others, which the test above shows.
+fn as_root() -> bool {
+    Uid::effective().is_root()
+}
+
+#[test]
 fn what_is_not_signed_is_not_restored_and_what_lacks_an_engine_is_refused() {
     let world = World::new();
     world.good(&["key", "generate"]);
     pack_members(&world, "oci:layout");
     link(&world, "oci:layout", "epoch-1", &[]);
-    let said = world.bad(5, &["restore", "oci:layout:epoch-1", "--key", "cosign.pub", "--work-dir", "work"]);
-    assert!(said.contains("is not signed"), "{said}");
+    let said = world.bad(
+        if as_root() { 5 } else { 7 },
+        &["restore", "oci:layout:epoch-1", "--key", "cosign.pub", "--work-dir", "work"],
+    );
+    assert!(said.contains(if as_root() { "is not signed" } else { "only root" }), "{said}");
     // Nothing but this program is on the path, and so neither podman nor CRIU.
     let mut restore = world.command(&["restore", "oci:layout:epoch-1", "--insecure-no-verify", "--work-dir", "work"]);
     let refused = ran(restore.env("PATH", world.path("")).output().unwrap());
     assert_eq!(refused.code, 7, "{}", refused.err);
-    assert!(refused.err.contains("NOT VERIFIED") && refused.err.contains("podman"), "{}", refused.err);
+    let expected = if as_root() { ["NOT VERIFIED", "podman"] } else { ["only root"; 2] };
+    assert!(expected.iter().all(|part| refused.err.contains(part)), "{}", refused.err);
+    assert!(!world.path("work").exists(), "nothing was touched");
+}
+
+#[test]
+fn a_damaged_state_is_6_to_restore() {
+    let world = World::new();
+    let packed = world.good(&["pack", "--json", &fixture("podman-zstd.tar.zst"), "--to", "oci:layout:a"]);
+    let packed: serde_json::Value = serde_json::from_str(&packed).unwrap();
+    let layers = packed["layers"].as_array().unwrap();
+    let state = layers.iter().find(|layer| layer["content"] == "state").unwrap()["digest"].as_str().unwrap();
+    let blob = world.path("layout/blobs/sha256").join(state.trim_start_matches("sha256:"));
+    let whole = fs::read(&blob).unwrap();
+    let mut changed = whole.clone();
+    changed[whole.len() / 2] ^= 1;
+    let restore = ["restore", "oci:layout:a", "--insecure-no-verify", "--work-dir", "work"];
+    for (case, bytes) in [("a bit", changed), ("the end", whole[..whole.len() - 1].to_vec())] {
+        fs::write(&blob, bytes).unwrap();
+        let said = world.bad(if as_root() { 6 } else { 7 }, &restore);
+        assert!(!as_root() || (said.contains("the state of") && said.contains(&state[..19])), "{case}: {said}");
+    }
+    fs::remove_file(&blob).unwrap();
+    world.bad(if as_root() { 3 } else { 7 }, &restore);
     assert!(!world.path("work").exists(), "nothing was touched");
 }
 

@@ -3,5 +3,8 @@
 mod common;
 mod exits;
 mod flow;
+mod hostile;
 mod manual;
+#[path = "../../../image-format/tests/it/raw.rs"]
+mod raw;
 mod same;

@@ -1,7 +1,9 @@
 //! The same dump gives the same digests, whoever packs it, where and when.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::Command;
 
 use crate::common::{SYNCPOINT, World, fixture, ran};
 
@@ -25,6 +27,28 @@ fn neither_place_nor_person_changes_a_digest() {
             first,
             pack(&[("HOME", "/nonexistent"), ("USER", "somebody"), ("RAYON_NUM_THREADS", "1")], "oci:there:c")
         );
+    }
+}
+
+#[test]
+fn two_users_get_the_same_digests() {
+    let world = World::new();
+    for dump in ["podman-zstd.tar.zst", "podman-none.tar", "cri-o.tar", "containerd.tar"] {
+        let dump = world.open_fixture(dump);
+        let arguments = ["pack", "--json", &dump, "--to", "oci:layout:a", "--member", "a"];
+        let pack = |mut command: Command| {
+            let packed = ran(command.output().unwrap());
+            assert_eq!(packed.code, 0, "{}", packed.err);
+            serde_json::from_str::<serde_json::Value>(&packed.out).unwrap()
+        };
+        let (mine, theirs) = (pack(world.command(&arguments)), pack(world.somebodys(&arguments)));
+        for what in ["digest", "layers"] {
+            assert!(!mine[what].is_null(), "{mine}");
+            assert_eq!(mine[what], theirs[what], "{dump}: {what}");
+        }
+        let owner = |layout: &str| world.path(layout).join("index.json").metadata().unwrap().uid();
+        let root = nix::unistd::Uid::effective().is_root();
+        assert_eq!(owner("layout") != owner("somebody/layout"), root, "two users, where there can be two");
     }
 }
 

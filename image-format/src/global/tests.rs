@@ -82,6 +82,18 @@ fn every_version_is_read() {
 }
 
 #[test]
+fn the_timeline_is_carried_and_nothing_rests_on_it() {
+    let timeline = Timeline { started: "2026-02-03T04:05:06Z".to_owned(), ..Timeline::default() };
+    assert_eq!(sample().timeline().unwrap(), None);
+    let document = sample().with_timeline(&timeline).unwrap().to_document().unwrap();
+    assert_eq!(GlobalCheckpoint::parse(&document).unwrap().timeline().unwrap(), Some(timeline));
+    let mut damaged = value(&document);
+    damaged["annotations"][TIMELINE] = json!("none");
+    let damaged = GlobalCheckpoint::parse(&index(&damaged)).unwrap();
+    assert!(damaged.timeline().is_err());
+}
+
+#[test]
 fn members_start_in_waves() {
     let set =
         global(vec![entry("d", &["b", "c"]), entry("c", &["a"]), entry("b", &["a"]), entry("a", &[]), entry("x", &[])]);

@@ -261,7 +261,8 @@ mod tests {
 
     #[test]
     fn the_machine() {
-        assert_eq!(problems(|_, host, _| host.root = false), ["only root can restore containers"]);
+        let not_root = problems(|_, host, _| host.root = false);
+        assert_eq!(not_root, [Problem::NotRoot.to_string()]);
         assert_eq!(
             problems(|wants, host, _| {
                 wants.truncate(1);

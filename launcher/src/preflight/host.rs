@@ -29,13 +29,18 @@ impl Host {
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         Self {
-            root: rustix::process::geteuid().is_root(),
+            root: is_root(),
             architecture: oci_architecture(std::env::consts::ARCH).to_owned(),
             kernel,
             cpu_flags: cpu_flags(&cpuinfo),
             criu: criu_version().await.map_err(|error| error.to_string()),
         }
     }
+}
+
+/// Whether this process acts as root.
+pub(crate) fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 /// Room on one file system.

@@ -16,6 +16,7 @@ use image_format::{Descriptor, Digest, MemberId};
 use registry::{Store, StoreError};
 
 pub(crate) use self::check::{BaseImage, Want};
+pub(crate) use self::host::is_root;
 use self::host::{Host, Room};
 pub use self::problem::Problem;
 use crate::engine::Survey;

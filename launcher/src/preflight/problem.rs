@@ -12,7 +12,7 @@ use crate::EngineKind;
 #[non_exhaustive]
 pub enum Problem {
     /// Restoring containers needs root.
-    #[error("only root can restore containers")]
+    #[error("only root can restore containers: CRIU gives tasks their ids, namespaces and sockets back as they were")]
     NotRoot,
     /// A layer or a config is not in the store.
     #[error("member {member}: blob {digest} is not in {store}")]

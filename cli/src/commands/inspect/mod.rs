@@ -19,6 +19,7 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::error::{CommandError, While};
+use crate::exit::Exit;
 use crate::keys;
 use crate::output::Format;
 use crate::state;
@@ -30,7 +31,7 @@ use crate::transport::Transport;
 ///
 /// Members with their dependencies and in which order they start, layers and sizes, signatures, and what each dump says about
 /// itself: container, networks, connections, processes. Images that podman made are understood too. Only the small
-/// layers are read; what is missing in the store is said.
+/// layers are read; what is missing or damaged in the store is said, and what is damaged makes the exit code 6.
 #[derive(Debug, Args)]
 #[command(
     after_long_help = "With --json: {what, reference, digest, global, members, signatures, problems}. what is global-checkpoint, \
@@ -68,6 +69,9 @@ struct Inspection {
     members: Vec<Member>,
     signatures: Vec<Signature>,
     problems: Vec<String>,
+    /// Something is not only missing.
+    #[serde(skip)]
+    damaged: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -126,7 +130,11 @@ pub async fn run(args: InspectArgs, context: &Context) -> Result<(), CommandErro
             image(&reference, &args.key, &args.transport, context).await?
         }
     };
-    context.output.print(args.format, &inspection)
+    context.output.print(args.format, &inspection)?;
+    match inspection.damaged {
+        true => Err(CommandError::new(Exit::Damaged, format!("{} is damaged", inspection.reference))),
+        false => Ok(()),
+    }
 }
 
 /// The path, if it is one and not a reference.
@@ -159,6 +167,7 @@ async fn dump(path: &Path, bundle: Option<PathBuf>, context: &Context) -> Result
         members: vec![Member { id: None, depends_on: Vec::new(), digest: None, layers, facts: Some(packed.facts) }],
         signatures: Vec::new(),
         problems: Vec::new(),
+        damaged: false,
     })
 }
 
@@ -222,7 +231,8 @@ async fn image(
         global,
         members,
         signatures: signatures(&seen, !keys.is_empty()),
-        problems: problems(&seen),
+        problems: problems(&seen).map(ToString::to_string).collect(),
+        damaged: problems(&seen).any(|finding| !super::verify::is_missing(finding)),
     })
 }
 
@@ -293,7 +303,6 @@ fn signatures(seen: &VerifyReport, asked: bool) -> Vec<Signature> {
 }
 
 /// What is missing or damaged. Whether the signatures are good enough is for `verify` to say.
-fn problems(seen: &VerifyReport) -> Vec<String> {
-    let content = seen.findings.iter().filter(|finding| super::verify::about_content(finding));
-    content.map(ToString::to_string).collect()
+fn problems(seen: &VerifyReport) -> impl Iterator<Item = &Finding> {
+    seen.findings.iter().filter(|finding| super::verify::about_content(finding))
 }
