@@ -435,7 +435,7 @@ async fn a_released_member_stays_released_whatever_becomes_of_the_rendezvous() {
 async fn a_dump_waits_at_its_own_hooks_and_never_touches_the_tasks() {
     let dump = [Hook::PreDump, Hook::NetworkLock, Hook::PostDump];
     let deadlines = Deadlines { gather: LONG, hold: LONG };
-    let mut set = Set::of(SessionKind::Dump, 3, deadlines).await;
+    let set = Set::of(SessionKind::Dump, 3, deadlines).await;
     set.pass(Hook::PreDump).iter().for_each(assert_passed);
     set.pass(Hook::NetworkLock).iter().for_each(assert_passed);
     let mut standing: Vec<Child> = set.members.iter().map(|member| member.start(Hook::PostDump)).collect();

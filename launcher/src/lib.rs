@@ -32,7 +32,7 @@ mod workspace;
 
 pub use checkpoint::{
     CheckpointError, CheckpointErrorKind, CheckpointOptions, CheckpointReport, CheckpointedMember, Destination,
-    MembersError, Pending, Signer, Stretch, Times, Wanted, Watcher, checkpoint, pending, resume,
+    MembersError, Pending, Signer, Wanted, Watcher, checkpoint, pending, resume,
 };
 pub use engine::{BundleError, EngineError, EngineKind, ParseEngineError, ProgramError};
 pub use error::{RestoreError, RestoreErrorKind};

@@ -5,11 +5,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::Args;
 use coordinator::{Deadlines, SessionId};
-use image_format::{ApplicationId, Compression, Digest, Epoch, MemberId, ParseIdError};
+use image_format::{ApplicationId, Compression, Digest, Epoch, MemberId, ParseIdError, Span};
 use launcher::{
     CheckpointError, CheckpointOptions, CheckpointReport, CheckpointedMember, Destination, EngineKind, Signer, Wanted,
 };
@@ -313,8 +312,8 @@ fn checkpointed(to: &Reference, report: CheckpointReport, signed: bool, stopped:
 }
 
 fn member(member: CheckpointedMember) -> Member {
-    let seconds = |time: Duration| time.as_secs_f64();
-    let times = member.times;
+    let seconds = |span: Option<Span>| span.map_or(0.0, |span| span.micros() as f64 / 1e6);
+    let times = &member.timeline;
     Member {
         id: member.id,
         container: member.container,
@@ -322,10 +321,10 @@ fn member(member: CheckpointedMember) -> Member {
         digest: member.digest,
         bytes: member.bytes,
         sent: member.sent,
-        waited: seconds(times.waited.length()),
-        frozen: seconds(times.frozen.length()),
-        dumped: seconds(times.dumped.length()),
-        packed: seconds(times.packed.length()),
-        sending: seconds(times.sent.length()),
+        waited: seconds(times.waited),
+        frozen: seconds(times.frozen),
+        dumped: seconds(times.dumped),
+        packed: seconds(times.packed),
+        sending: seconds(times.sent),
     }
 }

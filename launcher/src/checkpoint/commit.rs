@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use image_format::{ApplicationId, Digest, Epoch, GlobalCheckpoint, MemberEntry, rfc3339};
+use image_format::{ApplicationId, Digest, Epoch, GlobalCheckpoint, MemberEntry, MemberTimeline};
 use registry::{Listed, Tag, catalogue, newest, sign, under_tag};
 
 use super::error::{CheckpointError, CheckpointErrorKind};
@@ -81,15 +81,21 @@ async fn try_commit(
         let (id, depends_on) = (member.id.clone(), member.depends_on.clone());
         Some(MemberEntry { id, depends_on, manifest, annotations: Default::default() })
     });
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let mut timeline = tentative.timeline.clone();
+    let with_sent = |member: &TentativeMember| {
+        let bytes_sent = sent.get(&member.id).copied().unwrap_or(0);
+        MemberTimeline { bytes_sent, ..member.timeline.clone() }
+    };
+    timeline.members = tentative.members.iter().map(with_sent).collect();
     let global = GlobalCheckpoint::new(
         tentative.application.clone(),
         line.epoch,
         line.predecessor,
-        rfc3339(now),
+        tentative.timeline.started.clone(),
         members.collect(),
         Default::default(),
-    )?;
+    )?
+    .with_timeline(&timeline)?;
     let document = global.to_document()?;
     let root = document.descriptor();
     store.put_manifest(&document, None).await?;
@@ -108,6 +114,7 @@ async fn try_commit(
         epoch: line.epoch,
         predecessor: line.predecessor,
         members: tentative.members.iter().filter_map(|member| checkpointed(member, sent)).collect(),
+        timeline,
     })
 }
 
@@ -119,6 +126,11 @@ fn checkpointed(member: &TentativeMember, sent: &Sent) -> Option<CheckpointedMem
         digest: member.manifest.as_ref()?.digest,
         bytes: member.bytes,
         sent: sent.get(&member.id).copied().unwrap_or(0),
-        times: member.times,
+        timeline: member.timeline.clone(),
     })
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

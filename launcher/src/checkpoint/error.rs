@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use coordinator::{Hook, RendezvousError, SessionId};
 use image_format::files::FilesError;
-use image_format::{ApplicationId, Digest, Epoch, GlobalError, MemberId, PackError};
+use image_format::{ApplicationId, Digest, Epoch, GlobalError, MemberId, PackError, TimelineError};
 use registry::sign::SignError;
 use registry::{CatalogueError, CopyError, ParseReferenceError, StoreError, Tag};
 
@@ -148,6 +148,9 @@ pub enum CheckpointErrorKind {
     /// The index cannot be made of the members.
     #[error("the members make no global checkpoint")]
     Global(#[from] GlobalError),
+    /// Its timeline cannot be written.
+    #[error("the timeline")]
+    Timeline(#[from] TimelineError),
     /// It cannot be signed.
     #[error("the global checkpoint cannot be signed")]
     Sign(#[from] SignError),

@@ -27,15 +27,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use coordinator::proto::Passage;
-use coordinator::{Hook, Rendezvous, SessionId, SessionKind, SessionPlan};
-use image_format::{ApplicationId, Digest, Epoch, MemberId};
+use coordinator::{Hook, Rendezvous, SessionId, SessionKind, SessionPlan, Timings};
+use image_format::{ApplicationId, BarrierTime, Digest, Epoch, MemberId, MemberTimeline, Span, Timeline, rfc3339};
 use registry::{Progress, Tag};
 use tokio::time::Instant;
 
 pub use self::error::{CheckpointError, CheckpointErrorKind};
 pub use self::members::MembersError;
 pub use self::options::{CheckpointOptions, Destination, Signer, Wanted};
-pub use self::record::{Stretch, Times};
 pub use self::sweep::{Pending, pending};
 
 use self::members::{Member, resolve};
@@ -68,6 +67,8 @@ pub struct CheckpointReport {
     pub predecessor: Option<Digest>,
     /// The members, in the order of their ids.
     pub members: Vec<CheckpointedMember>,
+    /// How it was made.
+    pub timeline: Timeline,
 }
 
 /// A member of a checkpoint.
@@ -86,7 +87,7 @@ pub struct CheckpointedMember {
     /// Bytes of them that had to be sent.
     pub sent: u64,
     /// What its time went to.
-    pub times: Times,
+    pub timeline: MemberTimeline,
 }
 
 /// Checkpoints the running containers of an application. They run on, unless the options say otherwise.
@@ -131,6 +132,7 @@ pub async fn checkpoint(
         epoch: line.epoch,
         to: destination.reference.clone(),
         members: members.iter().map(tentative).collect(),
+        timeline: Timeline { started: rfc3339(commit::now()), ..Timeline::default() },
         whole: false,
     };
     let mut run = Run { destination, options, members, workspace, tentative, watcher };
@@ -203,11 +205,7 @@ impl Run<'_> {
     async fn run(&mut self) -> Result<CheckpointReport, CheckpointError> {
         let begun = Instant::now();
         let (mut dumping, rendezvous) = self.dump().await?;
-        for member in &mut self.tentative.members {
-            if let Some(passages) = dumping.timings.members.get(&member.id) {
-                member.times = times(passages);
-            }
-        }
+        note_times(&mut self.tentative, &dumping.timings);
         self.watcher.phase(Phase::Pack);
         let mut phase2 = phase2::Phase2 {
             destination: self.destination,
@@ -319,20 +317,40 @@ fn tentative(member: &Member) -> TentativeMember {
         container_id: member.source.id.clone(),
         manifest: None,
         bytes: 0,
-        times: Times::default(),
+        timeline: MemberTimeline::new(member.id.clone()),
     }
 }
 
+fn note_times(tentative: &mut Tentative, timings: &Timings) {
+    let mut barriers: BTreeMap<Hook, u64> = BTreeMap::new();
+    for member in &mut tentative.members {
+        let Some(passages) = timings.members.get(&member.id) else { continue };
+        note_member(&mut member.timeline, passages);
+        for Passage { hook, passed, .. } in passages {
+            barriers.insert(*hook, micros(*passed));
+        }
+    }
+    let mut barriers: Vec<BarrierTime> =
+        barriers.into_iter().map(|(hook, opened)| BarrierTime { hook: hook.to_string(), opened }).collect();
+    barriers.sort_by_key(|barrier| barrier.opened);
+    tentative.timeline.barriers = barriers;
+    tentative.timeline.capture =
+        timings.capture.map(|capture| Span { begin: micros(capture.begin), end: micros(capture.end) });
+}
+
 /// Frozen is what the protocol knows of: from where CRIU was let go to freeze, to where it was let go to thaw.
-fn times(passages: &[Passage]) -> Times {
+fn note_member(timeline: &mut MemberTimeline, passages: &[Passage]) {
     let at = |hook| passages.iter().find(|passage| passage.hook == hook);
-    let mut times = Times::default();
-    let (Some(gathered), Some(dumped)) = (at(Hook::PreDump), at(Hook::PostDump)) else { return times };
-    times.waited = Stretch { begin: gathered.arrived, end: gathered.passed };
-    times.frozen = Stretch { begin: gathered.passed, end: dumped.passed };
+    let (Some(gathered), Some(dumped)) = (at(Hook::PreDump), at(Hook::PostDump)) else { return };
+    let span = |begin, end| Some(Span { begin: micros(begin), end: micros(end) });
+    timeline.waited = span(gathered.arrived, gathered.passed);
+    timeline.frozen = span(gathered.passed, dumped.passed);
     let locked = at(Hook::NetworkLock).map_or(gathered.passed, |locked| locked.passed.min(dumped.arrived));
-    times.dumped = Stretch { begin: locked, end: dumped.arrived };
-    times
+    timeline.dumped = span(locked, dumped.arrived);
+}
+
+fn micros(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn claim_application(claims: &mut Claims, options: &CheckpointOptions) -> Result<(), CheckpointErrorKind> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use image_format::{Captured, DumpSource, MemberId, PackOptions, PackedImage, pack};
+use image_format::{Captured, DumpSource, MemberId, PackOptions, PackedImage, Span, pack};
 use registry::{Bridge, CopyOptions, LayoutStore, Store, copy};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
@@ -15,9 +15,9 @@ use tokio::time::{Instant, timeout};
 use super::capture::Copies;
 use super::error::{CheckpointError, CheckpointErrorKind};
 use super::members::Member;
-use super::record::{Stretch, Tentative, TentativeMember};
+use super::record::{Tentative, TentativeMember};
 use super::session::Dumping;
-use super::{CheckpointOptions, Destination, Watcher, file};
+use super::{CheckpointOptions, Destination, Watcher, file, micros};
 use crate::workspace::Workspace;
 use crate::{EngineKind, MemberStep, Phase};
 
@@ -139,19 +139,20 @@ impl Phase2<'_> {
         // It is never closed.
         let _permit = permits.acquire().await;
         let mut noted = parts.noted.clone();
-        let since = |begun: Instant| begun.elapsed();
-        noted.times.packed.begin = since(self.begun);
+        let now = || micros(self.begun.elapsed());
+        let begin = now();
         let image = match self.pack(parts, store).await {
             Ok(image) => image,
             Err(error) => return Fate::Lost { error },
         };
-        noted.times.packed.end = since(self.begun);
+        let end = now();
+        noted.timeline.packed = Some(Span { begin, end });
         noted.bytes = image.layers.iter().map(|layer| layer.descriptor.size).sum();
         noted.manifest = Some(image.manifest.descriptor());
         self.watcher.member(&noted.id, MemberStep::Packed { bytes: noted.bytes });
         match send(&noted, store, self.destination, self.options.jobs, self.watcher).await {
             Ok(bytes) => {
-                noted.times.sent = Stretch { begin: noted.times.packed.end, end: since(self.begun) };
+                noted.timeline.sent = Some(Span { begin: end, end: now() });
                 self.watcher.member(&noted.id, MemberStep::Sent { bytes });
                 Fate::Sent { packed: Box::new(noted), bytes }
             }

@@ -1,10 +1,9 @@
 //! What is written down about a checkpoint that is not permanent yet.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use coordinator::SessionId;
-use image_format::{ApplicationId, Descriptor, Epoch, MemberId};
+use image_format::{ApplicationId, Descriptor, Epoch, MemberId, MemberTimeline, Timeline};
 use serde::{Deserialize, Serialize};
 
 use crate::EngineKind;
@@ -20,6 +19,8 @@ pub(crate) struct Tentative {
     /// Where it was to go, in the words of the person who asked.
     pub(crate) to: String,
     pub(crate) members: Vec<TentativeMember>,
+    /// When it was begun, and what the members met at; each member's own part is with the member.
+    pub(crate) timeline: Timeline,
     /// Every member is packed: the tentative store has all of it.
     pub(crate) whole: bool,
 }
@@ -37,37 +38,5 @@ pub(crate) struct TentativeMember {
     pub(crate) manifest: Option<Descriptor>,
     /// Bytes of its layers, as they are stored.
     pub(crate) bytes: u64,
-    pub(crate) times: Times,
-}
-
-/// What a member's time went to, from the session's start. Spans are empty as long as they have not begun.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Times {
-    /// It waited for the others, not frozen yet.
-    pub waited: Stretch,
-    /// Its tasks stood still.
-    pub frozen: Stretch,
-    /// CRIU wrote its memory.
-    pub dumped: Stretch,
-    /// It was packed.
-    pub packed: Stretch,
-    /// It was sent.
-    pub sent: Stretch,
-}
-
-/// A stretch of time, both ends since the session's start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stretch {
-    /// When it began.
-    pub begin: Duration,
-    /// When it was over.
-    pub end: Duration,
-}
-
-impl Stretch {
-    /// How long it was.
-    #[must_use]
-    pub fn length(self) -> Duration {
-        self.end.saturating_sub(self.begin)
-    }
+    pub(crate) timeline: MemberTimeline,
 }

@@ -249,12 +249,16 @@ mod tests {
         let answer = |annotations: &str| {
             format!(
                 r#"[{{"Id":"241c","State":{{"Status":"created","Running":false,"Pid":0}},"OCIRuntime":"runc",
-                "OCIConfigPath":"/var/lib/x/userdata/config.json","Config":{{"Annotations":{annotations}}}}}]"#
+                "OCIConfigPath":"/var/lib/x/userdata/config.json","Config":{{"Annotations":{annotations},"Labels":null}},
+                "Name":"auditor","GraphDriver":{{"Name":"overlay","Data":{{"UpperDir":"/u","LowerDir":"/a:/b"}}}},
+                "Mounts":[{{"Type":"volume","Name":"data","Source":"/v"}},{{"Type":"bind","Source":"/h"}}]}}]"#
             )
         };
         let found = container(answer(r#"{"org.criu.config":"/run/c"}"#).as_bytes()).unwrap();
         assert_eq!((found.annotation("org.criu.config"), found.state.status.as_str()), (Some("/run/c"), "created"));
         let found = container(answer("null").as_bytes()).unwrap();
         assert_eq!(found.annotation("org.criu.config"), None);
+        assert!(found.labels().is_empty());
+        assert_eq!((found.mounts[0].name.as_str(), found.mounts[1].name.as_str()), ("data", ""));
     }
 }

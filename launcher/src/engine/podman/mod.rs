@@ -288,4 +288,27 @@ mod tests {
             "podman container restore --file-locks --import /w/auditor.tar --ignore-static-ip --ignore-static-mac --name clone"
         );
     }
+
+    #[test]
+    fn a_source_is_what_podman_says_and_crun_reads_another_file() {
+        let answer = |runtime: &str, annotations: &str, driver: &str| {
+            format!(
+                r#"[{{"Id":"241c","Name":"auditor","State":{{"Status":"running","Pid":12}},"OCIRuntime":"{runtime}",
+                "OCIConfigPath":"/no/userdata/config.json","Config":{{"Annotations":{annotations},"Labels":{{"a":"b"}}}},
+                "GraphDriver":{{"Name":"{driver}","Data":{{"UpperDir":"/u","LowerDir":"/a:/b"}}}},
+                "Mounts":[{{"Type":"volume","Name":"data","Source":"/v"}},{{"Type":"bind","Source":"/h"}}]}}]"#
+            )
+        };
+        let read = |answer: String| source(answers::container(answer.as_bytes()).unwrap());
+        let found = read(answer("runc", "null", "overlay"));
+        assert_eq!(found.criu_config, Path::new("/etc/criu/runc.conf"));
+        assert_eq!((found.container.as_str(), found.pid, found.labels["a"].as_str()), ("auditor", 12, "b"));
+        let layers = Layers { upper: "/u".into(), lower: vec!["/a".into(), "/b".into()] };
+        assert_eq!(found.files.root, Some(layers));
+        assert_eq!(found.files.volumes, [("data".to_owned(), "/v".into())].into());
+        assert_eq!(found.log.as_deref(), Some(Path::new("/no/userdata/dump.log")));
+        assert_eq!(read(answer("crun", "null", "overlay")).criu_config, Path::new("/etc/criu/crun.conf"));
+        let annotated = read(answer("runc", r#"{"org.criu.config":"/c"}"#, "vfs"));
+        assert_eq!((annotated.criu_config.as_path(), annotated.files.root), (Path::new("/c"), None));
+    }
 }
