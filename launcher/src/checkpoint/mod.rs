@@ -176,8 +176,8 @@ pub async fn resume(
     }
     let path = options.work_dir.clone();
     let nothing = || examining(CheckpointErrorKind::NothingToResume { session, path });
-    let (workspace, mut tentative) = found.ok_or_else(nothing)?;
-    let sent = phase2::send_all(&workspace, &mut tentative, destination, options, watcher).await;
+    let (workspace, tentative) = found.ok_or_else(nothing)?;
+    let sent = phase2::send_all(&workspace, &tentative, destination, options, watcher).await;
     let report = match sent {
         Ok(sent) => commit::commit(destination, &tentative, &sent, options.jobs, watcher).await,
         Err(error) => Err(error),
@@ -229,7 +229,7 @@ impl Run<'_> {
         self.watcher.phase(Phase::Dump);
         let failed = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Dump, kind);
         let written = self.workspace.write(&self.tentative);
-        written.map_err(|source| failed(file(&self.workspace.path().to_owned(), source)))?;
+        written.map_err(|source| failed(file(self.workspace.path(), source)))?;
         let plan = SessionPlan {
             kind: SessionKind::Dump,
             id: self.tentative.session,
