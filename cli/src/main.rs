@@ -22,6 +22,7 @@ mod reference;
 mod state;
 mod store;
 mod terminal;
+mod timeline;
 mod transport;
 mod tree;
 mod values;
