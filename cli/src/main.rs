@@ -21,6 +21,7 @@ mod reference;
 mod state;
 mod store;
 mod terminal;
+mod timeline;
 mod transport;
 mod tree;
 mod values;

@@ -4,14 +4,19 @@
 //! owns a session and its local socket, and [`hook`], the program that CRIU runs at each of its hooks. [`wire`] is what
 //! the two say to each other. `docs/protocol.md` is the specification.
 
+mod door;
 pub mod hook;
 mod plan;
 pub mod proto;
 mod rendezvous;
 mod secret;
 mod ticket;
+mod tls;
 pub mod wire;
 
+pub use door::{Listen, ListenError};
 pub use plan::{Deadlines, ParseSessionIdError, PlanError, SessionId, SessionPlan};
 pub use proto::{Event, Finished, Hook, Missing, Outcome, SessionKind, Span, Step, Timings};
-pub use rendezvous::{CloseError, Rendezvous, RendezvousError};
+pub use rendezvous::{CloseError, Outpost, OutpostError, Rendezvous, RendezvousError};
+pub use ticket::Remote;
+pub use tls::{MEMBER_URI, TlsError, TlsFiles};

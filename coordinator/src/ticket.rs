@@ -1,5 +1,6 @@
 //! `session.json`: what a hook must know to take part, beside the link that CRIU runs.
 
+use std::io;
 use std::path::PathBuf;
 
 use image_format::{Epoch, MemberId};
@@ -8,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::plan::SessionId;
 use crate::proto::SessionKind;
 use crate::secret::Secret;
+use crate::tls::TlsFiles;
+use crate::wire::{self, Invitation};
 
 /// The ticket's name in a member's folder.
 pub(crate) const TICKET: &str = "session.json";
@@ -24,11 +27,44 @@ pub(crate) struct Ticket {
     pub session: SessionId,
     pub epoch: Epoch,
     pub member: MemberId,
-    /// Where the rendezvous listens.
-    pub socket: PathBuf,
-    /// Proves that a hook speaks for this member.
-    pub secret: Secret,
+    /// Where the rendezvous listens: `"socket": "<path>"` or `"remote": {..}`.
+    #[serde(flatten)]
+    pub place: Place,
+    /// Proves at a socket that a hook speaks for this member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<Secret>,
     /// The session's deadlines, in milliseconds.
     pub gather_ms: u64,
     pub hold_ms: u64,
+}
+
+/// Where a rendezvous listens.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Place {
+    /// On this host.
+    Socket(PathBuf),
+    /// On another one.
+    Remote(Remote),
+}
+
+/// A rendezvous on another host, and how to prove to it who one is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remote {
+    /// `HOST:PORT`; the host is one that the rendezvous' certificate names.
+    pub address: String,
+    /// Who this end is, and whom it trusts.
+    #[serde(flatten)]
+    pub tls: TlsFiles,
+}
+
+impl Ticket {
+    pub(crate) fn new(invitation: &Invitation, place: Place, member: MemberId, secret: Option<Secret>) -> Self {
+        let Invitation { kind, session, epoch, gather_ms, hold_ms } = *invitation;
+        Self { version: wire::VERSION, kind, session, epoch, member, place, secret, gather_ms, hold_ms }
+    }
+
+    pub(crate) fn to_json(&self) -> io::Result<Vec<u8>> {
+        Ok(serde_json::to_vec_pretty(self)?)
+    }
 }

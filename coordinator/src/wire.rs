@@ -2,13 +2,19 @@
 //!
 //! A frame is the length of its body as a big-endian `u32`, then the body: one JSON object with a `version`. A hook sends
 //! one [`Request`] and gets one [`Answer`], when it is decided; then both close. A body is at most 64 KiB.
+//!
+//! A hook that has a certificate but no ticket sends a [`JoinRequest`] first, on the same connection, and is told by one or
+//! more [`JoinAnswer`]s which session it is in; then it goes on like any other.
 
 use std::io::{self, Read};
+use std::time::Duration;
 
+use image_format::{Epoch, MemberId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::proto::{Message, Reply};
+use crate::plan::{SessionId, SessionPlan};
+use crate::proto::{Message, Reply, SessionKind};
 pub use crate::secret::{ParseSecretError, Secret};
 
 /// The version of this protocol. 1: the first.
@@ -25,8 +31,10 @@ pub const HEADER: usize = 4;
 pub struct Request {
     /// [`VERSION`].
     pub version: u16,
-    /// Proves that the sender may speak for the message's member.
-    pub secret: Secret,
+    /// Proves, on the same machine, that the sender may speak for the message's member. Over mutual TLS the certificate
+    /// does, and there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<Secret>,
     /// What it says.
     pub message: Message,
 }
@@ -38,6 +46,110 @@ pub struct Answer {
     pub version: u16,
     /// What was decided.
     pub reply: Reply,
+}
+
+/// What a hook without a ticket sends first.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// [`VERSION`].
+    pub version: u16,
+    /// Who it is and with whom.
+    pub join: Join,
+}
+
+/// A member that is about to be dumped or restored, and wants to be so together with others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Join {
+    /// A dump or a restore.
+    pub kind: SessionKind,
+    /// Who it is; the same as in its certificate.
+    pub member: MemberId,
+    /// Who must take part with it.
+    pub dependencies: Vec<MemberId>,
+}
+
+/// What a hook gets that asked to join.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct JoinAnswer {
+    /// [`VERSION`].
+    pub version: u16,
+    /// The word itself.
+    #[serde(flatten)]
+    pub word: JoinWord,
+}
+
+/// A word to a hook that asked to join.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JoinWord {
+    /// Others are awaited: another word follows.
+    Noted {
+        /// Within this time, in milliseconds.
+        gather_ms: u64,
+    },
+    /// The session is there: go on with a [`Request`].
+    Invited(Invitation),
+    /// It comes to nothing; always an abort.
+    Reply(Reply),
+}
+
+/// A session, as one of its members must know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invitation {
+    /// A dump or a restore.
+    pub kind: SessionKind,
+    /// Its name.
+    pub session: SessionId,
+    /// The attempt.
+    pub epoch: Epoch,
+    /// Its deadlines, in milliseconds.
+    pub gather_ms: u64,
+    /// The time from the first barrier to the decision.
+    pub hold_ms: u64,
+}
+
+impl Invitation {
+    pub(crate) fn to(plan: &SessionPlan) -> Self {
+        Self {
+            kind: plan.kind,
+            session: plan.id,
+            epoch: plan.epoch,
+            gather_ms: millis(plan.deadlines.gather),
+            hold_ms: millis(plan.deadlines.hold),
+        }
+    }
+}
+
+/// A time as whole milliseconds.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Either of what a hook may send.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    Message(Request),
+    Join(Join),
+}
+
+impl Asked {
+    /// # Errors
+    /// As [`decode`].
+    pub(crate) fn decode(body: &[u8]) -> Result<Self, WireError> {
+        #[derive(Deserialize)]
+        struct Either {
+            secret: Option<Secret>,
+            message: Option<Message>,
+            join: Option<Join>,
+        }
+        match decode(body)? {
+            Either { message: Some(message), join: None, secret } => {
+                Ok(Self::Message(Request { version: VERSION, secret, message }))
+            }
+            Either { message: None, join: Some(join), secret: None } => Ok(Self::Join(join)),
+            Either { .. } => Err(WireError::Body(serde::de::Error::custom("neither a message nor a join"))),
+        }
+    }
 }
 
 /// Why bytes are not a message, or a message cannot be bytes.
@@ -134,6 +246,30 @@ mod tests {
     }
 
     #[test]
+    fn a_request_is_a_message_or_a_join() {
+        let invitation = Invitation {
+            kind: SessionKind::Dump,
+            session: SessionId::from_bytes([1; 16]),
+            epoch: Epoch(2),
+            gather_ms: 3,
+            hold_ms: 4,
+        };
+        for word in [
+            JoinWord::Noted { gather_ms: 1 },
+            JoinWord::Invited(invitation),
+            JoinWord::Reply(Reply::Abort { reason: "no".to_owned() }),
+        ] {
+            let frame = encode(&JoinAnswer { version: VERSION, word: word.clone() }).expect("short enough");
+            assert_eq!(read::<JoinAnswer>(frame.as_slice()).expect("a frame").word, word);
+        }
+        let refused = encode(&Answer { version: VERSION, reply: Reply::Proceed }).expect("short enough");
+        assert!(read::<JoinAnswer>(refused.as_slice()).is_ok_and(|said| said.word == JoinWord::Reply(Reply::Proceed)));
+        let join = br#"{"version":1,"join":{"kind":"dump","member":"a","dependencies":["b"]}}"#;
+        assert!(matches!(Asked::decode(join), Ok(Asked::Join(join)) if join.dependencies.len() == 1));
+        assert!(matches!(Asked::decode(br#"{"version":1}"#), Err(WireError::Body(_))));
+    }
+
+    #[test]
     fn bounds_and_versions_are_kept() {
         let long = Answer { version: VERSION, reply: Reply::Abort { reason: "x".repeat(MAX_BODY) } };
         assert!(matches!(encode(&long), Err(WireError::TooLong { .. })));
@@ -150,6 +286,8 @@ mod tests {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = read::<Request>(bytes.as_slice());
+            let _ = Asked::decode(&bytes);
+            let _ = decode::<JoinAnswer>(&bytes);
             let _ = decode::<Answer>(&bytes);
         }
     }

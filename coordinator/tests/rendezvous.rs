@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use coordinator::proto::{Message, Reply, Vote};
 use coordinator::wire::{self, Answer, Request, Secret};
-use coordinator::{Deadlines, Hook, Outcome, Rendezvous, RendezvousError, SessionId, SessionKind, SessionPlan, Step};
+use coordinator::{
+    Deadlines, Hook, ListenError, Outcome, Rendezvous, RendezvousError, SessionId, SessionKind, SessionPlan, Step,
+};
 use image_format::{Epoch, MemberId};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -55,7 +57,7 @@ fn request(rendezvous: &Rendezvous, member: &str, hook: Hook) -> (PathBuf, Reque
         vote: Vote::Yes,
     };
     let secret = Secret::try_from(text("secret")).expect("a secret");
-    (text("socket").into(), Request { version: wire::VERSION, secret, message })
+    (text("socket").into(), Request { version: wire::VERSION, secret: Some(secret), message })
 }
 
 async fn send(socket: &Path, bytes: &[u8]) -> UnixStream {
@@ -126,7 +128,10 @@ async fn a_session_that_cannot_be_leaves_nothing() {
     let error = Rendezvous::start(&open, plan(LONG), hook).await.expect_err("anybody's");
     assert!(words(error).contains("can be written by others"));
     let far = root.path().join("x".repeat(100));
-    assert!(matches!(Rendezvous::start(&far, plan(LONG), hook).await, Err(RendezvousError::Socket { .. })));
+    assert!(matches!(
+        Rendezvous::start(&far, plan(LONG), hook).await,
+        Err(RendezvousError::Listen(ListenError::Socket { .. }))
+    ));
     assert_eq!(far.read_dir().expect("the root").count(), 0);
     let same = plan(LONG);
     let first = Rendezvous::start(root.path(), same.clone(), hook).await.expect("a session");
@@ -143,7 +148,8 @@ async fn nobody_speaks_for_another_member() {
     let forged = Request { secret: of_a.secret.clone(), ..of_b };
     let mut stranger = of_a.clone();
     stranger.message.member = id("c");
-    for forged in [forged, stranger] {
+    let silent = Request { secret: None, ..of_a.clone() };
+    for forged in [forged, stranger, silent] {
         let stream = send(&socket, &wire::encode(&forged).expect("short")).await;
         assert!(rest(stream).await.is_empty(), "no answer at all");
     }

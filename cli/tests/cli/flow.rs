@@ -169,3 +169,29 @@ fn an_unsigned_copy_is_not_good() {
     let json = world.run(&["verify", "--json", "--key", "other.pub", "oci:layout:epoch-1"]);
     assert_eq!(serde_json::from_str::<serde_json::Value>(&json.out).unwrap()["good"], false);
 }
+
+#[test]
+fn a_timeline_is_drawn_from_what_is_stored() {
+    let world = made();
+    let text = r#"{"barriers":[{"hook":"post-dump","opened":80000}],"members":[{"bytes_sent":7,"frozen":[1000,85000],"id":"auditor"}],"started":"2026-02-03T04:05:06Z"}"#;
+    let annotation = format!("io.syncpoint.timeline={text}");
+    link(&world, "oci:layout", "drawn", &["--annotation", &annotation]);
+    let said = world.good(&["inspect", "oci:layout:drawn", "--timeline", "a.svg"]);
+    assert!(said.contains("frozen for at most 84 ms") && !said.contains("bytes_sent"), "{said}");
+    let picture = std::fs::read_to_string(world.path("a.svg")).unwrap();
+    assert!(picture.contains("auditor: frozen for 84 ms") && picture.contains("ledger, epoch"), "{picture}");
+    let json = world.good(&["inspect", "oci:layout:drawn", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["global"]["timeline"], serde_json::from_str::<serde_json::Value>(text).unwrap());
+
+    let said = world.bad(3, &["inspect", "oci:layout:epoch-1", "--timeline", "b.svg"]);
+    assert!(said.contains("oci:layout:epoch-1 was made without a timeline"), "{said}");
+    world.bad(2, &["inspect", "oci:layout:auditor", "--timeline", "b.svg"]);
+    world.bad(2, &["inspect", "./dump.tar", "--timeline", "b.svg"]);
+    world.bad(3, &["inspect", "oci:layout:drawn", "--timeline", "nowhere/b.svg"]);
+    link(&world, "oci:layout", "damaged", &["--annotation", "io.syncpoint.timeline=none"]);
+    let said = world.bad(6, &["inspect", "oci:layout:damaged", "--timeline", "b.svg"]);
+    assert!(said.contains("the timeline cannot be read"), "{said}");
+    assert!(world.good(&["inspect", "oci:layout:damaged"]).contains("the timeline cannot be read"));
+    assert!(!world.path("b.svg").exists());
+}

@@ -1,6 +1,7 @@
-//! A hook's connection to the rendezvous: one request, one answer, and an eye on everyone who could die meanwhile.
+//! A hook's connection to the rendezvous: its requests, the answers, and an eye on everyone who could die meanwhile.
 
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -9,17 +10,22 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::process::Process;
+use super::secure::{Secure, SecureError};
 use super::tasks::Tasks;
-use crate::proto::Reply;
-use crate::wire::{self, Answer, Request, WireError};
+use crate::ticket::Place;
+use crate::wire::{self, HEADER, WireError};
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Lost {
+pub(crate) enum Lost {
     #[error("nobody can be reached at the session's socket")]
     Connect(#[source] io::Error),
+    #[error(transparent)]
+    Secure(#[from] SecureError),
     #[error("the connection to the rendezvous failed")]
     Broken(#[source] io::Error),
     #[error("the rendezvous has gone")]
@@ -34,34 +40,102 @@ pub(super) enum Lost {
     Tasks,
 }
 
+/// Whose death ends the waiting.
+#[derive(Clone, Copy)]
+pub(crate) struct Watch<'a> {
+    pub(super) criu: Option<&'a Process>,
+    pub(super) tasks: Option<&'a Tasks>,
+}
+
+impl Watch<'_> {
+    pub(crate) const NOBODY: Self = Self { criu: None, tasks: None };
+}
+
 /// A connection that ends, at the latest, at its deadline.
-pub(super) struct Client {
-    stream: UnixStream,
+pub(crate) struct Client {
+    transport: Transport,
     deadline: Instant,
+    /// What came and is not yet read.
+    buffer: Vec<u8>,
+}
+
+enum Transport {
+    Here(UnixStream),
+    Elsewhere(Box<Secure>),
 }
 
 impl Client {
-    pub(super) fn connect(path: &Path, deadline: Instant) -> Result<Self, Lost> {
-        let failed = |error: Errno| Lost::Connect(error.into());
-        let address = SocketAddrUnix::new(path).map_err(failed)?;
-        let socket =
-            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(failed)?;
-        // Both connecting to a full queue and sending to a full buffer wait no longer than this.
-        set_socket_timeout(&socket, Timeout::Send, Some(left(deadline)?)).map_err(failed)?;
-        connect(&socket, &address).map_err(failed)?;
-        Ok(Self { stream: UnixStream::from(socket), deadline })
+    pub(crate) fn connect(place: &Place, deadline: Instant) -> Result<Self, Lost> {
+        let transport = match place {
+            Place::Socket(path) => Transport::Here(connect_here(path, deadline)?),
+            Place::Remote(remote) => Transport::Elsewhere(Box::new(Secure::connect(remote, deadline)?)),
+        };
+        Ok(Self { transport, deadline, buffer: Vec::new() })
     }
 
-    pub(super) fn send(&mut self, request: &Request) -> Result<(), Lost> {
+    /// From here on the connection ends at this deadline instead.
+    pub(crate) fn until(&mut self, deadline: Instant) {
+        self.deadline = deadline;
+    }
+
+    pub(crate) fn send(&mut self, request: &impl Serialize) -> Result<(), Lost> {
         let frame = wire::encode(request).map_err(|error| Lost::Broken(io::Error::other(error)))?;
-        self.stream.write_all(&frame).map_err(Lost::Broken)
+        let left = left(self.deadline)?;
+        match &mut self.transport {
+            Transport::Here(stream) => {
+                stream.set_write_timeout(Some(left)).and_then(|()| stream.write_all(&frame)).map_err(Lost::Broken)
+            }
+            Transport::Elsewhere(secure) => Ok(secure.send(&frame, self.deadline)?),
+        }
     }
 
-    /// Waits for the answer, or for the death of CRIU or of the tasks, or for the deadline.
-    pub(super) fn wait(&mut self, criu: &Process, tasks: Option<&Tasks>) -> Result<Reply, Lost> {
-        let mut fds =
-            vec![PollFd::new(&self.stream, PollFlags::IN), PollFd::from_borrowed_fd(criu.handle(), PollFlags::IN)];
-        fds.extend(tasks.map(|tasks| PollFd::from_borrowed_fd(tasks.init.handle(), PollFlags::IN)));
+    /// Waits for the next answer, or for a death, or for the deadline.
+    pub(crate) fn receive<T: DeserializeOwned>(&mut self, watch: Watch<'_>) -> Result<T, Lost> {
+        loop {
+            if let Transport::Elsewhere(secure) = &mut self.transport {
+                // An end is found, and told, by the next read.
+                let _ = secure.decrypted(&mut self.buffer);
+            }
+            if let Some(body) = self.next_body()? {
+                return wire::decode(&body).map_err(Lost::BadAnswer);
+            }
+            self.sleep(watch)?;
+            let read = match &mut self.transport {
+                Transport::Here(stream) => read_some(stream, &mut self.buffer),
+                Transport::Elsewhere(secure) => secure.receive(&mut self.buffer)?,
+            };
+            match read {
+                Ok(0) => return Err(Lost::Gone),
+                Ok(_) => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(error) => return Err(Lost::Broken(error)),
+            }
+        }
+    }
+
+    /// The body of the first frame in the buffer, once it is there as a whole.
+    fn next_body(&mut self) -> Result<Option<Vec<u8>>, Lost> {
+        let Some(header) = self.buffer.first_chunk::<HEADER>() else { return Ok(None) };
+        let end = HEADER + wire::body_length(*header).map_err(Lost::BadAnswer)?;
+        if self.buffer.len() < end {
+            return Ok(None);
+        }
+        let body = self.buffer[HEADER..end].to_vec();
+        self.buffer.drain(..end);
+        Ok(Some(body))
+    }
+
+    /// Until there is something to read.
+    fn sleep(&self, watch: Watch<'_>) -> Result<(), Lost> {
+        let stream = match &self.transport {
+            Transport::Here(stream) => stream.as_fd(),
+            Transport::Elsewhere(secure) => secure.as_fd(),
+        };
+        let mut fds = vec![PollFd::from_borrowed_fd(stream, PollFlags::IN)];
+        let criu = watch.criu.map(|criu| (criu.handle(), Lost::Criu));
+        let tasks = watch.tasks.map(|tasks| (tasks.init.handle(), Lost::Tasks));
+        let (handles, mut deaths): (Vec<_>, Vec<_>) = criu.into_iter().chain(tasks).unzip();
+        fds.extend(handles.into_iter().map(|handle| PollFd::from_borrowed_fd(handle, PollFlags::IN)));
         loop {
             let left = left(self.deadline)?;
             let timeout = Timespec {
@@ -72,29 +146,38 @@ impl Client {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(Lost::Broken(error.into())),
             }
-            let fired = |place: usize| fds.get(place).is_some_and(|fd| !fd.revents().is_empty());
-            if fired(1) {
-                return Err(Lost::Criu);
+            let mut fired = fds.iter().map(|fd| !fd.revents().is_empty());
+            let readable = fired.next().unwrap_or(false);
+            if let Some(dead) = fired.position(|dead| dead) {
+                return Err(deaths.swap_remove(dead));
             }
-            if fired(2) {
-                return Err(Lost::Tasks);
+            if readable {
+                return Ok(());
             }
-            if fired(0) {
-                break;
-            }
-        }
-        self.stream.set_read_timeout(Some(left(self.deadline)?)).map_err(Lost::Broken)?;
-        match wire::read::<Answer>(&self.stream) {
-            Ok(answer) => Ok(answer.reply),
-            Err(WireError::Read(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Lost::Gone),
-            Err(WireError::Read(error)) => Err(Lost::Broken(error)),
-            Err(error) => Err(Lost::BadAnswer(error)),
         }
     }
 }
 
+fn connect_here(path: &Path, deadline: Instant) -> Result<UnixStream, Lost> {
+    let failed = |error: Errno| Lost::Connect(error.into());
+    let address = SocketAddrUnix::new(path).map_err(failed)?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(failed)?;
+    // Connecting to a full queue waits no longer than this.
+    set_socket_timeout(&socket, Timeout::Send, Some(left(deadline)?)).map_err(failed)?;
+    connect(&socket, &address).map_err(failed)?;
+    Ok(UnixStream::from(socket))
+}
+
+/// Appends what one read of a readable stream gives.
+pub(super) fn read_some(mut stream: impl io::Read, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    let mut some = [0; 4096];
+    let length = stream.read(&mut some)?;
+    buffer.extend_from_slice(&some[..length]);
+    Ok(length)
+}
+
 /// The time until the deadline, never zero, which would mean "for ever" to a socket.
-fn left(deadline: Instant) -> Result<Duration, Lost> {
+pub(super) fn left(deadline: Instant) -> Result<Duration, Lost> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() { Err(Lost::Deadline) } else { Ok(left) }
 }

@@ -21,6 +21,7 @@ mod client;
 mod guard;
 mod notes;
 mod process;
+mod secure;
 mod tasks;
 
 use std::ffi::OsString;
@@ -28,7 +29,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use self::client::{Client, Lost};
+pub(crate) use self::client::{Client, Lost, Watch};
 use self::guard::Guard;
 use self::notes::Notes;
 use self::process::Process;
@@ -290,7 +291,7 @@ impl Member<'_> {
 
     fn vote(&self, vote: Vote, tasks: Option<&Tasks>, deadline: Instant) -> Result<(), HookError> {
         let criu = Process::parent().map_err(HookError::Watch)?;
-        let mut client = Client::connect(&self.ticket.socket, deadline).map_err(HookError::Lost)?;
+        let mut client = Client::connect(&self.ticket.place, deadline).map_err(HookError::Lost)?;
         let message = Message {
             session: self.ticket.session,
             epoch: self.ticket.epoch,
@@ -300,7 +301,8 @@ impl Member<'_> {
         };
         let secret = self.ticket.secret.clone();
         client.send(&wire::Request { version: wire::VERSION, secret, message }).map_err(HookError::Lost)?;
-        match client.wait(&criu, tasks).map_err(HookError::Lost)? {
+        let watch = Watch { criu: Some(&criu), tasks };
+        match client.receive::<wire::Answer>(watch).map_err(HookError::Lost)?.reply {
             Reply::Proceed => Ok(()),
             Reply::Abort { reason } => Err(HookError::Aborted { reason }),
         }

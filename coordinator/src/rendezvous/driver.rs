@@ -1,102 +1,65 @@
 //! The one task that owns a session: it brings it messages and time, and does what it asks for.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Duration;
 
 use image_format::MemberId;
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
-use super::connection::{Keys, serve};
-use crate::proto::{Action, ConnectionId, Event, Finished, Message, Moment, Outcome, Reply, Session};
+use crate::door::{Call, Door, Told};
+use crate::proto::{Action, ConnectionId, Event, Finished, Moment, Outcome, Reply, Session};
+use crate::wire::{Invitation, Join};
 
-/// Connections beyond this many for each member, and some, wait in the socket's queue.
-const CONNECTIONS_EACH: usize = 2;
-const CONNECTIONS_MORE: usize = 64;
-
-/// How long a closing session waits for its last answers to be taken.
-const LAST_ANSWERS: Duration = Duration::from_secs(1);
-
-/// What the driver is told from outside.
+/// What the launcher tells.
 #[derive(Debug)]
-pub(super) enum Command {
-    /// A connection brought a message of a member that proved who it is.
-    Message { from: ConnectionId, message: Message, reply: oneshot::Sender<Reply> },
-    /// A connection ended without an answer.
-    Disconnect { connection: ConnectionId },
-    /// The launcher saw a member's engine fail.
+pub(super) enum Order {
+    /// It saw a member's engine fail.
     MemberFailed { member: MemberId, reason: String, done: oneshot::Sender<()> },
-    /// The launcher gives up.
+    /// It gives up.
     Cancel { reason: String, done: oneshot::Sender<()> },
-    /// The launcher has taken the members' files.
+    /// It has taken the members' files.
     Captured { done: oneshot::Sender<()> },
     /// The session is over.
     Close,
+}
+
+/// What the launcher waits for.
+#[derive(Debug)]
+pub(super) struct News {
+    pub(super) tell: mpsc::UnboundedSender<Event>,
+    pub(super) capture: watch::Sender<bool>,
+    pub(super) decide: watch::Sender<Option<Outcome>>,
+    pub(super) finish: watch::Sender<Option<Finished>>,
 }
 
 #[derive(Debug)]
 pub(super) struct Driver {
     session: Session,
     start: Instant,
-    listener: UnixListener,
-    keys: Arc<Keys>,
-    commands: mpsc::UnboundedSender<Command>,
-    connections: JoinSet<()>,
-    next_connection: u64,
+    door: Door,
     replies: HashMap<ConnectionId, oneshot::Sender<Reply>>,
-    tell: mpsc::UnboundedSender<Event>,
     news: News,
 }
 
-/// What the launcher waits for.
-#[derive(Debug)]
-pub(super) struct News {
-    pub(super) capture: watch::Sender<bool>,
-    pub(super) decide: watch::Sender<Option<Outcome>>,
-    pub(super) finish: watch::Sender<Option<Finished>>,
-}
-
 impl Driver {
-    pub(super) fn new(
-        session: Session,
-        listener: UnixListener,
-        keys: Arc<Keys>,
-        commands: mpsc::UnboundedSender<Command>,
-        tell: mpsc::UnboundedSender<Event>,
-        news: News,
-    ) -> Self {
-        Self {
-            session,
-            start: Instant::now(),
-            listener,
-            keys,
-            commands,
-            connections: JoinSet::new(),
-            next_connection: 0,
-            replies: HashMap::new(),
-            tell,
-            news,
-        }
+    pub(super) fn new(session: Session, door: Door, news: News) -> Self {
+        Self { session, start: Instant::now(), door, replies: HashMap::new(), news }
     }
 
-    pub(super) async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
-        let most = self.keys.len() * CONNECTIONS_EACH + CONNECTIONS_MORE;
+    pub(super) async fn run(
+        mut self,
+        mut calls: mpsc::UnboundedReceiver<Call>,
+        mut orders: mpsc::UnboundedReceiver<Order>,
+    ) {
         loop {
             let wake = self.session.poll_timeout().map(|moment| self.start + moment.since_start());
             tokio::select! {
-                command = inbox.recv() => match command {
-                    Some(Command::Close) | None => break,
-                    Some(command) => self.obey(command),
+                order = orders.recv() => match order {
+                    Some(Order::Close) | None => break,
+                    Some(order) => self.obey(order),
                 },
-                accepted = self.listener.accept(), if self.connections.len() < most => match accepted {
-                    Ok((stream, _)) => self.welcome(stream),
-                    // Out of descriptors, say: the hooks in the queue wait, those that are here go on.
-                    Err(_) => sleep(Duration::from_millis(20)).await,
-                },
-                Some(_) = self.connections.join_next() => {}
+                Some(call) = calls.recv() => self.take(call),
+                () = self.door.tend() => {}
                 () = sleep_until(wake.unwrap_or(self.start)), if wake.is_some() => {
                     self.session.handle_timeout(self.now());
                 }
@@ -104,55 +67,65 @@ impl Driver {
             self.act();
         }
         // Whoever is still asking gets no answer, and takes that for an abort.
-        drop(inbox);
-        let all_answered = async { while self.connections.join_next().await.is_some() {} };
-        let _ = timeout(LAST_ANSWERS, all_answered).await;
+        drop((orders, calls));
+        self.replies.clear();
+        self.door.close().await;
     }
 
     fn now(&self) -> Moment {
         Moment::after_start(self.start.elapsed())
     }
 
-    fn welcome(&mut self, stream: UnixStream) {
-        if !self.keys.admit_peer(&stream) {
-            return;
-        }
-        let id = ConnectionId(self.next_connection);
-        self.next_connection += 1;
-        let (keys, commands) = (Arc::clone(&self.keys), self.commands.clone());
-        self.connections.spawn(async move { serve(id, stream, &keys, &commands).await });
-    }
-
-    fn obey(&mut self, command: Command) {
+    fn take(&mut self, call: Call) {
         let now = self.now();
-        match command {
-            Command::Message { from, message, reply } => {
+        match call {
+            Call::Message { from, message, reply } => {
                 self.replies.insert(from, reply);
                 // A refused message was answered by the session, and if it is one for the launcher to know of, it
                 // aborted the session with the same words.
                 let _ = self.session.handle_message(now, from, message);
             }
-            Command::Disconnect { connection } => {
+            Call::Join { join, told, .. } => {
+                let _ = told.send(self.invite(&join));
+            }
+            Call::Disconnect { connection } => {
                 self.replies.remove(&connection);
                 self.session.handle_disconnect(now, connection);
             }
-            Command::MemberFailed { member, reason, done } => {
-                let _ = self.session.handle_member_failed(now, &member, reason);
-                self.act();
-                let _ = done.send(());
-            }
-            Command::Cancel { reason, done } => {
-                self.session.handle_cancel(now, reason);
-                self.act();
-                let _ = done.send(());
-            }
-            Command::Captured { done } => {
-                self.session.handle_captured(now);
-                self.act();
-                let _ = done.send(());
-            }
-            Command::Close => {}
         }
+    }
+
+    /// The session's members were named when it started: whoever is one of them is told which session it is.
+    fn invite(&self, join: &Join) -> Told {
+        let plan = self.session.plan();
+        if !plan.members.contains(&join.member) {
+            return Told::Refused { reason: format!("{} is not a member of the session", join.member) };
+        }
+        if plan.kind != join.kind {
+            return Told::Refused { reason: format!("the session is a {}, not a {}", plan.kind, join.kind) };
+        }
+        Told::Invited(Invitation::to(plan))
+    }
+
+    fn obey(&mut self, order: Order) {
+        let now = self.now();
+        let done = match order {
+            Order::MemberFailed { member, reason, done } => {
+                let _ = self.session.handle_member_failed(now, &member, reason);
+                done
+            }
+            Order::Cancel { reason, done } => {
+                self.session.handle_cancel(now, reason);
+                done
+            }
+            Order::Captured { done } => {
+                self.session.handle_captured(now);
+                done
+            }
+            Order::Close => return,
+        };
+        self.act();
+        let _ = done.send(());
     }
 
     /// Does all that the session asks for. Whoever no longer listens, on either side, does not stop the others.
@@ -165,7 +138,7 @@ impl Driver {
                     }
                 }
                 Action::Tell(event) => {
-                    let _ = self.tell.send(event);
+                    let _ = self.news.tell.send(event);
                 }
                 Action::Capture => {
                     self.news.capture.send_replace(true);

@@ -3,26 +3,24 @@
 //! ```text
 //! <root>/                     0700 where it is made here
 //!   <session>/                0700; 32 hex digits, by which a hook knows that it belongs to a session
-//!     .socket                 where the hooks meet; no member id starts with a dot
+//!     .socket                 where the hooks of this host meet; no member id starts with a dot
 //!     <member>/               0700
 //!       criu.conf             one line: action-script=<root>/<session>/<member>/hook
 //!       hook                  a link to the hook program
 //!       session.json          0600, the member's ticket
 //! ```
 
-use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use image_format::MemberId;
 
-use crate::plan::SessionPlan;
+use crate::plan::SessionId;
 use crate::secret::Secret;
-use crate::ticket::{HOOK, TICKET, Ticket};
-use crate::wire;
+use crate::ticket::{HOOK, Place, TICKET, Ticket};
+use crate::wire::Invitation;
 
 const SOCKET: &str = ".socket";
 const CRIU_CONFIG: &str = "criu.conf";
@@ -76,9 +74,9 @@ impl Folder {
     /// Makes the folder with everything in it but the socket. On an error nothing of it is left.
     pub(super) fn make(
         root: &Path,
-        plan: &SessionPlan,
+        session: SessionId,
         hook_program: &Path,
-        secrets: &BTreeMap<MemberId, Secret>,
+        tickets: impl FnOnce(&Path) -> Vec<Ticket>,
     ) -> Result<Self, FolderError> {
         let hook_program = hook_program
             .canonicalize()
@@ -86,9 +84,9 @@ impl Folder {
         make_folder(root, true)?;
         let root = root.canonicalize().map_err(|source| FolderError::Write { path: root.to_owned(), source })?;
         check_root(&root)?;
-        let folder = Self { path: root.join(plan.id.to_string()) };
+        let folder = Self { path: root.join(session.to_string()) };
         make_folder(&folder.path, false)?;
-        match folder.fill(plan, &hook_program, secrets) {
+        match folder.fill(&hook_program, tickets(&folder.path)) {
             Ok(()) => Ok(folder),
             Err(error) => {
                 // What went wrong first is what matters.
@@ -103,7 +101,7 @@ impl Folder {
     }
 
     pub(super) fn socket(&self) -> PathBuf {
-        self.path.join(SOCKET)
+        socket(&self.path)
     }
 
     pub(super) fn criu_config(&self, member: &MemberId) -> PathBuf {
@@ -123,32 +121,15 @@ impl Folder {
         std::fs::remove_dir_all(&self.path)
     }
 
-    fn fill(
-        &self,
-        plan: &SessionPlan,
-        hook_program: &Path,
-        secrets: &BTreeMap<MemberId, Secret>,
-    ) -> Result<(), FolderError> {
-        for (member, secret) in secrets {
-            let dir = self.path.join(member.as_str());
+    fn fill(&self, hook_program: &Path, tickets: Vec<Ticket>) -> Result<(), FolderError> {
+        for ticket in tickets {
+            let dir = self.path.join(ticket.member.as_str());
             make_folder(&dir, false)?;
             let hook = dir.join(HOOK);
             std::os::unix::fs::symlink(hook_program, &hook)
                 .map_err(|source| FolderError::Write { path: hook.clone(), source })?;
-            let ticket = Ticket {
-                version: wire::VERSION,
-                kind: plan.kind,
-                session: plan.id,
-                epoch: plan.epoch,
-                member: member.clone(),
-                socket: self.socket(),
-                secret: secret.clone(),
-                gather_ms: millis(plan.deadlines.gather),
-                hold_ms: millis(plan.deadlines.hold),
-            };
             let path = dir.join(TICKET);
-            let json = serde_json::to_vec_pretty(&ticket)
-                .map_err(|error| FolderError::Write { path: path.clone(), source: error.into() })?;
+            let json = ticket.to_json().map_err(|source| FolderError::Write { path: path.clone(), source })?;
             write_private(&path, &json)?;
             let config = format!("action-script={}\n", hook.display());
             write_private(&dir.join(CRIU_CONFIG), config.as_bytes())?;
@@ -162,8 +143,19 @@ pub(super) fn criu_config(session: &Path, member: &MemberId) -> PathBuf {
     session.join(member.as_str()).join(CRIU_CONFIG)
 }
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+/// The session's socket, in its folder.
+pub(super) fn socket(session: &Path) -> PathBuf {
+    session.join(SOCKET)
+}
+
+/// The tickets of these members, and their secrets where they need one.
+pub(super) fn tickets(
+    invitation: &Invitation,
+    place: &Place,
+    members: impl IntoIterator<Item = (MemberId, Option<Secret>)>,
+) -> Vec<Ticket> {
+    let ticket = |(member, secret)| Ticket::new(invitation, place.clone(), member, secret);
+    members.into_iter().map(ticket).collect()
 }
 
 fn make_folder(path: &Path, with_parents: bool) -> Result<(), FolderError> {

@@ -1,29 +1,31 @@
-//! The rendezvous of one session on one machine: where the hooks of its members meet.
+//! The rendezvous of one session: where the hooks of its members meet, on this host, and over mutual TLS those of others.
 //!
 //! One task owns the [`Session`] and does what it asks for; a short task for each connection reads the
 //! request, checks whose it is and waits with it. The launcher holds a [`Rendezvous`] and talks to the owner by messages.
 
-mod connection;
 mod driver;
 mod folder;
+mod outpost;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use image_format::MemberId;
-use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use self::connection::Keys;
-use self::driver::{Command, Driver, News};
+use self::driver::{Driver, News, Order};
 use self::folder::Folder;
 pub use self::folder::FolderError;
+pub use self::outpost::{Outpost, OutpostError};
+use crate::door::{Door, Keys, Listen, ListenError};
 use crate::plan::{PlanError, SessionId, SessionPlan};
 use crate::proto::{Event, Finished, Missing, Outcome, Session};
 use crate::secret::Secret;
+use crate::ticket::Place;
+use crate::wire::Invitation;
 
 /// A running session and its folder: `<root>/<session>/` with a socket, and for each member a folder with the CRIU
 /// configuration, the link that CRIU runs, and the member's ticket.
@@ -34,7 +36,8 @@ use crate::secret::Secret;
 pub struct Rendezvous {
     folder: Folder,
     members: Vec<MemberId>,
-    commands: mpsc::UnboundedSender<Command>,
+    orders: mpsc::UnboundedSender<Order>,
+    address: Option<SocketAddr>,
     events: Option<mpsc::UnboundedReceiver<Event>>,
     capture: watch::Receiver<bool>,
     outcome: watch::Receiver<Option<Outcome>>,
@@ -55,15 +58,9 @@ pub enum RendezvousError {
     /// The session's folder cannot be made.
     #[error("the session's folder cannot be made")]
     Folder(#[from] FolderError),
-    /// The socket cannot be bound.
-    #[error("the session's socket {path:?} cannot be bound")]
-    Socket {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    /// Nobody could be heard.
+    #[error("the session cannot be listened for")]
+    Listen(#[from] ListenError),
 }
 
 /// Why a session's folder is still there.
@@ -85,6 +82,19 @@ impl Rendezvous {
     /// # Errors
     /// The plan is none, or the folder or the socket cannot be made. Nothing is left then.
     pub async fn start(root: &Path, plan: SessionPlan, hook_program: &Path) -> Result<Self, RendezvousError> {
+        Self::start_with(root, plan, hook_program, None).await
+    }
+
+    /// The same, and members of other hosts are heard as well, over mutual TLS, if `listen` says where.
+    ///
+    /// # Errors
+    /// As [`Rendezvous::start`], and the address cannot be bound or the certificates cannot be used.
+    pub async fn start_with(
+        root: &Path,
+        plan: SessionPlan,
+        hook_program: &Path,
+        listen: Option<&Listen>,
+    ) -> Result<Self, RendezvousError> {
         let session = Session::new(plan.clone())?;
         let secrets: BTreeMap<MemberId, Secret> = plan
             .members
@@ -94,30 +104,49 @@ impl Rendezvous {
             .map_err(RendezvousError::Random)?;
         let members = plan.members.clone();
         let (root, hook_program) = (root.to_owned(), hook_program.to_owned());
-        let making = move || Folder::make(&root, &plan, &hook_program, &secrets).map(|folder| (folder, secrets));
+        let making = move || {
+            let tickets = |folder: &Path| {
+                let place = Place::Socket(folder::socket(folder));
+                let members = secrets.iter().map(|(member, secret)| (member.clone(), Some(secret.clone())));
+                folder::tickets(&Invitation::to(&plan), &place, members)
+            };
+            Folder::make(&root, plan.id, &hook_program, tickets).map(|folder| (folder, secrets))
+        };
         let (folder, secrets) = match tokio::task::spawn_blocking(making).await {
             Ok(made) => made?,
             Err(failed) => return Err(FolderError::Interrupted(failed).into()),
         };
-        let listener = match UnixListener::bind(folder.socket()) {
-            Ok(listener) => listener,
-            Err(source) => {
-                let path = folder.socket();
-                // The reason why there is no session matters more than a folder that stays behind.
-                let _ = folder.remove();
-                return Err(RendezvousError::Socket { path, source });
+        let (call, calls) = mpsc::unbounded_channel();
+        let mut door = Door::new(members.len(), call);
+        let opened = async {
+            door.open_here(folder.socket(), Keys::new(secrets))?;
+            match listen {
+                Some(listen) => Ok(Some(door.open_elsewhere(listen).await?)),
+                None => Ok(None),
             }
         };
-        let (commands, inbox) = mpsc::unbounded_channel();
+        let address = match opened.await {
+            Ok(address) => address,
+            Err(error) => {
+                // The reason why there is no session matters more than a folder that stays behind.
+                let _ = folder.remove();
+                return Err(RendezvousError::Listen(error));
+            }
+        };
+        let (orders, inbox) = mpsc::unbounded_channel();
         let (tell, events) = mpsc::unbounded_channel();
         let (ask, capture) = watch::channel(false);
         let (decide, outcome) = watch::channel(None);
         let (finish, finished) = watch::channel(None);
-        let keys = Arc::new(Keys::new(secrets));
-        let news = News { capture: ask, decide, finish };
-        let driver = Driver::new(session, listener, keys, commands.clone(), tell, news);
-        let driver = tokio::spawn(driver.run(inbox));
-        Ok(Self { folder, members, commands, events: Some(events), capture, outcome, finished, driver })
+        let news = News { tell, capture: ask, decide, finish };
+        let driver = tokio::spawn(Driver::new(session, door, news).run(calls, inbox));
+        Ok(Self { folder, members, orders, address, events: Some(events), capture, outcome, finished, driver })
+    }
+
+    /// Where members of other hosts are heard, if they are.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address
     }
 
     /// The CRIU configuration file to start this member's engine with (annotation `org.criu.config`). It is there for
@@ -143,7 +172,7 @@ impl Rendezvous {
     pub async fn member_failed(&self, member: &MemberId, reason: String) {
         let (done, handled) = oneshot::channel();
         // A driver that has ended has nobody left to release, and a member that is not in the session cannot fail it.
-        if self.commands.send(Command::MemberFailed { member: member.clone(), reason, done }).is_ok() {
+        if self.orders.send(Order::MemberFailed { member: member.clone(), reason, done }).is_ok() {
             let _ = handled.await;
         }
     }
@@ -151,7 +180,7 @@ impl Rendezvous {
     /// The launcher gives up: an abort, unless the members were released already.
     pub async fn cancel(&self, reason: String) {
         let (done, handled) = oneshot::channel();
-        if self.commands.send(Command::Cancel { reason, done }).is_ok() {
+        if self.orders.send(Order::Cancel { reason, done }).is_ok() {
             let _ = handled.await;
         }
     }
@@ -171,7 +200,7 @@ impl Rendezvous {
     /// was to be captured; [`Rendezvous::outcome`] says which.
     pub async fn captured(&self) {
         let (done, handled) = oneshot::channel();
-        if self.commands.send(Command::Captured { done }).is_ok() {
+        if self.orders.send(Order::Captured { done }).is_ok() {
             let _ = handled.await;
         }
     }
@@ -210,7 +239,7 @@ impl Rendezvous {
     pub async fn close(mut self) -> Result<(), CloseError> {
         self.cancel("the session was closed".to_owned()).await;
         // If the driver is gone already there is nothing to wait for.
-        if self.commands.send(Command::Close).is_ok() {
+        if self.orders.send(Order::Close).is_ok() {
             let _ = (&mut self.driver).await;
         }
         self.folder.remove().map_err(|source| CloseError { path: self.folder.path().to_owned(), source })

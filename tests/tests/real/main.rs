@@ -7,4 +7,5 @@ mod interrupted;
 mod memory;
 mod peers;
 mod restore;
+mod runc;
 mod setup;

@@ -170,58 +170,6 @@ fn hold_criu(step: &str) -> i32 {
 }
 
 #[test]
-fn runc_members_are_restored_without_podman() {
-    let registry = Registry::start(5015);
-    let keys = Keys::generate();
-    let folder = TempDir::new().unwrap();
-    let bundle = folder.path().join("bundle");
-    let rootfs = bundle.join("rootfs");
-    for dir in ["bin", "data", "proc", "dev", "sys"] {
-        fs::create_dir_all(rootfs.join(dir)).unwrap();
-    }
-    fs::copy(syncpoint_tests::bin("demo/ledger"), rootfs.join("bin/ledger")).unwrap();
-    run(command("runc", ["spec"]).current_dir(&bundle));
-    let config = bundle.join("config.json");
-    let mut spec: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
-    spec["process"]["terminal"] = false.into();
-    spec["process"]["args"] = serde_json::json!(["/bin/ledger", "consumer", "--listen", "127.0.0.1:7000"]);
-    spec["root"]["readonly"] = false.into();
-    fs::write(&config, spec.to_string()).unwrap();
-
-    let image = folder.path().join("image");
-    run(command("runc", ["run", "--detach", "--bundle", bundle.to_str().unwrap(), "lone"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null()));
-    wait_until("it wrote its state", || rootfs.join("data/state").exists());
-    run(command("runc", ["checkpoint", "--image-path", image.to_str().unwrap(), "lone"]).stdin(Stdio::null()));
-    let _ = command("runc", ["delete", "--force", "lone"]).output();
-
-    let lone = registry.repository("sdp/lone:lone");
-    let whole = registry.repository("sdp/lone:epoch-1");
-    let bundle_argument = config.to_str().unwrap();
-    run(&mut registry.syncpoint([
-        "pack",
-        image.to_str().unwrap(),
-        "--bundle",
-        bundle_argument,
-        "--to",
-        &lone,
-        "--member",
-        "lone",
-    ]));
-    let link = ["link", "--to", &whole, "--application", "lone", "--sign-by", &keys.private(), &format!("lone={lone}")];
-    run(&mut registry.syncpoint(link));
-    fs::remove_dir_all(&image).unwrap();
-
-    let at = format!("lone={}", bundle.display());
-    run(&mut registry.syncpoint(["restore", &whole, "--key", &keys.public(), "--bundle", &at]));
-    let state = run(&mut command("runc", ["state", "lone"]));
-    assert!(state.contains("\"running\""), "{state}");
-    run(&mut command("runc", ["delete", "--force", "lone"]));
-}
-
-#[test]
 fn a_member_that_criu_cannot_restore_keeps_the_others_from_running() {
     let registry = Registry::start(5016);
     let keys = Keys::generate();

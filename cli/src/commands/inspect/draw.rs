@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use image_format::{Facts, LayerContent, MemberId};
+use image_format::{Facts, LayerContent, MemberId, Timeline};
 
 use super::{Inspection, Layer, Member, What};
 use crate::output::{Report, count, size};
+use crate::timeline::duration;
 use crate::tree::Node;
 
 impl Report for Inspection {
@@ -47,6 +48,7 @@ impl Inspection {
             );
             let waves: Vec<_> = global.start_order.iter().map(|wave| join(wave)).collect();
             root.field("start order", Some(waves.join(" -> ")));
+            root.field("timeline", global.timeline.as_ref().map(in_short));
         }
         root.field("signatures", Some(self.signed(self.digest)));
         let blobs: HashMap<_, _> =
@@ -81,6 +83,13 @@ impl Inspection {
         });
         forms.collect::<Vec<_>>().join(", ")
     }
+}
+
+/// How long the members stood still, and how long all of it took.
+fn in_short(timeline: &Timeline) -> String {
+    let frozen = timeline.members.iter().filter_map(|member| member.frozen).map(|span| span.micros()).max();
+    let frozen = frozen.map_or_else(String::new, |longest| format!(", frozen for at most {}", duration(longest)));
+    format!("{} in all{frozen} (--timeline FILE.svg draws it)", duration(timeline.end()))
 }
 
 fn join(ids: &[MemberId]) -> String {

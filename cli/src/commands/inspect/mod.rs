@@ -11,7 +11,7 @@ use std::sync::Arc;
 use clap::Args;
 use image_format::{
     ApplicationId, Artifact, BlobSink, BlobStore, CheckpointImage, Compression, Descriptor, Digest, DumpSource, Epoch,
-    Facts, GlobalCheckpoint, LayerContent, MemberId, PackOptions,
+    Facts, GlobalCheckpoint, LayerContent, MemberId, PackOptions, Timeline, annotation,
 };
 use registry::sign::{Depth, Finding, VerifyReport};
 use registry::{Reference, Store};
@@ -25,6 +25,7 @@ use crate::output::Format;
 use crate::state;
 use crate::store;
 use crate::terminal::blocking;
+use crate::timeline;
 use crate::transport::Transport;
 
 /// Show what is in a global checkpoint, a checkpoint image or a dump
@@ -35,7 +36,8 @@ use crate::transport::Transport;
 #[derive(Debug, Args)]
 #[command(
     after_long_help = "With --json: {what, reference, digest, global, members, signatures, problems}. what is global-checkpoint, \
-checkpoint-image or dump; global is {application, epoch, created, predecessor, start_order, annotations} or null; members is \
+checkpoint-image or dump; global is {application, epoch, created, predecessor, start_order, annotations, timeline} or null, its timeline being what \
+docs/timeline.schema.json says or null; members is \
 [{id, depends_on, digest, layers, facts}], layers [{content, compression, digest, size, plain_size}], facts what the dump says about \
 itself (null if the layer that says it is missing); signatures is [{manifest, form, good}], good being null without --key."
 )]
@@ -51,6 +53,10 @@ pub struct InspectArgs {
     /// Say whether signatures are by this public key; may be repeated
     #[arg(long, value_name = "FILE")]
     key: Vec<PathBuf>,
+
+    /// Draw how the global checkpoint was made into this file, as SVG; a file of that name is replaced
+    #[arg(long, value_name = "FILE.svg")]
+    timeline: Option<PathBuf>,
 
     #[command(flatten)]
     format: Format,
@@ -90,6 +96,10 @@ struct Global {
     predecessor: Option<Digest>,
     start_order: Vec<Vec<MemberId>>,
     annotations: BTreeMap<String, String>,
+    timeline: Option<Timeline>,
+    /// Why there is none, though there should be.
+    #[serde(skip)]
+    unreadable: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -120,6 +130,9 @@ struct Signature {
 /// Looks.
 pub async fn run(args: InspectArgs, context: &Context) -> Result<(), CommandError> {
     let inspection = match path(&args.what) {
+        Some(_) if args.timeline.is_some() => {
+            return Err(CommandError::usage("a dump has no timeline; a global checkpoint has one"));
+        }
         Some(path) => dump(path, args.bundle, context).await?,
         None => {
             let text = args.what.to_string_lossy();
@@ -131,9 +144,30 @@ pub async fn run(args: InspectArgs, context: &Context) -> Result<(), CommandErro
         }
     };
     context.output.print(args.format, &inspection)?;
+    if let Some(path) = &args.timeline {
+        draw_timeline(path, &inspection)?;
+    }
     match inspection.damaged {
         true => Err(CommandError::new(Exit::Damaged, format!("{} is damaged", inspection.reference))),
         false => Ok(()),
+    }
+}
+
+/// Draws the timeline that a global checkpoint has.
+fn draw_timeline(path: &Path, inspection: &Inspection) -> Result<(), CommandError> {
+    let reference = &inspection.reference;
+    let Some(global) = &inspection.global else {
+        return Err(CommandError::usage(format!(
+            "{reference} is one member's image; global checkpoints have a timeline"
+        )));
+    };
+    match (&global.timeline, &global.unreadable) {
+        (Some(known), _) => timeline::save(path, known, &format!("{}, epoch {}", global.application, global.epoch)),
+        (None, Some(reason)) => Err(CommandError::new(Exit::Damaged, format!("{reference}: {reason}"))),
+        (None, None) => {
+            let error = CommandError::new(Exit::NotFound, format!("{reference} was made without a timeline"));
+            Err(error.hint("`syncpoint checkpoint` keeps one with what it makes; `syncpoint link` has none to keep"))
+        }
     }
 }
 
@@ -223,6 +257,7 @@ async fn image(
             (Some(whole(&global)), members)
         }
     };
+    let unreadable = global.as_ref().and_then(|global| global.unreadable.clone());
     let seen = registry::sign::verify(&*store, &root, &keys, Depth::Manifests, &()).await?;
     Ok(Inspection {
         what: if global.is_some() { What::GlobalCheckpoint } else { What::CheckpointImage },
@@ -231,20 +266,28 @@ async fn image(
         global,
         members,
         signatures: signatures(&seen, !keys.is_empty()),
-        problems: problems(&seen).map(ToString::to_string).collect(),
+        problems: problems(&seen).map(ToString::to_string).chain(unreadable).collect(),
         damaged: problems(&seen).any(|finding| !super::verify::is_missing(finding)),
     })
 }
 
 fn whole(global: &GlobalCheckpoint) -> Global {
     let ids = |wave: Vec<&image_format::MemberEntry>| wave.iter().map(|entry| entry.id.clone()).collect();
+    let mut annotations = global.annotations().clone();
+    annotations.remove(annotation::TIMELINE);
+    let (timeline, unreadable) = match global.timeline() {
+        Ok(timeline) => (timeline, None),
+        Err(error) => (None, Some(format!("the timeline {error}"))),
+    };
     Global {
         application: global.application().clone(),
         epoch: global.epoch(),
         created: global.created().to_owned(),
         predecessor: global.predecessor(),
         start_order: global.start_order().into_iter().map(ids).collect(),
-        annotations: global.annotations().clone(),
+        annotations,
+        timeline,
+        unreadable,
     }
 }
 

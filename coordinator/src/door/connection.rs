@@ -1,0 +1,169 @@
+//! One connection of a hook: whose is it, what does it say, is it still there.
+
+use std::time::Duration;
+
+use image_format::MemberId;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::{Call, Keys, Told};
+use crate::proto::{ConnectionId, Message, Reply};
+use crate::tls;
+use crate::wire::{self, Answer, Asked, HEADER, Join, JoinAnswer, JoinWord, WireError, millis};
+
+/// How long a peer may take to prove who it is, to send its request, or to take its answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The calls of one connection.
+struct Caller<'a> {
+    id: ConnectionId,
+    calls: &'a mpsc::UnboundedSender<Call>,
+}
+
+/// A peer on this host, of the right user. Whoever cannot say who it is gets no answer at all.
+pub(super) async fn serve_here(
+    id: ConnectionId,
+    mut stream: UnixStream,
+    keys: &Keys,
+    calls: &mpsc::UnboundedSender<Call>,
+) {
+    let Some(Asked::Message(request)) = hear(&mut stream).await else { return };
+    if keys.admit(&request) {
+        Caller { id, calls }.speak(stream, request.message).await;
+    }
+}
+
+/// A peer on another host. Who shows no certificate of the authority gets no further than the handshake; who shows one
+/// speaks for the member that it names and for no other.
+pub(super) async fn serve_elsewhere(
+    id: ConnectionId,
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    calls: &mpsc::UnboundedSender<Call>,
+) {
+    let Ok(Ok(mut stream)) = timeout(PATIENCE, acceptor.accept(stream)).await else { return };
+    let Some(asked) = hear(&mut stream).await else { return };
+    let Some(member) = certified(&stream) else {
+        let reason = "the certificate names no member, or more than one".to_owned();
+        return answer(&mut stream, Reply::Abort { reason }).await;
+    };
+    let claimed = match &asked {
+        Asked::Message(request) => &request.message.member,
+        Asked::Join(join) => &join.member,
+    };
+    if *claimed != member {
+        let reason = format!("the certificate is that of {member}, which does not speak for {claimed}");
+        return answer(&mut stream, Reply::Abort { reason }).await;
+    }
+    let caller = Caller { id, calls };
+    match asked {
+        Asked::Message(request) => caller.speak(stream, request.message).await,
+        Asked::Join(join) => caller.join(stream, join).await,
+    }
+}
+
+impl Caller<'_> {
+    /// Brings the message and waits with it for the answer.
+    async fn speak(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin, message: Message) {
+        let (reply, decided) = oneshot::channel();
+        if self.calls.send(Call::Message { from: self.id, message, reply }).is_err() {
+            return;
+        }
+        tokio::select! {
+            // What was decided is told even if the other end has gone in the same moment.
+            biased;
+            decided = decided => if let Ok(reply) = decided {
+                answer(&mut stream, reply).await;
+            },
+            () = gone(&mut stream) => self.hang_up(),
+        }
+    }
+
+    /// Asks which session it is in, and goes on with the message that belongs there.
+    async fn join(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin, join: Join) {
+        let member = join.member.clone();
+        let (told, mut words) = mpsc::unbounded_channel();
+        if self.calls.send(Call::Join { from: self.id, join, told }).is_err() {
+            return;
+        }
+        loop {
+            let word = tokio::select! {
+                biased;
+                word = words.recv() => word,
+                () = gone(&mut stream) => return self.hang_up(),
+            };
+            let (word, more) = match word {
+                Some(Told::Noted { within }) => (JoinWord::Noted { gather_ms: millis(within) }, true),
+                Some(Told::Invited(invitation)) => (JoinWord::Invited(invitation), false),
+                Some(Told::Refused { reason }) => return answer(&mut stream, Reply::Abort { reason }).await,
+                None => return,
+            };
+            if !write(&mut stream, &JoinAnswer { version: wire::VERSION, word }).await {
+                return self.hang_up();
+            }
+            if !more {
+                break;
+            }
+        }
+        match hear(&mut stream).await {
+            Some(Asked::Message(request)) if request.message.member == member => {
+                self.speak(stream, request.message).await;
+            }
+            Some(_) | None => self.hang_up(),
+        }
+    }
+
+    fn hang_up(&self) {
+        let _ = self.calls.send(Call::Disconnect { connection: self.id });
+    }
+}
+
+fn certified(stream: &TlsStream<TcpStream>) -> Option<MemberId> {
+    let (_, connection) = stream.get_ref();
+    tls::member_of(connection.peer_certificates()?.first()?)
+}
+
+/// What the peer asks, if it does so in time and in words. A newer version is told so.
+async fn hear(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Option<Asked> {
+    match timeout(PATIENCE, read(stream)).await {
+        Ok(Ok(asked)) => Some(asked),
+        Ok(Err(error @ WireError::Version { .. })) => {
+            answer(stream, Reply::Abort { reason: error.to_string() }).await;
+            None
+        }
+        Ok(Err(_)) | Err(_) => None,
+    }
+}
+
+async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Asked, WireError> {
+    let mut header = [0; HEADER];
+    stream.read_exact(&mut header).await.map_err(WireError::Read)?;
+    let mut body = vec![0; wire::body_length(header)?];
+    stream.read_exact(&mut body).await.map_err(WireError::Read)?;
+    Asked::decode(&body)
+}
+
+/// Waits for the end of the stream, or a byte that has no place in the protocol: either way nobody waits there any more.
+async fn gone(stream: &mut (impl AsyncRead + Unpin)) {
+    let _ = stream.read(&mut [0]).await;
+}
+
+/// A hook that does not take its answer has gone, and fails closed by itself.
+async fn answer(stream: &mut (impl AsyncWrite + Unpin), reply: Reply) {
+    if write(stream, &Answer { version: wire::VERSION, reply }).await {
+        let _ = timeout(PATIENCE, stream.shutdown()).await;
+    }
+}
+
+async fn write(stream: &mut (impl AsyncWrite + Unpin), message: &impl serde::Serialize) -> bool {
+    let Ok(frame) = wire::encode(message) else { return false };
+    let sent = async {
+        stream.write_all(&frame).await?;
+        stream.flush().await
+    };
+    matches!(timeout(PATIENCE, sent).await, Ok(Ok(())))
+}
