@@ -11,13 +11,15 @@
 //! | pre-resume | waits for the release | kills the tasks and CRIU, which would only log a 1 |
 //! | post-resume | tells that the tasks run | tasks that were never released are killed |
 //!
-//! At a dump pre-dump, network-lock and post-dump wait and return 1 on abort: CRIU undoes the dump and the tasks run on.
+//! At a dump pre-dump, network-lock and post-dump wait and return 1 on abort: CRIU undoes the dump and the tasks run on. While
+//! it waits at post-dump it holds the tasks by their cgroup too, so that the death of CRIU does not let go of them half undone.
 //!
 //! Three deaths are watched for while it waits: that of the rendezvous (the connection ends), of CRIU (its parent), and
 //! of the tasks. Its own, by `kill -9`, is watched for by a guard: at pre-resume, where CRIU would take it for a
 //! script that failed and let the tasks go, a second process kills them when the first ends without a word.
 
 mod client;
+mod frozen;
 mod guard;
 mod notes;
 mod process;
@@ -30,6 +32,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub(crate) use self::client::{Client, Lost, Watch};
+use self::frozen::Frozen;
+pub use self::frozen::mend;
 use self::guard::Guard;
 use self::notes::Notes;
 use self::process::Process;
@@ -251,7 +255,13 @@ impl Member<'_> {
             let tasks = tasks.ok_or(HookError::NoInit)?;
             return self.pass_the_door(Held { tasks, criu: criu(self.criu) }, &notes, deadline);
         }
-        match (self.ask(tasks.as_ref(), deadline), tasks) {
+        let hold = self.hold_dumped(place);
+        let asked = self.ask(tasks.as_ref(), deadline);
+        if let Some(guard) = hold {
+            // It lets the tasks go, whatever was decided: CRIU resumes them, now or when it has undone its dump.
+            guard.end();
+        }
+        match (asked, tasks) {
             (Ok(()), _) if place == 0 => Ok(notes.note_hold(self.hold()).map_err(HookError::Note)?),
             (Ok(()), _) => Ok(()),
             // What a dead CRIU has restored runs on, and nobody else is left to kill it.
@@ -260,9 +270,20 @@ impl Member<'_> {
         }
     }
 
+    /// At the last barrier of a dump: freezes the tasks, under a guard that lets them go. Where they cannot be frozen CRIU alone
+    /// holds them.
+    fn hold_dumped(&self, place: usize) -> Option<Guard> {
+        let last = self.ticket.kind == SessionKind::Dump && place + 1 == self.ticket.kind.barriers().len();
+        let init = self.init.filter(|_| last)?;
+        let held = Held { tasks: Tasks::of(init).ok()?, criu: criu(self.criu) };
+        let guard = Guard::start(guard::Duty::Dump, &held, self.folder).ok()?;
+        Frozen::freeze(init);
+        Some(guard)
+    }
+
     /// At pre-resume: under a guard and with CRIU stopped, waits for the release and notes it.
     fn pass_the_door(&self, held: Held, notes: &Notes, deadline: Instant) -> Result<(), Refusal> {
-        let guard = match Guard::start(&held, self.folder) {
+        let guard = match Guard::start(guard::Duty::Door, &held, self.folder) {
             Ok(guard) => guard,
             Err(error) => return Err(Refusal { error: HookError::Guard(error), kill: Kill::Held(held, None) }),
         };

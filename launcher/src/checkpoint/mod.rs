@@ -16,7 +16,6 @@ mod capture;
 mod commit;
 mod error;
 mod members;
-mod mend;
 mod options;
 mod phase2;
 mod record;

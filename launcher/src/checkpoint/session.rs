@@ -11,6 +11,7 @@ use std::io::PipeReader;
 use std::path::Path;
 use std::time::Duration;
 
+use coordinator::hook::mend;
 use coordinator::{Event, Hook, Outcome, Rendezvous, Step, Timings};
 use image_format::MemberId;
 use tokio::sync::mpsc;
@@ -20,9 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::capture::Copies;
 use super::members::Member;
-use super::mend::mend;
 use crate::attach::Cover;
-use crate::engine::{DumpInto, log_lines};
+use crate::engine::{DumpInto, is_alive, log_lines};
 use crate::error::chain;
 use crate::workspace::Workspace;
 use crate::{EngineKind, MemberStep, Observer, Phase};
@@ -249,10 +249,11 @@ impl Attempt<'_> {
         }
         let mut dead = Vec::new();
         for member in members {
-            match mend(member) {
-                Ok(true) => {}
-                Ok(false) => dead.push(member.id.clone()),
-                Err(error) => self.observer.warning(&format!("member {}: {error}", member.id)),
+            if let Err(error) = mend(member.source.pid) {
+                self.observer.warning(&format!("what CRIU left in member {} cannot be taken away: {error}", member.id));
+            }
+            if !is_alive(member.source.pid) {
+                dead.push(member.id.clone());
             }
         }
         // The first one that failed by itself; the others were told to.

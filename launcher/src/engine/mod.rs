@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::attach::Cover;
 
 pub(crate) use self::podman::Podman;
-pub(crate) use self::processes::{Marks, Ticks, find as processes, kill, wait_gone};
+pub(crate) use self::processes::{Marks, Ticks, kill, wait_gone};
 pub(crate) use self::program::Program;
 pub use self::program::ProgramError;
 pub use self::runc::bundle::BundleError;
@@ -308,6 +308,10 @@ async fn kill_left(container: &str, marks: Marks) -> Result<(), EngineError> {
 
 /// The folder with the configurations that runtimes hand to CRIU where a container's annotations name none.
 const CRIU_CONFIGS: &str = "/etc/criu";
+
+pub(crate) fn is_alive(pid: i32) -> bool {
+    rustix::process::Pid::from_raw(pid).is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
+}
 
 /// CRIU's words, or why they cannot be had: a failure is never without any.
 pub(crate) fn log_lines(path: &std::path::Path) -> Vec<String> {

@@ -62,7 +62,7 @@ struct Process {
 }
 
 /// Pids of all processes with these marks, and of their descendants. Never this one or one it descends from.
-pub(crate) fn find(marks: &Marks) -> BTreeSet<i32> {
+fn find(marks: &Marks) -> BTreeSet<i32> {
     select(&read_all(), marks, std::process::id().cast_signed())
 }
 

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::program::{Program, ProgramError, ended, words_of};
 use super::{
     CRIU_CONFIG, CRIU_CONFIGS, DumpInto, Engine, EngineError, Files, Found, Layers, Marks, Source, Survey, Target,
-    kill_left, log_lines, runc,
+    is_alive, kill_left, log_lines, runc,
 };
 use answers::Inspected;
 
@@ -256,10 +256,6 @@ fn is_ours(found: &Inspected, target: &Target) -> bool {
 /// CRIU's log: podman's runtime is told to write it beside its configuration.
 fn restore_log(found: &Inspected) -> PathBuf {
     found.oci_config_path.with_file_name("restore.log")
-}
-
-fn is_alive(pid: i32) -> bool {
-    rustix::process::Pid::from_raw(pid).is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
 }
 
 #[cfg(test)]
