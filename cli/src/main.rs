@@ -15,6 +15,8 @@ mod exit;
 mod keys;
 mod manual;
 mod output;
+#[cfg_attr(not(test), expect(dead_code, reason = "the command that takes plans comes next"))]
+mod plan;
 mod progress;
 #[cfg(test)]
 mod reference;

@@ -24,6 +24,11 @@ pub trait Report: Serialize {
     /// For a person: lines, each ended.
     fn human(&self, out: &mut dyn fmt::Write) -> fmt::Result;
 
+    /// The same with `-v`: everything.
+    fn detailed(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        self.human(out)
+    }
+
     /// With `-q`: the one line a script wants, or nothing.
     fn brief(&self) -> Option<String> {
         None
@@ -63,7 +68,11 @@ impl Output {
             report.brief().map(|line| line + "\n").map_or_else(String::new, |text| visible(&text))
         } else {
             let mut text = String::new();
-            report.human(&mut text).map_err(io::Error::other)?;
+            let told = match self.verbosity {
+                Verbosity::Verbose => report.detailed(&mut text),
+                Verbosity::Quiet | Verbosity::Normal => report.human(&mut text),
+            };
+            told.map_err(io::Error::other)?;
             visible(&text)
         };
         self.write(text.as_bytes())

@@ -37,7 +37,7 @@ pub use checkpoint::{
 pub use engine::{BundleError, EngineError, EngineKind, ParseEngineError, ProgramError};
 pub use error::{RestoreError, RestoreErrorKind};
 pub use observer::{MemberStep, Observer, Phase};
-pub use options::{RestoreOptions, Trust};
+pub use options::{RestoreOptions, Trust, WORK_DIR};
 pub use preflight::Problem;
 pub use restore::{RestoreReport, RestoredMember, check_rights, preflight, restore};
 pub use set::LoadError;

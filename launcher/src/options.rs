@@ -10,6 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::EngineKind;
 
+/// Where dumps are while they are restored, unless it is said otherwise: for root alone, and not in memory.
+pub const WORK_DIR: &str = "/var/lib/syncpoint";
+
 /// Whom to believe that a checkpoint is what it should be.
 #[derive(Debug, Clone)]
 pub enum Trust {
@@ -48,14 +51,14 @@ pub struct RestoreOptions {
 }
 
 impl RestoreOptions {
-    /// Three attempts, four transfers at a time, `/run/syncpoint` and `/var/lib/syncpoint`.
+    /// Three attempts, four transfers at a time, `/run/syncpoint` and [`WORK_DIR`].
     #[must_use]
     pub fn new(hook_program: PathBuf, trust: Trust) -> Self {
         Self {
             engine: None,
             hook_program,
             run_root: PathBuf::from("/run/syncpoint"),
-            work_dir: PathBuf::from("/var/lib/syncpoint"),
+            work_dir: PathBuf::from(WORK_DIR),
             deadlines: Deadlines::default(),
             attempts: 3,
             trust,

@@ -273,6 +273,9 @@ mod tests {
         let work = tempfile::tempdir().unwrap();
         let workspace = Workspace::create(&work.path().join("a/b"), Purpose::Restore, SESSION).unwrap();
         let dir = workspace.path().to_owned();
+        for made in [&dir, &work.path().join("a/b"), &work.path().join("a")] {
+            assert_eq!(made.metadata().unwrap().mode() & 0o777, 0o700, "{}", made.display());
+        }
         std::fs::write(workspace.archive(&"m".parse().unwrap()), "memory").unwrap();
         assert!(
             Workspace::create(&work.path().join("a/b"), Purpose::Restore, SESSION).is_err(),

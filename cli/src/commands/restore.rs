@@ -66,9 +66,9 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
     hold_timeout: u64,
 
-    /// Where dumps are kept while they are restored, with room for all members; what a killed restore left there is found
-    /// and taken away by the next one
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/syncpoint")]
+    /// Where dumps are kept while they are restored, for root alone and with room for all members; what a killed restore
+    /// left there is found and taken away by the next one
+    #[arg(long, value_name = "DIR", default_value = launcher::WORK_DIR)]
     work_dir: PathBuf,
 
     #[command(flatten)]

@@ -28,6 +28,7 @@ fn every_answer_for_people() {
         &["push", "oci:layout:epoch-1", "oci:copy"],
         &["list", "oci:copy"],
         &["inspect", "--key", "cosign.pub", "oci:copy:epoch-1"],
+        &["inspect", "-v", "--key", "cosign.pub", "oci:copy:epoch-1"],
         &["unpack", "oci:copy:epoch-1", "--member", "consumer", "--to", "consumer.tar"],
     ] {
         answers += &format!(
@@ -70,6 +71,15 @@ fn every_answer_for_scripts() {
         answers += &format!("$ syncpoint {}\n{answer}\n", arguments.join(" ").replace(&auditor, "auditor.tar.zst"));
     }
     insta::assert_snapshot!(world.redact(&answers));
+}
+
+#[test]
+fn three_members_fit_on_a_screen() {
+    let world = made();
+    let lines = |arguments: &[&str]| world.good(arguments).lines().count();
+    let short = lines(&["inspect", "--key", "cosign.pub", "oci:layout:epoch-1"]);
+    let long = lines(&["inspect", "-v", "--key", "cosign.pub", "oci:layout:epoch-1"]);
+    assert!(short <= 28 && long > 50, "{short} and {long} lines");
 }
 
 #[test]

@@ -12,9 +12,31 @@ use crate::tree::Node;
 
 impl Report for Inspection {
     fn human(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        self.draw(out, Detail::Some)
+    }
+
+    fn detailed(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        self.draw(out, Detail::All)
+    }
+
+    fn brief(&self) -> Option<String> {
+        self.digest.map(|digest| digest.to_string())
+    }
+}
+
+/// How much is said about each member of a global checkpoint. What is looked at alone is shown whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Detail {
+    /// A few lines, so that some members fit on a screen.
+    Some,
+    All,
+}
+
+impl Inspection {
+    fn draw(&self, out: &mut dyn fmt::Write, detail: Detail) -> fmt::Result {
         let mut root = Node::new(self.reference.clone());
         match self.what {
-            What::GlobalCheckpoint => self.describe_global(&mut root),
+            What::GlobalCheckpoint => self.describe_global(&mut root, detail),
             What::CheckpointImage => {
                 root.field("digest", self.digest);
                 root.field("signatures", Some(self.signed(self.digest)));
@@ -30,13 +52,7 @@ impl Report for Inspection {
         root.draw(out)
     }
 
-    fn brief(&self) -> Option<String> {
-        self.digest.map(|digest| digest.to_string())
-    }
-}
-
-impl Inspection {
-    fn describe_global(&self, root: &mut Node) {
+    fn describe_global(&self, root: &mut Node, detail: Detail) {
         root.field("digest", self.digest);
         if let Some(global) = &self.global {
             root.field("application", Some(&global.application));
@@ -64,8 +80,14 @@ impl Inspection {
             let mut node = Node::new(format!("member {name}"));
             node.field("digest", member.digest);
             node.field("depends on", (!member.depends_on.is_empty()).then(|| join(&member.depends_on)));
-            node.field("signatures", Some(self.signed(member.digest)));
-            describe(&mut node, member);
+            let signed = self.signed(member.digest);
+            if detail == Detail::All || signed != self.signed(self.digest) {
+                node.field("signatures", Some(signed));
+            }
+            match detail {
+                Detail::All => describe(&mut node, member),
+                Detail::Some => sketch(&mut node, member),
+            }
             root.push(node);
         }
     }
@@ -107,6 +129,36 @@ fn sizes(stored: Option<u64>, plain: Option<u64>) -> Option<String> {
         (Some(stored), Some(plain)) => Some(format!("{}, plain {}", size(stored), size(plain))),
         (Some(stored), None) => Some(size(stored)),
         (None, plain) => plain.map(|plain| format!("plain {}", size(plain))),
+    }
+}
+
+/// What a member is, in three lines.
+fn sketch(node: &mut Node, member: &Member) {
+    if let Some(facts) = &member.facts {
+        let named = facts.summary().into_iter().find(|line| line.starts_with("container "));
+        match named {
+            Some(line) => node.line(format!("{line}, {}", facts.kind)),
+            None => node.field("engine", Some(facts.kind)),
+        }
+        let counted = |number: usize, what| (number > 0).then(|| count(number as u64, what));
+        let parts = [
+            match facts.processes.len() {
+                0 => None,
+                1 => Some("1 process".to_owned()),
+                number => Some(format!("{number} processes")),
+            },
+            counted(facts.processes.iter().fold(0, |sum, process| sum.saturating_add(process.threads)), "thread"),
+            facts.pages_bytes.map(|bytes| format!("{} of memory", size(bytes))),
+            counted(facts.connections.len(), "connection"),
+            counted(facts.named_volumes.len(), "volume"),
+        ];
+        node.field("tasks", Some(parts.into_iter().flatten().collect::<Vec<_>>().join(", ")));
+    }
+    let layers = &member.layers;
+    let (stored, plain) =
+        (total(layers.iter().map(|layer| layer.size)), total(layers.iter().map(|layer| layer.plain_size)));
+    if let Some(sizes) = sizes(stored, plain).filter(|_| !layers.is_empty()) {
+        node.field("layers", Some(format!("{}, {sizes}", layers.len())));
     }
 }
 

@@ -31,7 +31,8 @@ use crate::transport::Transport;
 /// Show what is in a global checkpoint, a checkpoint image or a dump
 ///
 /// Members with their dependencies and in which order they start, layers and sizes, signatures, and what each dump says about
-/// itself: container, networks, connections, processes. Images that podman made are understood too. Only the small
+/// itself: container, networks, connections, processes. Of the members of a global checkpoint only the most important is
+/// shown; everything with -v. Images that podman made are understood too. Only the small
 /// layers are read; what is missing or damaged in the store is said, and what is damaged makes the exit code 6.
 #[derive(Debug, Args)]
 #[command(

@@ -1,0 +1,251 @@
+//! The plan file of `syncpoint checkpoint`: which containers make up an application, and how it is to be checkpointed.
+//!
+//! It is TOML; its JSON Schema is `docs/checkpoint-plan.schema.json`, its manual `docs/guide/plan.md`. Whatever is wrong
+//! with a plan is said with its line, its column and the line itself, before anything is touched.
+
+mod fields;
+mod problem;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use image_format::{ApplicationId, MemberId};
+use launcher::EngineKind;
+use registry::Reference;
+use toml::de::DeTable;
+
+use self::fields::{Fields, List};
+use self::problem::Problem;
+use crate::error::{CommandError, While};
+use crate::exit::Exit;
+
+/// Bytes of a plan; the most members take some 400 KiB.
+const MAX_BYTES: u64 = 1 << 20;
+/// As many as a global checkpoint can have.
+const MAX_MEMBERS: usize = 4096;
+/// Longest deadline.
+const MAX_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What a plan says. A value that exists makes sense by itself: ids and containers are there once, dependencies are members
+/// and form no circle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckpointPlan {
+    /// The application, if the plan names it.
+    pub application: Option<ApplicationId>,
+    /// Where the checkpoint goes.
+    pub to: Option<Reference>,
+    /// The private key that signs it.
+    pub key: Option<PathBuf>,
+    /// Whether the containers end once the checkpoint is permanent (`true`) or run on.
+    pub stop: Option<bool>,
+    /// How long members are waited for before anything is frozen.
+    pub gather: Option<Duration>,
+    /// How long they may be frozen.
+    pub freeze: Option<Duration>,
+    /// The members, in the order of the file.
+    pub members: Vec<PlanMember>,
+}
+
+/// One container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanMember {
+    /// What it is called within the application.
+    pub id: MemberId,
+    /// Its name or id with its engine; the member's id if the plan does not say.
+    pub container: String,
+    /// What runs it: its own, or the plan's default.
+    pub engine: Option<EngineKind>,
+    /// Members that must exist before it when the checkpoint is restored.
+    pub depends_on: Vec<MemberId>,
+    /// Of runc's containers, the bundle's folder, if the plan says it.
+    pub bundle: Option<PathBuf>,
+}
+
+/// Reads a plan. Relative paths in it are relative to its own folder.
+pub fn read(path: &Path) -> Result<CheckpointPlan, CommandError> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes));
+    read.doing(|| format!("the plan {} cannot be read", path.display()))?;
+    let bad = |reason: &str| CommandError::new(Exit::Usage, format!("{} is no plan: {reason}", path.display()));
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(bad("it has more than 1 MiB"));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| bad("it is no UTF-8 text"))?;
+    parse(&text, path.parent().unwrap_or(Path::new(""))).map_err(|problem| problem.in_file(path, &text))
+}
+
+/// Reads the text of a plan that lies in `folder`.
+fn parse(text: &str, folder: &Path) -> Result<CheckpointPlan, Problem> {
+    let table = DeTable::parse(text).map_err(|error| Problem::new(error.span().unwrap_or(0..0), error.message()))?;
+    let mut fields = Fields::new(table.get_ref(), table.span(), "the plan");
+    let engine = fields.parsed("engine")?;
+    let application = fields.parsed("application")?;
+    let to = fields.parsed("to")?;
+    let key = fields.path("key", folder)?;
+    let stop = stop(&mut fields)?;
+    let (mut gather, mut freeze) = (None, None);
+    if let Some(mut deadlines) = fields.table("deadlines", "deadlines")? {
+        gather = deadlines.with("gather", duration)?;
+        freeze = deadlines.with("freeze", duration)?;
+        deadlines.finish()?;
+    }
+    let list = fields.members()?;
+    fields.finish()?;
+    let members = list.into_iter().map(|fields| member(fields, engine, folder)).collect::<Result<Vec<_>, _>>()?;
+    check(&members)?;
+    let members = members.into_iter().map(|placed| placed.member).collect();
+    Ok(CheckpointPlan { application, to, key, stop, gather, freeze, members })
+}
+
+/// The two words for one choice; whoever says both must mean the same.
+fn stop(fields: &mut Fields<'_>) -> Result<Option<bool>, Problem> {
+    let leave_running = fields.bool("leave-running")?;
+    let stop = fields.bool("stop")?;
+    match (stop, leave_running) {
+        (Some((stop, at)), Some((leave_running, _))) if stop == leave_running => Err(Problem::new(
+            at,
+            format!("stop and leave-running are both {stop}, and one is the opposite of the other"),
+        )),
+        (Some((stop, _)), _) => Ok(Some(stop)),
+        (None, leave_running) => Ok(leave_running.map(|(leave_running, _)| !leave_running)),
+    }
+}
+
+/// A member, and where the parts of it stand that others may contradict.
+struct Placed {
+    member: PlanMember,
+    id: Range<usize>,
+    container: Range<usize>,
+    depends_on: Vec<Range<usize>>,
+}
+
+fn member(mut fields: Fields<'_>, engine: Option<EngineKind>, folder: &Path) -> Result<Placed, Problem> {
+    let (id, id_at): (MemberId, _) = match fields.name.clone() {
+        Some((name, at)) => (name.parse().map_err(|error| Problem::new(at.clone(), error))?, at),
+        None => {
+            let missing = Problem::new(fields.at.clone(), "a member without an id");
+            fields.placed("id")?.ok_or(missing)?
+        }
+    };
+    let (container, container_at) = match fields.text("container")? {
+        Some(("", at)) => return Err(Problem::new(at, "the name of a container is empty")),
+        Some((container, at)) => (container.to_owned(), at),
+        None => (id.to_string(), id_at.clone()),
+    };
+    let own_engine = fields.placed("engine")?;
+    let engine = own_engine.map(|(engine, _)| engine).or(engine);
+    let List { values: depends_on, places } = fields.list("depends-on")?;
+    let bundle_at = fields.place("bundle");
+    let bundle = fields.path("bundle", folder)?;
+    fields.finish()?;
+    if let (Some(EngineKind::Podman), Some(at)) = (engine, bundle_at) {
+        return Err(Problem::new(at, format!("the member {id} has a bundle, but runs with podman"))
+            .hint("bundles are runc's; set engine = \"runc\" for this member, or leave the bundle out"));
+    }
+    let member = PlanMember { id, container, engine, depends_on, bundle };
+    Ok(Placed { member, id: id_at, container: container_at, depends_on: places })
+}
+
+/// What no member can get wrong alone.
+fn check(members: &[Placed]) -> Result<(), Problem> {
+    if members.len() > MAX_MEMBERS {
+        let (count, at) = (members.len(), members[MAX_MEMBERS].id.clone());
+        return Err(Problem::new(at, format!("{count} members; at most {MAX_MEMBERS} are allowed")));
+    }
+    let mut ids = BTreeSet::new();
+    let mut containers = BTreeMap::new();
+    for Placed { member, id, container, .. } in members {
+        if !ids.insert(&member.id) {
+            return Err(Problem::new(id.clone(), format!("the member {} is there twice", member.id)));
+        }
+        if let Some(other) = containers.insert((member.engine, &member.container), &member.id) {
+            let message = format!("the container {:?} is the member {other} already", member.container);
+            return Err(Problem::new(container.clone(), message));
+        }
+    }
+    for Placed { member, depends_on, .. } in members {
+        let mut seen = BTreeSet::new();
+        for (other, at) in member.depends_on.iter().zip(depends_on) {
+            let problem = |message| Problem::new(at.clone(), message);
+            if other == &member.id {
+                return Err(problem(format!("{other} depends on itself")));
+            }
+            if !ids.contains(other) {
+                let close = problem::closest(other.as_str(), ids.iter().map(|id| id.as_str()));
+                return Err(problem(format!("{} depends on {other}, and no such member", member.id)).meant(close));
+            }
+            if !seen.insert(other) {
+                return Err(problem(format!("{} depends on {other} twice", member.id)));
+            }
+        }
+    }
+    check_circles(members)
+}
+
+/// Takes away members that depend on nobody left, until there are none; of what remains, every chain ends in a circle.
+fn check_circles(members: &[Placed]) -> Result<(), Problem> {
+    let positions: BTreeMap<_, _> = members.iter().enumerate().map(|(at, placed)| (&placed.member.id, at)).collect();
+    let depends_on: Vec<Vec<usize>> = members
+        .iter()
+        .map(|placed| placed.member.depends_on.iter().filter_map(|id| positions.get(id).copied()).collect())
+        .collect();
+    let mut needed_by = vec![Vec::new(); members.len()];
+    let mut left: Vec<usize> = depends_on.iter().map(Vec::len).collect();
+    for (member, others) in depends_on.iter().enumerate() {
+        others.iter().for_each(|other| needed_by[*other].push(member));
+    }
+    let mut free: Vec<usize> = (0..members.len()).filter(|member| left[*member] == 0).collect();
+    while let Some(member) = free.pop() {
+        for other in &needed_by[member] {
+            left[*other] -= 1;
+            if left[*other] == 0 {
+                free.push(*other);
+            }
+        }
+    }
+    let Some(first) = (0..members.len()).find(|member| left[*member] > 0) else {
+        return Ok(());
+    };
+    let next = |member: usize| depends_on[member].iter().position(|other| left[*other] > 0);
+    let mut path = vec![first];
+    loop {
+        let last = path[path.len() - 1];
+        // Whatever is left depends on something that is left.
+        let Some(place) = next(last) else {
+            return Ok(());
+        };
+        let follows = depends_on[last][place];
+        if let Some(begin) = path.iter().position(|member| *member == follows) {
+            let circle = path[begin..].iter().chain([&follows]).map(|member| members[*member].member.id.as_str());
+            let message = format!("dependencies in a circle: {}", circle.collect::<Vec<_>>().join(" -> "));
+            return Err(Problem::new(members[last].depends_on[place].clone(), message));
+        }
+        path.push(follows);
+    }
+}
+
+/// `30s`, `500ms`, `2m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let millis = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        _ => 0,
+    };
+    let number = number.parse::<u64>().ok().filter(|number| *number > 0 && millis > 0);
+    let duration = number.and_then(|number| number.checked_mul(millis)).map(Duration::from_millis);
+    match duration {
+        Some(duration) if duration <= MAX_DEADLINE => Ok(duration),
+        Some(_) => Err(format!("{text:?} is longer than a day")),
+        None => Err(format!("{text:?} is no time such as \"30s\", \"500ms\" or \"2m\"")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,170 @@
+use serde_json::Value;
+
+use super::*;
+
+fn repository(path: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "..", path].iter().collect()
+}
+
+/// What a person is told.
+fn told(text: &str) -> String {
+    match parse(text, Path::new("")) {
+        Ok(plan) => panic!("taken as {plan:?}"),
+        Err(problem) => problem.in_file(Path::new("plan.toml"), text).lines().join("\n"),
+    }
+}
+
+/// The plans of the manual.
+fn examples() -> Vec<String> {
+    let manual = std::fs::read_to_string(repository("docs/guide/plan.md")).unwrap();
+    let blocks = manual.split("```toml\n").skip(1).map(|block| block.split("```").next().unwrap().to_owned());
+    blocks.collect()
+}
+
+#[test]
+fn the_manual_is_right() {
+    let examples = examples();
+    let plan = parse(&examples[0], Path::new("/etc/ledger")).unwrap();
+    let member = |id: &str, container: &str, engine, depends_on: &[&str], bundle: Option<&str>| PlanMember {
+        id: id.parse().unwrap(),
+        container: container.to_owned(),
+        engine: Some(engine),
+        depends_on: depends_on.iter().map(|id| id.parse().unwrap()).collect(),
+        bundle: bundle.map(PathBuf::from),
+    };
+    let expected = CheckpointPlan {
+        application: Some("ledger".parse().unwrap()),
+        to: Some("archive.example/sdp/ledger".parse().unwrap()),
+        key: Some("/etc/ledger/cosign.key".into()),
+        stop: None,
+        gather: Some(Duration::from_secs(30)),
+        freeze: Some(Duration::from_secs(5)),
+        members: vec![
+            member("consumer", "consumer", EngineKind::Podman, &[], None),
+            member("producer", "ledger-producer-1", EngineKind::Podman, &["consumer"], None),
+            member(
+                "auditor",
+                "auditor",
+                EngineKind::Runc,
+                &["consumer", "producer"],
+                Some("/etc/ledger/bundles/auditor"),
+            ),
+        ],
+    };
+    assert_eq!(plan, expected);
+    let listed = parse(&examples[1], Path::new("")).unwrap();
+    assert_eq!((listed.stop, listed.members.len(), listed.members[1].engine), (Some(true), 2, None));
+
+    let broken = examples[0].replacen("depends-on", "depend-on", 1);
+    let manual = std::fs::read_to_string(repository("docs/guide/plan.md")).unwrap();
+    assert!(manual.contains(&told(&broken).replace("plan.toml", "ledger.toml")), "{}", told(&broken));
+}
+
+#[test]
+fn what_is_wrong_is_said_with_its_place() {
+    let plans = [
+        "application = \"ledger",
+        "application = 3\n[members.a]",
+        "application = \"-x\"\n[members.a]",
+        "to = \"no such place\"\n[members.a]",
+        "aplication = \"x\"\n[members.a]",
+        "colour = \"x\"\n[members.a]",
+        "stop = true\nleave-running = true\n[members.a]",
+        "stop = \"yes\"\n[members.a]",
+        "[deadlines]\ngather = \"30\"\n[members.a]",
+        "[deadlines]\nfreeze = \"0s\"\n[members.a]",
+        "[deadlines]\nfreeze = \"99999m\"\n[members.a]",
+        "[deadlines]\nfreez = \"1s\"\n[members.a]",
+        "engine = \"docker\"\n[members.a]",
+        "application = \"x\"",
+        "members = []",
+        "members = \"a\"",
+        "members = [\"a\"]",
+        "[[members]]\ncontainer = \"x\"",
+        "[[members]]\nid = \"a\"\n[[members]]\nid = \"a\"",
+        "[members.\"a b\"]",
+        "[members.a]\n[members.b]\ncontainer = \"a\"",
+        "[members.a]\ncontainer = \"\"",
+        "[members.a]\nbundle = \"x\"\nengine = \"podman\"",
+        "[members.a]\ndepends-on = \"b\"",
+        "[members.a]\ndepends-on = [\"a\"]",
+        "[members.consumer]\n[members.b]\ndepends-on = [\"consumr\"]",
+        "[members.b]\n[members.a]\ndepends-on = [\"b\", \"b\"]",
+        "[members.a]\ndepends-on = [\"x\"]\n[members.x]\ndepends-on = [\n  \"y\",\n  \"z\",\n]\n[members.y]\n[members.z]\ndepends-on = [\"x\"]",
+        "[members.a]\nid = \"b\"",
+        "[members.a]\n[members.a]",
+    ];
+    let all: Vec<_> = plans.iter().map(|plan| told(plan)).collect();
+    insta::assert_snapshot!(all.join("\n\n"));
+}
+
+#[test]
+fn files_that_are_no_plans_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("plan.toml");
+    assert_eq!(read(&path).unwrap_err().exit(), Exit::NotFound);
+    for (content, expected) in [(vec![b'#'; 2 << 20], "more than 1 MiB"), (vec![0xff], "no UTF-8")] {
+        std::fs::write(&path, content).unwrap();
+        let error = read(&path).unwrap_err();
+        assert!(error.exit() == Exit::Usage && error.lines().join("\n").contains(expected), "{error:?}");
+    }
+    std::fs::write(&path, "key = \"k\"\n[members.a]\n").unwrap();
+    assert_eq!(read(&path).unwrap().key, Some(folder.path().join("k")));
+}
+
+#[test]
+fn many_members_are_no_problem() {
+    let chain = |count: usize| {
+        (0..count).map(|n| format!("[members.m{n}]\ndepends-on = [\"m{}\"]\n", (n + 1) % count)).collect::<String>()
+    };
+    assert!(told(&chain(MAX_MEMBERS)).contains("in a circle: m0 -> m1 -> "));
+    assert!(told(&chain(MAX_MEMBERS + 1)).contains("4097 members; at most 4096"));
+    let open = chain(MAX_MEMBERS).replacen("\"m0\"", "", 1);
+    assert_eq!(parse(&open, Path::new("")).unwrap().members.len(), MAX_MEMBERS);
+    let deep = format!("a = {}{}", "[".repeat(10_000), "]".repeat(10_000));
+    assert!(told(&deep).contains("plan.toml:1:"));
+}
+
+#[test]
+fn the_schema_says_the_same() {
+    let schema: Value =
+        serde_json::from_str(&std::fs::read_to_string(repository("docs/checkpoint-plan.schema.json")).unwrap())
+            .unwrap();
+    let mut compiler = boon::Compiler::new();
+    compiler.add_resource("schema.json", schema).unwrap();
+    let mut schemas = boon::Schemas::new();
+    let schema = compiler.compile("schema.json", &mut schemas).unwrap();
+    let validate = |plan: &str| {
+        let value = serde_json::to_value(toml::from_str::<toml::Table>(plan).unwrap()).unwrap();
+        schemas.validate(&value, schema).map_err(|error| error.to_string())
+    };
+    for plan in examples() {
+        validate(&plan).unwrap();
+    }
+    validate("leave-running = false\nstop = true\n[deadlines]\n[members.a]\nengine = \"runc\"\nbundle = \"b\"")
+        .unwrap();
+    for plan in [
+        "application = \"-x\"\n[members.a]",
+        "aplication = \"x\"\n[members.a]",
+        "stop = \"yes\"\n[members.a]",
+        "key = \"\"\n[members.a]",
+        "engine = \"docker\"\n[members.a]",
+        "[deadlines]\ngather = \"30\"\n[members.a]",
+        "[deadlines]\nfreeze = \"0s\"\n[members.a]",
+        "[deadlines]\nfreez = \"1s\"\n[members.a]",
+        "application = \"x\"",
+        "members = []",
+        "members = [\"a\"]",
+        "[members]",
+        "[members.\"a b\"]",
+        "[members.a]\nid = \"a\"",
+        "[[members]]\ncontainer = \"a\"",
+        "[[members]]\nid = \"a\"\ndepend-on = []",
+        "[members.a]\ncontainer = \"\"",
+        "[members.a]\ndepends-on = \"b\"",
+        "[members.b]\n[members.a]\ndepends-on = [\"b\", \"b\"]",
+    ] {
+        assert!(validate(plan).is_err(), "the schema takes {plan:?}");
+        assert!(parse(plan, Path::new("")).is_err(), "the parser takes {plan:?}");
+    }
+}
