@@ -22,6 +22,7 @@ mod kind;
 mod layer;
 mod limits;
 mod pack;
+mod pages;
 mod timeline;
 mod timestamp;
 mod unpack;

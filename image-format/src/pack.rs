@@ -10,6 +10,7 @@ use crate::dump::{DumpError, DumpSource, Recognizer};
 use crate::facts::{Facts, FactsBuilder, FactsError};
 use crate::image::{BuildError, ImageMetadata, build_config, build_manifest};
 use crate::layer::{AppendError, LayerInfo, LayerWriter};
+use crate::pages::{Pages, Short};
 use crate::{BlobStore, Compression, Digest, Document, LayerContent, Limits, MemberId, timestamp};
 
 /// Plain bytes after which a layer of pages takes no further file. Blobs of bounded size are sent side by side, and
@@ -112,6 +113,10 @@ pub fn pack(source: DumpSource, options: &PackOptions, store: &dyn BlobStore) ->
         }
         packer.finish()
     })?;
+    if let Some(Short { pages, found, pagemap, counted }) = packed.pages_files.short() {
+        let (pages, pagemap) = (EntryName::new(pages.as_bytes()), EntryName::new(pagemap.as_bytes()));
+        return Err(DumpError::Short { path, pages, found, pagemap, counted }.into());
+    }
     let kind = packed.recognizer.finish().map_err(|source| DumpError::Unknown { path, source })?;
     let facts = packed.facts.finish(kind);
     let created = options.created.clone().unwrap_or_else(|| timestamp::rfc3339(packed.inventory_mtime));
@@ -143,6 +148,7 @@ struct Packer<'scope, 'env> {
     guard: Guard,
     facts: FactsBuilder,
     recognizer: Recognizer,
+    pages_files: Pages,
     inventory_mtime: Option<u64>,
     open: BTreeMap<LayerContent, LayerWriter<'scope>>,
     /// What the open layer of pages holds so far.
@@ -160,6 +166,7 @@ struct Packed {
     layers: Vec<LayerInfo>,
     facts: FactsBuilder,
     recognizer: Recognizer,
+    pages_files: Pages,
     inventory_mtime: u64,
 }
 
@@ -178,6 +185,7 @@ impl<'scope, 'env> Packer<'scope, 'env> {
             guard: Guard::new(&options.limits),
             facts: FactsBuilder::default(),
             recognizer: Recognizer::default(),
+            pages_files: Pages::default(),
             inventory_mtime: None,
             open: BTreeMap::new(),
             pages: HashSet::new(),
@@ -207,17 +215,35 @@ impl<'scope, 'env> Packer<'scope, 'env> {
     fn read_head(&mut self, entry: &Entry, content: &mut dyn Read) -> Result<Vec<u8>, PackError> {
         self.recognizer.saw(&entry.name);
         let mut head = Vec::new();
+        if let EntryKind::HardLink { target } = &entry.kind
+            && let (Ok(name), Ok(target)) = (str::from_utf8(&entry.name), str::from_utf8(target))
+        {
+            self.pages_files.link(name, target);
+        }
         let name = str::from_utf8(&entry.name).ok().filter(|_| matches!(entry.kind, EntryKind::File { .. }));
-        let Some((name, wanted)) = name.and_then(|name| Some((name, FactsBuilder::wants(name)?))) else {
+        let Some(name) = name else {
+            return Ok(head);
+        };
+        let Some(wanted) = FactsBuilder::wants(name).max(Pages::wants(name)) else {
+            self.add_pages(name, entry.size(), &head)?;
             return Ok(head);
         };
         let read = content.take(wanted.min(entry.size())).read_to_end(&mut head);
         read.map_err(|error| self.bad_content(ArchiveError::read(error)))?;
         let facts = self.facts.add(name, entry.size(), &head);
         facts.map_err(|source| PackError::Facts { path: self.path.clone(), source })?;
+        self.add_pages(name, entry.size(), &head)?;
         let known = self.recognizer.add(name, &head);
         known.map_err(|source| DumpError::Unknown { path: self.path.clone(), source })?;
         Ok(head)
+    }
+
+    fn add_pages(&mut self, name: &str, size: u64, head: &[u8]) -> Result<(), PackError> {
+        let added = self.pages_files.add(name, size, head);
+        added.map_err(|source| PackError::Facts {
+            path: self.path.clone(),
+            source: FactsError::Criu { name: name.to_owned(), source },
+        })
     }
 
     /// A hard link goes where the file is: within one layer is where engines can make it.
@@ -295,7 +321,13 @@ impl<'scope, 'env> Packer<'scope, 'env> {
         let mut layers = threads.into_iter().map(join).collect::<Result<Vec<_>, _>>()?;
         layers.append(&mut pages);
         let inventory_mtime = self.inventory_mtime.unwrap_or(0);
-        Ok(Packed { layers, facts: self.facts, recognizer: self.recognizer, inventory_mtime })
+        Ok(Packed {
+            layers,
+            facts: self.facts,
+            recognizer: self.recognizer,
+            pages_files: self.pages_files,
+            inventory_mtime,
+        })
     }
 
     fn bad_content(&self, source: ArchiveError) -> PackError {

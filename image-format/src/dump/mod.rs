@@ -14,7 +14,7 @@ use self::captured::{AddedFile, Replaced};
 use self::folder::FolderReader;
 pub use self::recognize::RecognizeError;
 pub(crate) use self::recognize::Recognizer;
-use crate::archive::{ArchiveError, ArchiveReader, Decoder, Entries, read_full};
+use crate::archive::{ArchiveError, ArchiveReader, Decoder, Entries, EntryName, read_full};
 use crate::{Compression, Limits};
 
 /// One dump, found but not read: an archive file of any compression, a plain archive that is just being written, or a folder.
@@ -74,6 +74,23 @@ pub enum DumpError {
         /// Which entry, and why.
         #[source]
         source: ArchiveError,
+    },
+    /// Fewer pages than its pagemaps count.
+    #[error(
+        "dump {} is not whole: {pages} has {found} bytes, but {pagemap} counts {counted} (CRIU would never be done reading them)",
+        path.display()
+    )]
+    Short {
+        /// The file or folder.
+        path: PathBuf,
+        /// The file of pages.
+        pages: EntryName,
+        /// Its bytes; 0 if it is not there.
+        found: u64,
+        /// The pagemap.
+        pagemap: EntryName,
+        /// Bytes of the pages that it counts.
+        counted: u64,
     },
     /// Readable, but no known engine's dump.
     #[error("{} is not a dump", path.display())]

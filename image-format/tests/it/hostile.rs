@@ -641,3 +641,36 @@ fn a_full_store_is_an_error() {
         }
     }
 }
+
+/// CRIU 4.2 reads for ever from such a dump.
+#[test]
+fn a_dump_whose_pages_end_too_early_is_refused() {
+    let dump = fs::read(fixture("podman-none.tar")).unwrap();
+    let cut = |how: fn(Vec<u8>) -> Option<Vec<u8>>| {
+        let mut archive = tar::Builder::new(Vec::new());
+        for entry in tar::Archive::new(&dump[..]).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let mut header = entry.header().clone();
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content).unwrap();
+            if entry.path_bytes().ends_with(b"checkpoint/pages-1.img") {
+                let Some(short) = how(content) else {
+                    continue;
+                };
+                content = short;
+                header.set_size(content.len() as u64);
+                header.set_cksum();
+            }
+            archive.append(&header, &content[..]).unwrap();
+        }
+        pack_bytes(&archive.into_inner().unwrap(), &PackOptions::default(), &Memory::default())
+    };
+    cut(Some).unwrap();
+    cut(|pages| Some([pages, vec![0; 4096]].concat())).unwrap();
+    for error in [cut(|pages| Some(pages[..pages.len() - 1].to_vec())), cut(|_| Some(Vec::new())), cut(|_| None)] {
+        let error = error.unwrap_err();
+        assert!(matches!(&error, PackError::Dump(DumpError::Short { .. })), "{error:?}");
+        let said = error.to_string();
+        assert!(said.contains("checkpoint/pages-1.img") && said.contains("checkpoint/pagemap-"), "{said}");
+    }
+}
