@@ -15,7 +15,6 @@ mod exit;
 mod keys;
 mod manual;
 mod output;
-#[cfg_attr(not(test), expect(dead_code, reason = "the command that takes plans comes next"))]
 mod plan;
 mod progress;
 #[cfg(test)]

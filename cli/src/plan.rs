@@ -22,14 +22,12 @@ use self::fields::{Fields, List};
 use self::problem::Problem;
 use crate::error::{CommandError, While};
 use crate::exit::Exit;
+use crate::values::Time;
 
 /// Bytes of a plan; the most members take some 400 KiB.
 const MAX_BYTES: u64 = 1 << 20;
 /// As many as a global checkpoint can have.
 const MAX_MEMBERS: usize = 4096;
-/// Longest deadline.
-const MAX_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
-
 /// What a plan says. A value that exists makes sense by itself: ids and containers are there once, dependencies are members
 /// and form no circle.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -228,23 +226,8 @@ fn check_circles(members: &[Placed]) -> Result<(), Problem> {
     }
 }
 
-/// `30s`, `500ms`, `2m`.
 fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let millis = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        _ => 0,
-    };
-    let number = number.parse::<u64>().ok().filter(|number| *number > 0 && millis > 0);
-    let duration = number.and_then(|number| number.checked_mul(millis)).map(Duration::from_millis);
-    match duration {
-        Some(duration) if duration <= MAX_DEADLINE => Ok(duration),
-        Some(_) => Err(format!("{text:?} is longer than a day")),
-        None => Err(format!("{text:?} is no time such as \"30s\", \"500ms\" or \"2m\"")),
-    }
+    text.parse().map(|Time(time)| time).map_err(|error| format!("{text:?} is {error}"))
 }
 
 #[cfg(test)]

@@ -51,14 +51,23 @@ where
     }
 }
 
-/// A length of time: `500ms`, `10s`, `2m`; more than nothing.
+/// A length of time: `500ms`, `10s`, `2m`; more than nothing, and at most a day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Time(pub Duration);
 
-/// Why a text is no length of time.
+/// Why a text is no length of time. The messages go after the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("it is not a length of time, such as 500ms, 10s or 2m")]
-pub struct ParseTimeError;
+pub enum ParseTimeError {
+    /// No number with a unit.
+    #[error("no time such as \"30s\", \"500ms\" or \"2m\"")]
+    Form,
+    /// Nobody means that.
+    #[error("longer than a day")]
+    TooLong,
+}
+
+/// Longest time.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl FromStr for Time {
     type Err = ParseTimeError;
@@ -66,14 +75,18 @@ impl FromStr for Time {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let (number, unit) = text.split_at(digits);
-        let number: u64 = number.parse().map_err(|_| ParseTimeError)?;
+        let number: u64 = number.parse().map_err(|_| ParseTimeError::Form)?;
         let milliseconds = match unit {
             "ms" => Some(number),
             "s" => number.checked_mul(1000),
             "m" => number.checked_mul(60_000),
-            _ => None,
+            _ => return Err(ParseTimeError::Form),
         };
-        milliseconds.filter(|time| *time > 0).map(|time| Self(Duration::from_millis(time))).ok_or(ParseTimeError)
+        match milliseconds.map(Duration::from_millis) {
+            Some(Duration::ZERO) => Err(ParseTimeError::Form),
+            Some(time) if time <= DAY => Ok(Self(time)),
+            Some(_) | None => Err(ParseTimeError::TooLong),
+        }
     }
 }
 
@@ -101,8 +114,11 @@ mod tests {
         for (text, milliseconds) in [("500ms", 500), ("10s", 10_000), ("2m", 120_000)] {
             assert_eq!(text.parse(), Ok(Time(Duration::from_millis(milliseconds))), "{text}");
         }
-        for bad in ["", "10", "0s", "-1s", "1h", "1.5s", "s", "99999999999999999999ms", "18446744073709551615m"] {
-            assert_eq!(bad.parse::<Time>(), Err(ParseTimeError), "{bad:?}");
+        for bad in ["", "10", "0s", "-1s", "1h", "1.5s", "s", "99999999999999999999ms"] {
+            assert_eq!(bad.parse::<Time>(), Err(ParseTimeError::Form), "{bad:?}");
+        }
+        for long in ["1441m", "18446744073709551615m"] {
+            assert_eq!(long.parse::<Time>(), Err(ParseTimeError::TooLong), "{long:?}");
         }
     }
 

@@ -91,10 +91,18 @@ pub async fn under_tag(store: &dyn Store, tag: &Tag) -> Result<Option<Listed>, C
     }
 }
 
-/// The one of an application with the highest epoch.
-#[must_use]
-pub fn newest<'a>(listed: &'a [Listed], application: &ApplicationId) -> Option<&'a Listed> {
-    listed.iter().filter(|listed| listed.global.application() == application).max_by_key(|listed| listed.global.epoch())
+/// The one of an application with the highest epoch; none in a repository that is not there yet.
+///
+/// # Errors
+/// The store fails.
+pub async fn newest(store: &dyn Store, application: &ApplicationId, jobs: usize) -> Result<Option<Listed>, StoreError> {
+    let listed = match catalogue(store, jobs).await {
+        Ok((listed, _)) => listed,
+        Err(StoreError::NotFound { .. }) => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    let own = listed.into_iter().filter(|listed| listed.global.application() == application);
+    Ok(own.max_by_key(|listed| listed.global.epoch()))
 }
 
 async fn artifact(store: &dyn Store, root: &Descriptor) -> Result<Artifact, CatalogueError> {

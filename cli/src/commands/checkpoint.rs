@@ -17,10 +17,12 @@ use serde::Serialize;
 
 use crate::commands::sign::Identity;
 use crate::context::Context;
-use crate::error::CommandError;
+use crate::error::{CommandError, While};
 use crate::keys;
 use crate::output::{Format, Report, size, table};
+use crate::plan::{self, CheckpointPlan, PlanMember};
 use crate::store;
+use crate::timeline;
 use crate::transport::Transport;
 use crate::values::{KeyValue, MemberList, Time, words};
 
@@ -40,15 +42,15 @@ seconds."
 )]
 pub struct CheckpointArgs {
     /// Where the checkpoint goes: oci:DIR[:TAG] or HOST/REPO[:TAG]; the tag is epoch-<N> if not given
-    #[arg(long, value_name = "REF", required_unless_present = "resume")]
+    #[arg(long, value_name = "REF", required_unless_present_any = ["plan", "resume"])]
     to: Option<Reference>,
 
     /// The application
-    #[arg(long, value_name = "ID", required_unless_present = "resume")]
+    #[arg(long, value_name = "ID", required_unless_present_any = ["plan", "resume"])]
     application: Option<ApplicationId>,
 
     /// Sign the checkpoint and its members with this private key
-    #[arg(long, value_name = "FILE", required_unless_present = "unsigned")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["plan", "unsigned"])]
     sign_by: Option<PathBuf>,
 
     /// Leave it unsigned: `restore` refuses it until `syncpoint sign` was run
@@ -60,32 +62,36 @@ pub struct CheckpointArgs {
 
     /// The containers, by name or id, each with the member that it is if its labels do not say; all running ones with the
     /// application's label if none is given
-    #[arg(value_name = "[MEMBER=]CONTAINER", conflicts_with = "resume")]
+    #[arg(value_name = "[MEMBER=]CONTAINER", conflicts_with_all = ["plan", "resume"])]
     members: Vec<Container>,
 
+    /// Take from a file who the members are and what else stands in it; what is said here goes before it. The guide has its format
+    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    plan: Option<PathBuf>,
+
     /// What a member depends on, instead of what its labels say; may be repeated
-    #[arg(long, value_name = "MEMBER=ID,ID", conflicts_with = "resume")]
+    #[arg(long, value_name = "MEMBER=ID,ID", conflicts_with_all = ["plan", "resume"])]
     depends_on: Vec<KeyValue<MemberId, MemberList>>,
 
     /// What runs the containers; podman, and runc for those that podman does not know, if not given
-    #[arg(long, value_name = "ENGINE", conflicts_with = "resume")]
+    #[arg(long, value_name = "ENGINE", conflicts_with_all = ["plan", "resume"])]
     engine: Option<EngineKind>,
 
     /// The bundle of a member of runc, whose config.json is packed along; may be repeated
-    #[arg(long, value_name = "MEMBER=DIR", conflicts_with = "resume")]
+    #[arg(long, value_name = "MEMBER=DIR", conflicts_with_all = ["plan", "resume"])]
     bundle: Vec<KeyValue<MemberId, PathBuf>>,
 
     /// End the containers, once the checkpoint is permanent
     #[arg(long, conflicts_with = "resume")]
     stop: bool,
 
-    /// Wait so long for all containers to be ready to freeze
-    #[arg(long, value_name = "TIME", default_value = "30s")]
-    gather_timeout: Time,
+    /// Wait so long for all containers to be ready to freeze, such as 500ms or 2m; 30s if not given
+    #[arg(long, value_name = "TIME")]
+    gather_timeout: Option<Time>,
 
-    /// Let no container stand frozen for longer; then all run on, and there is no checkpoint
-    #[arg(long, value_name = "TIME", default_value = "10s")]
-    freeze_timeout: Time,
+    /// Let no container stand frozen for longer: then all run on, and there is no checkpoint; 10s if not given
+    #[arg(long, value_name = "TIME")]
+    freeze_timeout: Option<Time>,
 
     /// How layers are compressed
     #[arg(long, value_name = "HOW", default_value = "zstd", value_parser = words(Compression::ALL, Compression::as_str))]
@@ -98,6 +104,10 @@ pub struct CheckpointArgs {
     /// Finish a checkpoint that was taken and could not be sent, to where it was to go or to --to
     #[arg(long, value_name = "SESSION")]
     resume: Option<SessionId>,
+
+    /// Draw how it went: members as rows, what their time went to as bars, barriers as lines
+    #[arg(long, value_name = "FILE.svg")]
+    timeline: Option<PathBuf>,
 
     #[command(flatten)]
     format: Format,
@@ -179,7 +189,11 @@ impl Report for Checkpointed {
 }
 
 /// Checkpoints.
-pub async fn run(args: CheckpointArgs, context: &Context) -> Result<(), CommandError> {
+pub async fn run(mut args: CheckpointArgs, context: &Context) -> Result<(), CommandError> {
+    let mut wanted = wanted(&args)?;
+    if let Some(plan) = args.plan.take() {
+        wanted = follow(&mut args, plan::read(&plan)?);
+    }
     let pending = match args.resume {
         Some(session) => Some(pending(session, &args)?),
         None => None,
@@ -187,7 +201,7 @@ pub async fn run(args: CheckpointArgs, context: &Context) -> Result<(), CommandE
     let to = match (&args.to, &pending) {
         (Some(to), _) => to.clone(),
         (None, Some(pending)) => pending.to.parse()?,
-        (None, None) => return Err(CommandError::usage("--to is missing")),
+        (None, None) => return Err(CommandError::usage("it is not said where to: neither by --to nor by the plan")),
     };
     let tag = match to.selector() {
         Some(Selector::Tag(tag)) => Some(tag.clone()),
@@ -205,20 +219,29 @@ pub async fn run(args: CheckpointArgs, context: &Context) -> Result<(), CommandE
         }
         None => None,
     };
+    if signer.is_none() && !args.unsigned {
+        return Err(CommandError::usage("it is not said who signs: neither by --sign-by nor by the plan")
+            .hint("--unsigned makes a checkpoint that nobody vouches for"));
+    }
     let signed = signer.is_some();
     let store = store::create(&to, &args.transport, context).await?;
     let destination = Destination { store, reference: to.to_string(), tag, signer };
     let application = args.application.clone().or_else(|| pending.as_ref().map(|pending| pending.application.clone()));
-    let application = application.ok_or_else(|| CommandError::usage("--application is missing"))?;
+    let application = application
+        .ok_or_else(|| CommandError::usage("the application has no name: neither by --application nor by the plan"))?;
+    let usual = CheckpointOptions::new(application, context.environment.hook_program());
     let options = CheckpointOptions {
-        members: wanted(&args)?,
+        members: wanted,
         stop: args.stop,
-        deadlines: Deadlines { gather: args.gather_timeout.0, hold: args.freeze_timeout.0 },
+        deadlines: Deadlines {
+            gather: args.gather_timeout.map_or(usual.deadlines.gather, |time| time.0),
+            hold: args.freeze_timeout.map_or(usual.deadlines.hold, |time| time.0),
+        },
         compression: args.compression,
         work_dir: args.work_dir.clone(),
         jobs: args.transport.jobs(),
         cancel: context.cancel.token(),
-        ..CheckpointOptions::new(application, context.environment.hook_program())
+        ..usual
     };
     let report = match args.resume {
         None => launcher::checkpoint(&destination, &options, &*context.reporter).await,
@@ -228,7 +251,32 @@ pub async fn run(args: CheckpointArgs, context: &Context) -> Result<(), CommandE
     if !signed {
         context.reporter.note("it is not signed: `restore` refuses it until `syncpoint sign` was run");
     }
+    if let Some(path) = &args.timeline {
+        let title = format!("{} epoch {}", report.application, report.epoch);
+        timeline::save(path, &report.timeline, &title).doing(|| "the checkpoint is permanent".to_owned())?;
+    }
     context.output.print(args.format, &checkpointed(&to, report, signed, args.stop))
+}
+
+/// Takes from a plan what the command line does not say; gives its members.
+fn follow(args: &mut CheckpointArgs, plan: CheckpointPlan) -> Vec<Wanted> {
+    let CheckpointPlan { application, to, key, stop, gather, freeze, members } = plan;
+    args.application = args.application.take().or(application);
+    args.to = args.to.take().or(to);
+    if !args.unsigned {
+        args.sign_by = args.sign_by.take().or(key);
+    }
+    args.stop |= stop.unwrap_or(false);
+    args.gather_timeout = args.gather_timeout.or(gather.map(Time));
+    args.freeze_timeout = args.freeze_timeout.or(freeze.map(Time));
+    let wanted = |PlanMember { id, container, engine, depends_on, bundle }| Wanted {
+        id: Some(id),
+        container,
+        engine,
+        depends_on: Some(depends_on),
+        bundle,
+    };
+    members.into_iter().map(wanted).collect()
 }
 
 fn pending(session: SessionId, args: &CheckpointArgs) -> Result<launcher::Pending, CommandError> {

@@ -10,6 +10,9 @@ use image_format::files::{FilesError, Writers, archive_folder, archive_upper, cl
 
 use crate::engine::Files;
 
+/// The container's log, by its name in podman's archive.
+const PRINTED: &str = "ctr.log";
+
 /// Copies of what a container had written at one instant.
 #[derive(Debug)]
 pub(crate) struct Copies {
@@ -19,6 +22,7 @@ pub(crate) struct Copies {
     /// Where each volume's copy is.
     volumes: BTreeMap<String, PathBuf>,
     shm: bool,
+    printed: bool,
 }
 
 impl Copies {
@@ -38,8 +42,18 @@ impl Copies {
         if let Some(shm) = &files.shm {
             clone_tree(shm, &folder.join("shm"), Writers::Frozen)?;
         }
+        if let Some(log) = &files.printed {
+            // Its engine goes on writing to it; what was printed before the freeze is there long since.
+            fs::copy(log, folder.join(PRINTED)).map_err(failed("copy", log))?;
+        }
         let lower = files.root.as_ref().map(|layers| layers.lower.clone());
-        Ok(Self { folder: folder.to_owned(), lower, volumes, shm: files.shm.is_some() })
+        Ok(Self {
+            folder: folder.to_owned(),
+            lower,
+            volumes,
+            shm: files.shm.is_some(),
+            printed: files.printed.is_some(),
+        })
     }
 
     /// Archives the copies, under the names that podman's restore knows. Each copy goes once it is archived.
@@ -66,6 +80,9 @@ impl Copies {
             write(&tar, |out| archive_folder(&at("shm"), out))?;
             remove(&at("shm"))?;
             captured.add("devshm-checkpoint.tar", tar);
+        }
+        if self.printed {
+            captured.add(PRINTED, at(PRINTED));
         }
         Ok(captured)
     }

@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use image_format::{ApplicationId, Digest, Epoch, GlobalCheckpoint, MemberEntry, MemberTimeline};
-use registry::{Listed, Tag, catalogue, newest, sign, under_tag};
+use registry::{Listed, Tag, newest, sign, under_tag};
 
 use super::error::{CheckpointError, CheckpointErrorKind};
 use super::phase2::Sent;
@@ -25,9 +25,8 @@ pub(super) async fn line(
     application: &ApplicationId,
     jobs: usize,
 ) -> Result<Line, CheckpointErrorKind> {
-    let (listed, _) = catalogue(&*destination.store, jobs).await?;
-    let last = newest(&listed, application);
-    let epoch = last.map_or(Epoch(1), |last| last.global.epoch().next());
+    let last = newest(&*destination.store, application, jobs).await?;
+    let epoch = last.as_ref().map_or(Epoch(1), |last| last.global.epoch().next());
     let tag = match &destination.tag {
         Some(tag) => tag.clone(),
         None => format!("epoch-{epoch}").parse()?,

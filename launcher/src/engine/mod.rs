@@ -204,6 +204,8 @@ pub(crate) struct Files {
     pub(crate) volumes: BTreeMap<String, PathBuf>,
     /// Its `/dev/shm`.
     pub(crate) shm: Option<PathBuf>,
+    /// What it printed, where its engine keeps that with the container.
+    pub(crate) printed: Option<PathBuf>,
 }
 
 /// A writable layer and what lies below it, the topmost first.

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use image_format::{ApplicationId, Artifact, Descriptor, Digest, Epoch};
-use registry::{Listed, ParseReferenceError, Reference, Store, Tag, catalogue, newest, under_tag};
+use registry::{Listed, ParseReferenceError, Reference, Store, Tag, newest, under_tag};
 
 use super::LinkArgs;
 use crate::context::Context;
@@ -73,8 +73,8 @@ pub async fn find(args: &LinkArgs, tag: &Tag, target: &dyn Store, context: &Cont
     let before = match &args.predecessor {
         Predecessor::None => None,
         Predecessor::Auto => {
-            let (listed, _) = catalogue(target, args.transport.jobs()).await?;
-            newest(&listed, &args.application).map(|newest| (newest.root.digest, newest.global.epoch()))
+            let newest = newest(target, &args.application, args.transport.jobs()).await?;
+            newest.map(|newest| (newest.root.digest, newest.global.epoch()))
         }
         Predecessor::Named(reference) => {
             let named = named(reference, &args.application, &args.transport, context).await;

@@ -28,6 +28,9 @@ use crate::error::chain;
 /// How long pulling a base image may take.
 const PULL: Duration = Duration::from_secs(1800);
 
+/// The file in the container's folder that podman's archives take along.
+const PRINTED: &str = "ctr.log";
+
 /// How often a container is tried to be removed.
 const REMOVALS: u32 = 3;
 
@@ -200,6 +203,7 @@ fn source(found: Inspected) -> Source {
         volumes: volumes.map(|volume| (volume.name.clone(), volume.source.clone())).collect(),
         // A container that shares another's has none here.
         shm: Some(userdata.join("shm")).filter(|shm| shm.is_dir()),
+        printed: Some(userdata.join(PRINTED)).filter(|log| log.is_file()),
     };
     let pid = if found.state.status == "running" { found.state.pid } else { 0 };
     let (labels, log) = (found.labels(), Some(userdata.join("dump.log")));
