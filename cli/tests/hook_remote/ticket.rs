@@ -112,7 +112,7 @@ async fn two_hosts_restore_together() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hosts_are_dumped_together() {
-    let mut pair = Pair::of(SessionKind::Dump).await;
+    let pair = Pair::of(SessionKind::Dump).await;
     pair.pass(Hook::PreDump);
     pair.pass(Hook::NetworkLock);
     let standing = [pair.near(Hook::PostDump), pair.far(Hook::PostDump)];

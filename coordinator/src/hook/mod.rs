@@ -41,10 +41,10 @@ pub use self::frozen::mend;
 use self::guard::Guard;
 use self::notes::Notes;
 use self::process::Process;
-use self::standalone::JoinError;
+use self::standalone::{JoinError, Stopped};
 use self::tasks::{Held, Tasks};
 use crate::plan::SessionId;
-use crate::proto::{Duty, Hook, Message, ParseHookError, Reply, SessionKind, Verdict, Vote};
+use crate::proto::{Duty, Hook, Message, Reply, SessionKind, Verdict, Vote};
 use crate::ticket::{HOOK, TICKET, Ticket};
 use crate::wire;
 
@@ -94,7 +94,7 @@ enum HookError {
     #[error("the session was aborted: {reason}")]
     Aborted { reason: String },
     #[error(transparent)]
-    Join(JoinError),
+    Join(Box<JoinError>),
     #[error("the session is lost")]
     Lost(#[source] Lost),
     #[error("the tasks run without having been released")]
@@ -168,11 +168,12 @@ pub fn main(
         Ok(ticket) => ticket,
         Err(HookError::Ticket { source, .. }) if source.kind() == io::ErrorKind::NotFound && !in_session(&name) => {
             if let Some(action) = action {
-                return match action.parse().map(|hook| standalone::run(hook, &env)) {
-                    Ok(Ok(())) | Err(ParseHookError) => 0,
-                    Ok(Err((refusal, log))) => refusal.carry_out(&action, |words| {
-                        if let Some(log) = log {
-                            standalone::log(&log, words);
+                let Ok(hook) = action.parse() else { return 0 };
+                return match standalone::run(hook, &env).map_err(|stopped| *stopped) {
+                    Ok(()) => 0,
+                    Err(Stopped { refusal, log_file }) => refusal.carry_out(&action, |words| {
+                        if let Some(file) = log_file {
+                            standalone::log(&file, words);
                         }
                         say(words);
                     }),

@@ -51,19 +51,28 @@ pub(super) enum JoinError {
     Run(#[source] io::Error),
 }
 
+/// A member that must not go on, and where that is told as well.
+pub(super) struct Stopped {
+    pub(super) refusal: Refusal,
+    pub(super) log_file: Option<PathBuf>,
+}
+
 /// Does what the hook has to do, if anything tells of its member.
-pub(super) fn run(hook: Hook, env: &impl Fn(&str) -> Option<OsString>) -> Result<(), (Refusal, Option<PathBuf>)> {
+pub(super) fn run(hook: Hook, env: &impl Fn(&str) -> Option<OsString>) -> Result<(), Box<Stopped>> {
     let Some(kind) = [SessionKind::Dump, SessionKind::Restore].into_iter().find(|kind| kind.duty(hook) != Duty::Pass)
     else {
         return Ok(());
     };
     let images = env(IMAGE_DIR).map(PathBuf::from);
     let criu = Criu { kind, images: images.as_deref(), init: init_pid(env) };
-    let stop = |error: JoinError| Refusal { error: HookError::Join(error), kill: without_ticket(hook.as_str(), env) };
+    let stop = |error: JoinError| Refusal {
+        error: HookError::Join(Box::new(error)),
+        kill: without_ticket(hook.as_str(), env),
+    };
     let settings = match words::find(env, &criu, words::global()) {
         Ok(Some(settings)) => settings,
         Ok(None) => return Ok(()),
-        Err(error) => return Err((stop(error.into()), None)),
+        Err(error) => return Err(Box::new(Stopped { refusal: stop(error.into()), log_file: None })),
     };
     let folder = settings.state.join(settings.member.as_str());
     let done = seat(&settings, kind, hook, &folder).map_err(stop).and_then(|(ticket, client)| {
@@ -71,7 +80,7 @@ pub(super) fn run(hook: Hook, env: &impl Fn(&str) -> Option<OsString>) -> Result
         let member = Member { folder: &folder, ticket, hook, init, criu, joined: Cell::new(client) };
         member.act()
     });
-    done.map_err(|refusal| (refusal, settings.log_file))
+    done.map_err(|refusal| Box::new(Stopped { refusal, log_file: settings.log_file }))
 }
 
 /// Writes a line to the log file that was named; the standard error stream has it in any case.

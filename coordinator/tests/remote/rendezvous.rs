@@ -193,7 +193,7 @@ async fn plain_and_silent_peers_are_ended_and_disturb_nobody() {
 
 #[tokio::test]
 async fn a_member_that_vanishes_elsewhere_is_an_abort() {
-    let mut set = start().await;
+    let set = start().await;
     drop(set.send(&set.authority.member("a"), &set.message("a")).await);
     match set.rendezvous.outcome().await {
         Outcome::Aborted { reason, .. } => assert_eq!(reason, "member a vanished while it waited at pre-restore"),
