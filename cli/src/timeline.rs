@@ -17,15 +17,15 @@ use crate::output::{count, size};
 /// Width of the names of members, of the bars, and of what is said behind them.
 const NAMES: f64 = 170.0;
 const BARS: f64 = 640.0;
-const NOTES: f64 = 190.0;
+const NOTES: f64 = 230.0;
 /// Above the rows: the title, the legend, the names of barriers.
-const TOP: f64 = 104.0;
+const TOP: f64 = 120.0;
 const ROW: f64 = 36.0;
 /// Below the rows: the scale.
 const BOTTOM: f64 = 34.0;
 const BAR: f64 = 8.0;
 /// Characters of a member's name that fit; all of it is in the row's title.
-const NAME_CHARS: usize = 22;
+const NAME_CHARS: usize = 20;
 /// A bar that is shorter than this could not be seen.
 const MIN_BAR: f64 = 1.5;
 
@@ -151,12 +151,12 @@ impl<'a> Drawing<'a> {
         writeln!(out, r#"<text class="dim" x="{}" y="{}">{note}</text></g>"#, NAMES + BARS + 24.0, y + 22.0)
     }
 
-    /// The name of a barrier stands over its line; where two would overlap, the later one gives way a line up.
+    /// The name of a barrier stands over its line; where it would cover another one, it gives way upwards.
     fn draw_barriers(&self, out: &mut String) -> fmt::Result {
-        let mut lanes = [f64::NEG_INFINITY; 2];
+        let mut lanes = [f64::NEG_INFINITY; 3];
         for barrier in &self.timeline.barriers {
             let (x, end) = (self.x(barrier.opened), self.height - BOTTOM);
-            let lane = usize::from(lanes[0] > x && lanes[0] >= lanes[1]);
+            let lane = lanes.iter().position(|end| *end <= x).unwrap_or(0);
             lanes[lane] = x + 7.0 * barrier.hook.chars().count() as f64 + 8.0;
             let y = TOP - 4.0 - 14.0 * lane as f64;
             write!(out, r#"<line class="barrier" x1="{x:.1}" y1="{:.1}" x2="{x:.1}" y2="{end}">"#, y + 2.0)?;

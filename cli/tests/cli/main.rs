@@ -1,5 +1,6 @@
 //! The real `syncpoint`, as people and scripts run it.
 
+mod certificates;
 mod common;
 mod exits;
 mod flow;

@@ -25,7 +25,7 @@ pub(crate) enum Lost {
     #[error("nobody can be reached at the session's socket")]
     Connect(#[source] io::Error),
     #[error(transparent)]
-    Secure(#[from] SecureError),
+    Secure(Box<SecureError>),
     #[error("the connection to the rendezvous failed")]
     Broken(#[source] io::Error),
     #[error("the rendezvous has gone")]
@@ -38,6 +38,12 @@ pub(crate) enum Lost {
     Criu,
     #[error("the tasks have gone")]
     Tasks,
+}
+
+impl From<SecureError> for Lost {
+    fn from(error: SecureError) -> Self {
+        Self::Secure(Box::new(error))
+    }
 }
 
 /// Whose death ends the waiting.

@@ -2,7 +2,8 @@
 //!
 //! CRIU runs it by the path in its configuration, a link in the member's folder of a session; the ticket lies beside that
 //! link. Without a ticket it is silent: a plain dump or restore goes on as if it were not installed. With one it **fails
-//! closed**: whatever is not a plain "proceed" from the rendezvous stops the member.
+//! closed**: whatever is not a plain "proceed" from the rendezvous stops the member. Settings of criu-coordinator stand for a
+//! ticket, where there are any (`standalone`).
 //!
 //! | hook of a restore | does | on abort, a lost rendezvous or the deadline |
 //! |---|---|---|
@@ -24,8 +25,11 @@ mod guard;
 mod notes;
 mod process;
 mod secure;
+mod standalone;
 mod tasks;
+mod words;
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -37,6 +41,7 @@ pub use self::frozen::mend;
 use self::guard::Guard;
 use self::notes::Notes;
 use self::process::Process;
+use self::standalone::{JoinError, Stopped};
 use self::tasks::{Held, Tasks};
 use crate::plan::SessionId;
 use crate::proto::{Duty, Hook, Message, Reply, SessionKind, Verdict, Vote};
@@ -88,6 +93,8 @@ enum HookError {
     Note(#[source] io::Error),
     #[error("the session was aborted: {reason}")]
     Aborted { reason: String },
+    #[error(transparent)]
+    Join(Box<JoinError>),
     #[error("the session is lost")]
     Lost(#[source] Lost),
     #[error("the tasks run without having been released")]
@@ -160,8 +167,17 @@ pub fn main(
     let ticket = match load(&folder.join(TICKET)) {
         Ok(ticket) => ticket,
         Err(HookError::Ticket { source, .. }) if source.kind() == io::ErrorKind::NotFound && !in_session(&name) => {
-            if action.is_some() {
-                return 0;
+            if let Some(action) = action {
+                let Ok(hook) = action.parse() else { return 0 };
+                return match standalone::run(hook, &env).map_err(|stopped| *stopped) {
+                    Ok(()) => 0,
+                    Err(Stopped { refusal, log_file }) => refusal.carry_out(&action, |words| {
+                        if let Some(file) = log_file {
+                            standalone::log(&file, words);
+                        }
+                        say(words);
+                    }),
+                };
             }
             say("syncpoint-hook is run by CRIU, as its action script; see docs/protocol.md");
             return 2;
@@ -174,13 +190,9 @@ pub fn main(
     let Some(action) = action else { return Refusal::from(HookError::NoAction).carry_out("?", say) };
     // Actions of CRIU that no session has a step at, also ones that it may get some day.
     let Ok(hook) = action.parse::<Hook>() else { return 0 };
-    let member = Member { folder, ticket, hook, init: init_pid(&env), criu: criu_pid(&env) };
-    let done = match member.ticket.kind.duty(hook) {
-        Duty::Pass => Ok(()),
-        Duty::Wait(place) => member.wait(place),
-        Duty::Report => member.report(),
-    };
-    match done {
+    let joined = Cell::new(None);
+    let member = Member { folder, ticket, hook, init: init_pid(&env), criu: criu_pid(&env), joined };
+    match member.act() {
         Ok(()) => 0,
         Err(refusal) => refusal.carry_out(hook.as_str(), say),
     }
@@ -219,6 +231,13 @@ fn without_ticket(action: &str, env: &impl Fn(&str) -> Option<OsString>) -> Kill
     }
 }
 
+/// The moment this long from now.
+fn after(wait: Duration) -> Instant {
+    let now = Instant::now();
+    // A century is a deadline that never comes; it stands for what the clock cannot add.
+    now.checked_add(wait).unwrap_or(now + Duration::from_secs(100 * 365 * 86_400))
+}
+
 /// CRIU, to be stopped and killed: only a parent that says itself that it is CRIU.
 fn criu(pid: Option<i32>) -> Option<Process> {
     Process::parent().ok().filter(|parent| pid == Some(parent.pid()))
@@ -231,9 +250,20 @@ struct Member<'a> {
     hook: Hook,
     init: Option<i32>,
     criu: Option<i32>,
+    /// The connection over which it joined, where it did so just now.
+    joined: Cell<Option<Client>>,
 }
 
 impl Member<'_> {
+    /// Does what the session has for this hook.
+    fn act(&self) -> Result<(), Refusal> {
+        match self.ticket.kind.duty(self.hook) {
+            Duty::Pass => Ok(()),
+            Duty::Wait(place) => self.wait(place),
+            Duty::Report => self.report(),
+        }
+    }
+
     /// Waits at the barrier `place` and does what was decided.
     fn wait(&self, place: usize) -> Result<(), Refusal> {
         let notes = Notes::in_folder(self.folder);
@@ -312,7 +342,13 @@ impl Member<'_> {
 
     fn vote(&self, vote: Vote, tasks: Option<&Tasks>, deadline: Instant) -> Result<(), HookError> {
         let criu = Process::parent().map_err(HookError::Watch)?;
-        let mut client = Client::connect(&self.ticket.place, deadline).map_err(HookError::Lost)?;
+        let mut client = match self.joined.take() {
+            Some(mut client) => {
+                client.until(deadline);
+                client
+            }
+            None => Client::connect(&self.ticket.place, deadline).map_err(HookError::Lost)?,
+        };
         let message = Message {
             session: self.ticket.session,
             epoch: self.ticket.epoch,
@@ -356,9 +392,7 @@ impl Member<'_> {
             let most = self.hold().saturating_add(GRACE);
             notes.left_to_hold(GRACE).map_or(most, |left| left.min(most))
         };
-        let now = Instant::now();
-        // A century is a deadline that never comes; it stands for what the clock cannot add.
-        now.checked_add(wait).unwrap_or(now + Duration::from_secs(100 * 365 * 86_400))
+        after(wait)
     }
 
     fn hold(&self) -> Duration {

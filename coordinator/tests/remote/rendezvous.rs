@@ -1,7 +1,5 @@
 //! The rendezvous over mutual TLS on a real socket, with peers that are who they say and peers that are not.
 
-mod support;
-
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,13 +15,14 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use serde::Serialize;
-use support::Authority;
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+use crate::support::Authority;
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -194,7 +193,7 @@ async fn plain_and_silent_peers_are_ended_and_disturb_nobody() {
 
 #[tokio::test]
 async fn a_member_that_vanishes_elsewhere_is_an_abort() {
-    let mut set = start().await;
+    let set = start().await;
     drop(set.send(&set.authority.member("a"), &set.message("a")).await);
     match set.rendezvous.outcome().await {
         Outcome::Aborted { reason, .. } => assert_eq!(reason, "member a vanished while it waited at pre-restore"),

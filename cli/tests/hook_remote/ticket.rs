@@ -1,22 +1,18 @@
-//! The real `syncpoint-hook` with a rendezvous on another host, which here is another port of this one.
-
-#[path = "../../coordinator/tests/support/mod.rs"]
-mod support;
+//! With a ticket that leads to a session's rendezvous on another host.
 
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use coordinator::{Deadlines, Hook, Listen, Outcome, Outpost, Remote, Rendezvous, SessionId, SessionKind, SessionPlan};
-use image_format::{Epoch, MemberId};
+use image_format::Epoch;
 use serde_json::Value;
-use support::Authority;
 use tempfile::TempDir;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_syncpoint-hook");
-const LONG: Duration = Duration::from_secs(20);
+use crate::support::Authority;
+use crate::{LONG, PROGRAM, assert_refused, end, id};
 
 /// A session of a member on the rendezvous' host and one on another.
 struct Pair {
@@ -25,10 +21,6 @@ struct Pair {
     rendezvous: Rendezvous,
     outpost: Outpost,
     task: Child,
-}
-
-fn id(member: &str) -> MemberId {
-    member.parse().expect("an id")
 }
 
 impl Pair {
@@ -106,16 +98,6 @@ impl Drop for Pair {
     }
 }
 
-fn end(child: Child) -> Output {
-    child.wait_with_output().expect("an end")
-}
-
-fn assert_refused(output: &Output, words: &str) {
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(said.starts_with("Error (syncpoint-hook): ") && said.contains(words), "{said:?} has no {words:?}");
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hosts_restore_together() {
     let mut pair = Pair::of(SessionKind::Restore).await;
@@ -130,7 +112,7 @@ async fn two_hosts_restore_together() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hosts_are_dumped_together() {
-    let mut pair = Pair::of(SessionKind::Dump).await;
+    let pair = Pair::of(SessionKind::Dump).await;
     pair.pass(Hook::PreDump);
     pair.pass(Hook::NetworkLock);
     let standing = [pair.near(Hook::PostDump), pair.far(Hook::PostDump)];

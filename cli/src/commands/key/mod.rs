@@ -1,5 +1,7 @@
 //! `syncpoint key`.
 
+mod authority;
+
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -17,7 +19,7 @@ use crate::keys::PASS_PHRASE;
 use crate::output::{Format, Report};
 use crate::terminal::blocking;
 
-/// Make keys for signing
+/// Make keys for signing, and certificates for hosts that checkpoint together
 #[derive(Debug, Args)]
 pub struct KeyArgs {
     #[command(subcommand)]
@@ -27,6 +29,8 @@ pub struct KeyArgs {
 #[derive(Debug, Subcommand)]
 enum KeyCommand {
     Generate(GenerateArgs),
+    Ca(authority::CaArgs),
+    Issue(authority::IssueArgs),
 }
 
 /// Make a key pair: PREFIX.key, sealed with a pass phrase, and PREFIX.pub
@@ -61,13 +65,15 @@ impl Report for Generated {
 
 /// Does what was asked about keys.
 pub async fn run(args: KeyArgs, context: &Context) -> Result<(), CommandError> {
-    let KeyCommand::Generate(args) = args.command;
-    let private = PathBuf::from(format!("{}.key", args.output_prefix));
-    let public = PathBuf::from(format!("{}.pub", args.output_prefix));
-    if let Some(there) = [&private, &public].into_iter().find(|file| file.symlink_metadata().is_ok()) {
-        return Err(CommandError::usage(format!("{} is there already", there.display()))
-            .hint("name other files with --output-prefix"));
+    match args.command {
+        KeyCommand::Generate(args) => generate(args, context).await,
+        KeyCommand::Ca(args) => authority::ca(&args, context),
+        KeyCommand::Issue(args) => authority::issue(&args, context),
     }
+}
+
+async fn generate(args: GenerateArgs, context: &Context) -> Result<(), CommandError> {
+    let [private, public] = new_files(&args.output_prefix, ["key", "pub"])?;
     let password = match context.environment.password() {
         Some(Secret(password)) => password,
         None => PASS_PHRASE.ask_new_secret(&context.cancel).await?,
@@ -79,13 +85,28 @@ pub async fn run(args: KeyArgs, context: &Context) -> Result<(), CommandError> {
         Ok((key.public_key(), sealed))
     })
     .await?;
-    write_new(&private, 0o600, &sealed)?;
-    write_new(&public, 0o644, &key.to_pem()).inspect_err(|_| {
-        // Half a pair is of no use; the error that is told is the first one.
-        let _ = fs::remove_file(&private);
-    })?;
+    write_pair((&private, &sealed), (&public, &key.to_pem()))?;
     let generated = Generated { private, public, fingerprint: key.fingerprint().to_string() };
     context.output.print(args.format, &generated)
+}
+
+/// The names of two files that are not there yet.
+fn new_files(prefix: &str, endings: [&str; 2]) -> Result<[PathBuf; 2], CommandError> {
+    let files = endings.map(|ending| PathBuf::from(format!("{prefix}.{ending}")));
+    match files.iter().find(|file| file.symlink_metadata().is_ok()) {
+        Some(there) => Err(CommandError::usage(format!("{} is there already", there.display()))
+            .hint("name other files with --output-prefix")),
+        None => Ok(files),
+    }
+}
+
+/// Writes both or neither.
+fn write_pair(private: (&Path, &str), public: (&Path, &str)) -> Result<(), CommandError> {
+    write_new(private.0, 0o600, private.1)?;
+    write_new(public.0, 0o644, public.1).inspect_err(|_| {
+        // Half a pair is of no use; the error that is told is the first one.
+        let _ = fs::remove_file(private.0);
+    })
 }
 
 fn write_new(file: &Path, mode: u32, text: &str) -> Result<(), CommandError> {
