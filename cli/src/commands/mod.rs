@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod completion;
+mod coordinator;
 mod copy;
 mod inspect;
 mod key;
@@ -44,6 +45,7 @@ pub enum Command {
     Unpack(unpack::UnpackArgs),
     Restore(restore::RestoreArgs),
     Key(key::KeyArgs),
+    Coordinator(coordinator::CoordinatorArgs),
     Login(login::LoginArgs),
     Logout(login::LogoutArgs),
     Completion(completion::CompletionArgs),
@@ -53,7 +55,7 @@ pub enum Command {
 impl Command {
     /// Whether it ends in good order by itself when it is told to stop, and is not to be dropped.
     pub fn stops_by_itself(&self) -> bool {
-        matches!(self, Self::Checkpoint(_) | Self::Restore(_))
+        matches!(self, Self::Checkpoint(_) | Self::Coordinator(_) | Self::Restore(_))
     }
 }
 
@@ -70,6 +72,7 @@ pub async fn run(command: Command, context: &Context) -> Result<(), CommandError
         Command::Inspect(args) => inspect::run(args, context).await,
         Command::Unpack(args) => unpack::run(args, context).await,
         Command::Restore(args) => restore::run(args, context).await,
+        Command::Coordinator(args) => coordinator::run(args, context).await,
         Command::Key(args) => key::run(args, context).await,
         Command::Login(args) => login::run(args, context).await,
         Command::Logout(args) => login::run_logout(args, context).await,

@@ -2,6 +2,7 @@
 
 mod certificates;
 mod common;
+mod coordinator;
 mod exits;
 mod flow;
 mod hostile;
