@@ -182,12 +182,12 @@ fn sockets(pid: i32) -> io::Result<Vec<i32>> {
 
 /// Where version 2 is mounted: beside version 1 on some hosts.
 fn mount_point(mountinfo: &str) -> Option<PathBuf> {
-    let cgroup2 = mountinfo.lines().filter_map(|line| {
+    let mut cgroup2 = mountinfo.lines().filter_map(|line| {
         let (before, after) = line.split_once(" - ")?;
         after.starts_with("cgroup2 ").then(|| before.split(' ').nth(4))?
     });
     // What was mounted last is what is seen.
-    cgroup2.last().map(PathBuf::from)
+    cgroup2.next_back().map(PathBuf::from)
 }
 
 /// The path of a process in version 2, without its first slash.
