@@ -1,0 +1,296 @@
+//! How long hooks wait for nothing: `tests/bench/barrier`.
+//!
+//! Real hook processes meet a real rendezvous. All but one member are at the barrier; the last one, a connection of this
+//! program's own, is ready to speak. The time is taken from its first byte until each process was seen to have ended, with
+//! everything between: the rendezvous, the answers, the hooks' waking up and their ends. Nothing here passes or fails.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use coordinator::proto::{Message, Vote};
+use coordinator::wire::{self, Request, Secret};
+use coordinator::{
+    Deadlines, Hook, Listen, Outpost, Remote, Rendezvous, SessionId, SessionKind, SessionPlan, Step, TlsFiles,
+};
+use image_format::{Epoch, MemberId};
+use rustix::process::{Resource, Rlimit, WaitOptions, getrlimit, setrlimit, wait};
+use rustls::{ClientConnection, StreamOwned};
+use rustls_pki_types::ServerName;
+use tokio::runtime::Runtime;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Members, rounds, and what the project wants of the 99th percentile.
+const SIZES: [(usize, usize, Duration); 3] =
+    [(64, 20, Duration::from_millis(5)), (256, 8, Duration::from_millis(25)), (1024, 4, Duration::from_millis(100))];
+
+/// What a hook may cost over a program that does nothing.
+const COST: Duration = Duration::from_millis(3);
+
+const LONG: Duration = Duration::from_secs(300);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Socket,
+    Tls,
+}
+
+fn main() -> Result<()> {
+    let bin: PathBuf = std::env::var_os("SYNCPOINT_BIN").ok_or("SYNCPOINT_BIN is not set")?.into();
+    // A connection is a descriptor.
+    let most = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let bench =
+        Bench { hook: bin.join("syncpoint-hook"), certificates: Certificates::make(&bin.join("syncpoint"))?, runtime };
+    println!("release after the last arrival, in ms");
+    println!("members  over     rounds      p50      p99      max   p99 wanted");
+    for way in [Way::Socket, Way::Tls] {
+        for (members, rounds, wanted) in SIZES {
+            let mut all = Vec::new();
+            for _ in 0..rounds {
+                all.extend(bench.round(way, members)?);
+            }
+            println!(
+                "{members:7}  {:7} {rounds:7} {:8.2} {:8.2} {:8.2}   {:10}",
+                name(way),
+                at(&mut all, 50),
+                at(&mut all, 99),
+                at(&mut all, 100),
+                wanted.as_millis(),
+            );
+        }
+    }
+    println!("\na whole program from start to end, in ms");
+    println!("program                          p50      p99   p50 over /bin/true   wanted");
+    bench.costs()
+}
+
+fn name(way: Way) -> &'static str {
+    match way {
+        Way::Socket => "socket",
+        Way::Tls => "TLS",
+    }
+}
+
+/// The value that this percentage of the samples does not exceed, in milliseconds.
+fn at(samples: &mut [Duration], percent: usize) -> f64 {
+    samples.sort_unstable();
+    let place = (samples.len() * percent).div_ceil(100).saturating_sub(1);
+    samples.get(place).map_or(f64::NAN, |sample| sample.as_secs_f64() * 1e3)
+}
+
+fn member(number: usize) -> Result<MemberId> {
+    Ok(format!("member-{number}").parse()?)
+}
+
+struct Bench {
+    hook: PathBuf,
+    certificates: Certificates,
+    runtime: Runtime,
+}
+
+/// A session and where the hooks of its members lie.
+struct Set {
+    _root: tempfile::TempDir,
+    plan: SessionPlan,
+    rendezvous: Rendezvous,
+    _outposts: Vec<Outpost>,
+    hooks: Vec<PathBuf>,
+}
+
+impl Bench {
+    async fn set(&self, way: Way, members: usize) -> Result<Set> {
+        let root = tempfile::tempdir()?;
+        let plan = SessionPlan {
+            kind: SessionKind::Dump,
+            id: SessionId::random()?,
+            epoch: Epoch(1),
+            application: "bench".parse()?,
+            members: (0..members).map(member).collect::<Result<_>>()?,
+            deadlines: Deadlines { gather: LONG, hold: LONG },
+        };
+        let tls = self.certificates.of("coordinator");
+        let listen = Listen { address: "127.0.0.1:0".parse()?, tls };
+        let here = root.path().join("here");
+        let rendezvous = Rendezvous::start_with(&here, plan.clone(), &self.hook, Some(&listen)).await?;
+        let mut outposts = Vec::new();
+        let mut hooks = Vec::new();
+        for id in &plan.members {
+            let config = match way {
+                Way::Socket => rendezvous.criu_config(id),
+                Way::Tls => {
+                    let remote = Remote { address: address(&rendezvous)?, tls: self.certificates.of(id.as_str()) };
+                    // A host each, as far as folders go.
+                    let there = root.path().join(id.as_str());
+                    let kind = SessionKind::Dump;
+                    outposts.push(Outpost::join(&there, remote, kind, id.clone(), &self.hook, LONG).await?);
+                    outposts.last().map(Outpost::criu_config).ok_or("no outpost")?
+                }
+            };
+            hooks.push(config.with_file_name("hook"));
+        }
+        Ok(Set { _root: root, plan, rendezvous, _outposts: outposts, hooks })
+    }
+
+    /// One barrier of a session of its own.
+    fn round(&self, way: Way, members: usize) -> Result<Vec<Duration>> {
+        let mut set = self.runtime.block_on(self.set(way, members))?;
+        let mut events = set.rendezvous.events();
+        let mut last = self.last(&set, way)?;
+        let mut running = HashMap::new();
+        for hook in &set.hooks[1..] {
+            running.insert(spawn(hook, Hook::PreDump)?, ());
+        }
+        self.runtime.block_on(async {
+            let mut arrived = 0;
+            while arrived < members - 1 {
+                let event = events.recv().await.ok_or("the session ended")?;
+                arrived += usize::from(event.step == Step::Arrived(Hook::PreDump));
+            }
+            Ok::<_, Box<dyn Error>>(())
+        })?;
+        // The last one may have come this far and not be asleep yet.
+        std::thread::sleep(Duration::from_millis(300));
+        let message = Message {
+            session: set.plan.id,
+            epoch: set.plan.epoch,
+            member: member(0)?,
+            hook: Hook::PreDump,
+            vote: Vote::Yes,
+        };
+        let secret = match way {
+            Way::Socket => Some(secret(&set.hooks[0])?),
+            Way::Tls => None,
+        };
+        let frame = wire::encode(&Request { version: wire::VERSION, secret, message })?;
+        let start = Instant::now();
+        last.write_all(&frame)?;
+        last.flush()?;
+        let mut waited = Vec::with_capacity(members);
+        while !running.is_empty() {
+            let Some((pid, status)) = wait(WaitOptions::empty())? else { continue };
+            let now = start.elapsed();
+            if running.remove(&pid.as_raw_nonzero().get()).is_some() {
+                if status.exit_status() != Some(0) {
+                    return Err("a hook was not let through".into());
+                }
+                waited.push(now);
+            }
+        }
+        Ok(waited)
+    }
+
+    /// The connection of the member that comes last.
+    fn last(&self, set: &Set, way: Way) -> Result<Box<dyn Stream>> {
+        match way {
+            Way::Socket => {
+                let folder = set.hooks[0].parent().and_then(Path::parent).ok_or("no folder")?;
+                Ok(Box::new(UnixStream::connect(folder.join(".socket"))?))
+            }
+            Way::Tls => {
+                let config = self.certificates.of("member-0").client()?;
+                let stream = TcpStream::connect(address(&set.rendezvous)?)?;
+                stream.set_nodelay(true)?;
+                let tls = ClientConnection::new(config, ServerName::try_from("127.0.0.1")?)?;
+                let mut stream = StreamOwned::new(tls, stream);
+                stream.conn.complete_io(&mut stream.sock)?;
+                Ok(Box::new(stream))
+            }
+        }
+    }
+
+    /// What one run of each program takes, by turns.
+    fn costs(&self) -> Result<()> {
+        let alone = |way| self.runtime.block_on(self.set(way, 1));
+        let (near, far) = (alone(Way::Socket)?, alone(Way::Tls)?);
+        let programs = [
+            ("/bin/true", PathBuf::from("/bin/true")),
+            ("the hook, without a session", self.hook.clone()),
+            ("the hook, over the socket", near.hooks[0].clone()),
+            ("the hook, over TLS", far.hooks[0].clone()),
+        ];
+        let mut samples = vec![Vec::new(); programs.len()];
+        for _ in 0..300 {
+            for (samples, (_, program)) in samples.iter_mut().zip(&programs) {
+                let start = Instant::now();
+                spawn(program, Hook::PreDump)?;
+                wait(WaitOptions::empty())?;
+                samples.push(start.elapsed());
+            }
+        }
+        let nothing = at(&mut samples[0], 50);
+        for (samples, (name, _)) in samples.iter_mut().zip(&programs) {
+            let (half, most) = (at(samples, 50), at(samples, 99));
+            println!("{name:28} {half:7.2}  {most:7.2}   {:18.2}   {:6}", half - nothing, COST.as_millis());
+        }
+        Ok(())
+    }
+}
+
+trait Stream: Read + Write {}
+
+impl<T: Read + Write> Stream for T {}
+
+fn address(rendezvous: &Rendezvous) -> Result<String> {
+    Ok(rendezvous.address().ok_or("no port")?.to_string())
+}
+
+fn secret(hook: &Path) -> Result<Secret> {
+    let ticket: serde_json::Value = serde_json::from_slice(&std::fs::read(hook.with_file_name("session.json"))?)?;
+    Ok(Secret::try_from(ticket["secret"].as_str().ok_or("no secret")?.to_owned())?)
+}
+
+/// Starts a hook as CRIU does, and gives its pid.
+fn spawn(program: &Path, hook: Hook) -> Result<i32> {
+    let child = Command::new(program)
+        .env_clear()
+        .env("CRTOOLS_SCRIPT_ACTION", hook.as_str())
+        .env("CRTOOLS_IMAGE_DIR", "/proc/1/fd/9")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit())
+        .spawn()?;
+    Ok(i32::try_from(child.id())?)
+}
+
+/// What `syncpoint key` makes.
+struct Certificates {
+    folder: tempfile::TempDir,
+}
+
+impl Certificates {
+    fn make(syncpoint: &Path) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let key = |arguments: &[&str]| -> Result<()> {
+            let arguments = arguments.iter().map(OsString::from);
+            let mut command = Command::new(syncpoint);
+            command.arg("key").args(arguments).current_dir(folder.path()).stdout(Stdio::null());
+            if command.status()?.success() { Ok(()) } else { Err("syncpoint key failed".into()) }
+        };
+        key(&["ca", "--output-prefix", "ca"])?;
+        key(&["issue", "--ca", "ca", "--coordinator", "127.0.0.1", "--output-prefix", "coordinator"])?;
+        let most = SIZES.map(|(members, ..)| members).into_iter().max().unwrap_or(0);
+        for number in 0..most {
+            let id = member(number)?;
+            key(&["issue", "--ca", "ca", "--member", id.as_str(), "--output-prefix", id.as_str()])?;
+        }
+        Ok(Self { folder })
+    }
+
+    fn of(&self, name: &str) -> TlsFiles {
+        let file = |name: String| self.folder.path().join(name);
+        TlsFiles {
+            ca: file("ca.crt".to_owned()),
+            certificate: file(format!("{name}.crt")),
+            key: file(format!("{name}.key")),
+        }
+    }
+}
