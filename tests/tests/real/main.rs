@@ -9,3 +9,4 @@ mod peers;
 mod restore;
 mod runc;
 mod setup;
+mod torn;

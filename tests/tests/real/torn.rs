@@ -1,0 +1,270 @@
+//! Checkpoints of a running application to which something happens: afterwards there is a permanent one, or none and the
+//! application running on as before; never a mixture.
+
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use syncpoint_tests::{Ledger, Process, Registry, command, run, run_failing, wait_until};
+
+use crate::setup::Keys;
+
+/// Containers of the ledger: its own three, and two auditors more.
+const FIVE: [&str; 5] = ["consumer", "producer", "auditor", "auditor-2", "auditor-3"];
+
+const APPLICATION: &str = "ledger";
+
+/// The longest that tasks may stand frozen.
+const FREEZE: Duration = Duration::from_secs(4);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    Task,
+    Criu,
+    Hook,
+    Syncpoint,
+    Registry,
+}
+
+/// The victim, asked for before: podman answers no questions about a container that is being dumped.
+struct Producer {
+    id: String,
+    task: i32,
+}
+
+impl Producer {
+    fn find() -> Self {
+        let found = run(&mut command("podman", ["inspect", "--format", "{{.Id}} {{.State.Pid}}", "producer"]));
+        let (id, task) = found.trim().split_once(' ').unwrap();
+        Self { id: id.to_owned(), task: task.parse().unwrap() }
+    }
+}
+
+/// Five members of one application.
+fn five() -> Ledger {
+    let ledger = Ledger::start(&[]);
+    for (number, address) in [("2", "10.90.0.13"), ("3", "10.90.0.14")] {
+        let member = format!("auditor-{number}");
+        let labels = ["application=ledger".to_owned(), format!("member={member}"), "depends-on=consumer".to_owned()];
+        let mut podman = command("podman", ["run", "--detach", "--name", &member, "--network", "syncpoint-demo"]);
+        podman
+            .args(["--ip", address])
+            .args(labels.iter().flat_map(|label| ["--label".into(), format!("io.syncpoint.{label}")]));
+        run(podman.args(["localhost/syncpoint-demo:1", "/bin/ledger", "auditor", "--connect", "10.90.0.10:7000"]));
+    }
+    ledger
+}
+
+fn start(registry: &Registry, keys: &Keys, more: &[&str]) -> Child {
+    let to = registry.repository("sdp/torn");
+    let freeze = format!("{}s", FREEZE.as_secs());
+    let given = ["checkpoint", "--application", APPLICATION, "--to", &to, "--sign-by", &keys.private()];
+    let mut command = registry.syncpoint([&given[..], &["--freeze-timeout", &freeze], more].concat());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// How many global checkpoints are tagged.
+fn checkpoints(registry: &Registry) -> usize {
+    registry.tags("sdp/torn").iter().filter(|tag| tag.starts_with("epoch-")).count()
+}
+
+/// How far a member is, by the last line that it printed.
+fn said(member: &str) -> u64 {
+    let line = run(&mut command("podman", ["logs", "--tail", "1", member]));
+    let line = line.lines().last().unwrap_or_default();
+    line.trim().split(' ').nth(1).and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{member}: {line}"))
+}
+
+fn assert_counts_on(members: &[&str], what: &str) {
+    for member in members {
+        let before = said(member);
+        wait_until(&format!("{what}: {member} counts on from {before}"), || said(member) > before + 3);
+    }
+}
+
+/// The longest silence of a member since `from`, by the times of what it printed.
+fn longest_silence(member: &str, from: &str) -> Duration {
+    let lines = run(&mut command("podman", ["logs", "--timestamps", "--since", from, member]));
+    let seconds = |line: &str| {
+        // 2026-11-23T05:46:07.123456789Z or with a zone: within a test only hours and smaller units count.
+        let clock = line.split('T').nth(1)?;
+        let mut parts = clock.get(..15)?.split(':');
+        let hours: f64 = parts.next()?.parse().ok()?;
+        let minutes: f64 = parts.next()?.parse().ok()?;
+        Some((hours * 60.0 + minutes) * 60.0 + parts.next()?.parse::<f64>().ok()?)
+    };
+    let times: Vec<f64> = lines.lines().filter_map(seconds).collect();
+    let longest = times.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
+    Duration::from_secs_f64(longest)
+}
+
+fn engines_have_ended() {
+    wait_until("the engines have ended", || {
+        !Process::all().iter().any(|process| process.command.contains("container checkpoint"))
+    });
+}
+
+/// Holds a member back before `barrier`, so that the others wait there, kills, and lets it go.
+fn strike(victim: Victim, barrier: &str, producer: &Producer, syncpoint: &mut Child, registry: &Registry) {
+    let held = match barrier {
+        // No CRIU yet that could be told to be anybody's: its podman is held.
+        "pre-dump" => {
+            let podman = Process::wait_for("a podman of an auditor", |process| {
+                process.command.contains("container checkpoint") && !process.command.contains(&producer.id)
+            });
+            podman.signal(Signal::SIGSTOP);
+            podman.pid
+        }
+        "network-lock" => hold_criu("pre-dump"),
+        _ => hold_criu("network-lock"),
+    };
+    let hook = Process::wait_for("the producer's hook", |process| process.is_hook("producer", barrier));
+    match victim {
+        Victim::Task => nix::sys::signal::kill(nix::unistd::Pid::from_raw(producer.task), Signal::SIGKILL).unwrap(),
+        Victim::Criu => hook.signal_parent(Signal::SIGKILL),
+        Victim::Hook => hook.signal(Signal::SIGKILL),
+        Victim::Syncpoint => syncpoint.kill().unwrap(),
+        Victim::Registry => registry.kill(),
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(held), Signal::SIGCONT);
+}
+
+/// Stops the CRIU of a member, not the victim's, while it waits for its hook at `step`; gives its process id. Whoever comes
+/// to a barrier last does not wait there, so it is any of them.
+fn hold_criu(step: &str) -> i32 {
+    let others = FIVE.iter().filter(|member| **member != "producer");
+    let waits = |process: &Process| others.clone().any(|member| process.is_hook(member, step));
+    let hook = Process::wait_for("a hook that waits", waits);
+    hook.signal_parent(Signal::SIGSTOP);
+    hook.parent
+}
+
+#[test]
+fn whatever_is_killed_at_whichever_hook_there_is_a_checkpoint_or_the_application_runs_on() {
+    let registry = Registry::start(5030);
+    let keys = Keys::generate();
+    let mut table = String::from("victim     hook           code  outcome     longest silence of an auditor\n");
+    let mut ledger = Some(five());
+    let mut tags = 0;
+    for barrier in ["pre-dump", "network-lock", "post-dump"] {
+        for victim in [Victim::Criu, Victim::Hook, Victim::Syncpoint, Victim::Registry, Victim::Task] {
+            let case = format!("{victim:?} at {barrier}");
+            let producer = Producer::find();
+            let from = run(&mut command("date", ["--utc", "+%Y-%m-%dT%H:%M:%S.%NZ"]));
+            let mut syncpoint = start(&registry, &keys, &[]);
+            strike(victim, barrier, &producer, &mut syncpoint, &registry);
+            let output = syncpoint.wait_with_output().unwrap();
+            let words = String::from_utf8_lossy(&output.stderr).into_owned();
+            engines_have_ended();
+            let code = output.status.code().unwrap_or(-1);
+            let outcome = if victim == Victim::Registry {
+                registry.restart();
+                assert_eq!(checkpoints(&registry), tags, "{case}: nothing is tagged that was not finished");
+                let session = words.split("--resume ").nth(1).unwrap_or_else(|| panic!("{case}: {words}"));
+                let session = session.split('`').next().unwrap();
+                let resume = ["checkpoint", "--resume", session, "--sign-by", &keys.private()];
+                run(&mut registry.syncpoint(resume));
+                "resumed"
+            } else if output.status.success() {
+                "permanent"
+            } else {
+                "none"
+            };
+            let now = checkpoints(&registry);
+            assert_eq!(now, tags + usize::from(outcome != "none"), "{case}: {words}");
+            tags = now;
+            if outcome != "none" {
+                let tag = registry.repository(&format!("sdp/torn:epoch-{tags}"));
+                run(&mut registry.syncpoint(["verify", &tag, "--key", &keys.public()]));
+            }
+            if victim == Victim::Task {
+                assert!(matches!(code, 0 | 8), "{case}: {words}");
+                assert!(!Ledger::running().contains(&"producer".to_owned()), "{case}");
+                table += &format!("{:<11}{barrier:<15}{code:>4}  {outcome:<12}\n", format!("{victim:?}"));
+                // The old one goes before the new one is started, for it takes everything along.
+                drop(ledger.take());
+                ledger = Some(five());
+                continue;
+            }
+            assert_counts_on(&FIVE, &format!("{case}: {words}"));
+            let silence = longest_silence("auditor-3", from.trim());
+            let limit = FREEZE + Duration::from_secs(1);
+            assert!(silence <= limit, "{case}: an auditor stood still for {silence:?}");
+            table += &format!("{:<11}{barrier:<15}{code:>4}  {outcome:<12}{silence:?}\n", format!("{victim:?}"));
+        }
+    }
+    println!("{table}");
+    // What was left behind is in nobody's way.
+    let last = start(&registry, &keys, &[]).wait_with_output().unwrap();
+    assert!(last.status.success(), "{}", String::from_utf8_lossy(&last.stderr));
+    drop(ledger.take());
+    let tag = registry.repository(&format!("sdp/torn:epoch-{}", tags + 1));
+    run(&mut registry.syncpoint(["restore", &tag, "--key", &keys.public()]));
+    assert_counts_on(&FIVE, "restored");
+    Ledger.wipe();
+}
+
+#[test]
+fn of_two_checkpoints_at_once_one_wins_and_the_other_says_so() {
+    let registry = Registry::start(5031);
+    let keys = Keys::generate();
+    let ledger = Ledger::start(&[]);
+    let first = start(&registry, &keys, &[]);
+    let podman = Process::wait_for("a podman", |process| process.command.contains("container checkpoint"));
+    podman.signal(Signal::SIGSTOP);
+    let to = registry.repository("sdp/torn");
+    let second = ["checkpoint", "--application", APPLICATION, "--to", &to, "--sign-by", &keys.private()];
+    let (code, words) = run_failing(&mut registry.syncpoint(second));
+    podman.signal(Signal::SIGCONT);
+    assert_eq!(code, 7, "{words}");
+    assert!(words.contains("the application ledger is being checkpointed"), "{words}");
+    let first = first.wait_with_output().unwrap();
+    assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
+    assert_eq!(checkpoints(&registry), 1);
+    ledger.wipe();
+}
+
+#[test]
+fn a_member_that_cannot_be_dumped_is_named_and_the_others_run_on() {
+    let registry = Registry::start(5032);
+    let keys = Keys::generate();
+    let ledger = Ledger::start(&[]);
+    // A device that CRIU knows nothing of, held open.
+    let stranger = ["run", "--detach", "--name", "stranger", "--network", "syncpoint-demo", "--ip", "10.90.0.15"];
+    let mut stranger = command("podman", stranger);
+    stranger.args(["--label", "io.syncpoint.application=ledger", "--device", "/dev/loop-control"]);
+    run(stranger.args([
+        "localhost/syncpoint-demo:1",
+        "/bin/sh",
+        "-c",
+        "exec 3</dev/loop-control; while :; do /bin/busybox sleep 1; done",
+    ]));
+    let output = start(&registry, &keys, &[]).wait_with_output().unwrap();
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(8), "{words}");
+    assert!(words.contains("member stranger") && words.contains("CRIU: "), "{words}");
+    assert_eq!(registry.tags("sdp/torn"), [""; 0]);
+    assert_counts_on(&["consumer", "producer", "auditor"], &words);
+    assert!(Ledger::running().contains(&"stranger".to_owned()));
+    ledger.wipe();
+}
+
+#[test]
+fn stopped_containers_end_only_once_there_is_a_checkpoint() {
+    let registry = Registry::start(5033);
+    let keys = Keys::generate();
+    let ledger = Ledger::start(&[]);
+    registry.kill();
+    let failed = start(&registry, &keys, &["--stop"]).wait_with_output().unwrap();
+    assert_eq!(failed.status.code(), Some(9), "{}", String::from_utf8_lossy(&failed.stderr));
+    assert_counts_on(&["consumer", "producer", "auditor"], "no store, no stop");
+    registry.restart();
+    let stopped = start(&registry, &keys, &["--stop"]).wait_with_output().unwrap();
+    assert!(stopped.status.success(), "{}", String::from_utf8_lossy(&stopped.stderr));
+    assert_eq!(Ledger::running(), [""; 0]);
+    ledger.wipe();
+    let tag = registry.repository("sdp/torn:epoch-1");
+    run(&mut registry.syncpoint(["restore", &tag, "--key", &keys.public()]));
+    assert_counts_on(&["consumer", "producer", "auditor"], "restored");
+}
