@@ -7,6 +7,7 @@
 mod ledger;
 mod processes;
 mod registry;
+mod task;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 pub use ledger::{Ledger, MEMBERS, depends_on};
 pub use processes::Process;
 pub use registry::Registry;
+pub use task::Task;
 
 /// The checkout's top folder.
 #[must_use]

@@ -71,7 +71,7 @@ impl Process {
     }
 }
 
-fn send(pid: i32, signal: Signal) {
+pub(crate) fn send(pid: i32, signal: Signal) {
     match kill(Pid::from_raw(pid), signal) {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
         Err(error) => panic!("signal {signal} to {pid}: {error}"),

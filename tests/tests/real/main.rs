@@ -2,6 +2,7 @@
 //!
 //! `tests/tiers real` runs this inside the testbed, one test after the other.
 
+mod checkpoint;
 mod demo;
 mod interrupted;
 mod memory;

@@ -1,0 +1,79 @@
+//! Messages that are on their way while an application is checkpointed: none is lost, none comes twice, none out of order.
+
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+use syncpoint_tests::{Ledger, MEMBERS, Registry, Task, command, run, wait_until};
+
+use super::{Layout, rounds};
+use crate::setup::Keys;
+
+#[test]
+fn a_running_application_is_checkpointed_wrecked_and_restored() {
+    let registry = Registry::start(5040);
+    let keys = Keys::generate();
+    let repository = registry.repository("sdp/running");
+    let ledger = Ledger::start(&["--ballast-mib", "16", "--churn-percent", "10"]);
+    let tasks = MEMBERS.map(Task::of);
+    let connections = tasks.each_ref().map(Task::connections);
+    // Nobody is named: the labels say who the members are.
+    let checkpoint = ["checkpoint", "--application", "ledger", "--to", &repository, "--sign-by", &keys.private()];
+    run(&mut registry.syncpoint(checkpoint));
+    assert!(tasks.iter().all(Task::is_alive), "the same processes run on");
+    assert_eq!(tasks.each_ref().map(Task::connections), connections, "over the same connections");
+    let furthest = |counters: Vec<u64>| counters.into_iter().max().unwrap_or_default();
+    let wrecked = furthest(ledger.counters_past(furthest(ledger.said())));
+
+    tasks.iter().for_each(|task| task.signal(Signal::SIGKILL));
+    ledger.wipe();
+    run(&mut registry.syncpoint(["restore", &format!("{repository}:epoch-1"), "--key", &keys.public()]));
+    assert_eq!(MEMBERS.map(|member| Task::of(member).connections()), connections, "the connections are the same again");
+    // It gets past where it was killed, by itself.
+    ledger.counters_past(wrecked);
+    for member in MEMBERS {
+        let printed = run(&mut command("podman", ["logs", member]));
+        let numbers: Vec<u64> = printed.lines().filter_map(|line| line.split(' ').nth(1)?.parse().ok()).collect();
+        let gap = numbers.windows(2).find(|pair| pair[1] != pair[0] + 1);
+        assert_eq!((numbers.first(), gap), (Some(&1), None), "{member}'s log has each number once, in order");
+    }
+}
+
+/// Each checkpoint is of the application that the one before was restored to.
+#[test]
+fn a_pair_that_exchanges_messages_at_full_speed_is_checkpointed_and_restored_again_and_again() {
+    let layout = Layout::new();
+    let pair = ["consumer", "producer"];
+    let speed = ["--interval-ms", "0", "--print-every", "1000", "--auditors", "0"];
+    let ledger = Ledger::start(&speed);
+    let connection = Task::of("producer").connections();
+    println!("round  checkpoint  restore   messages when killed, when seen again");
+    let mut before = 0;
+    for round in 1..=rounds() {
+        let begun = Instant::now();
+        run(&mut layout.checkpoint("ledger", &[]));
+        let taken = begun.elapsed();
+        let tasks = pair.map(Task::of);
+        let after = tasks.each_ref().map(|task| task.counter().expect("it runs on"));
+        wait_until("both ran on", || tasks.iter().zip(after).all(|(task, after)| task.counter() > Some(after)));
+        assert_eq!(tasks[1].connections(), connection, "round {round}");
+        let killed = tasks.each_ref().map(|task| task.counter().expect("it runs until it is killed"));
+        tasks.iter().for_each(|task| task.signal(Signal::SIGKILL));
+        ledger.wipe();
+
+        let begun = Instant::now();
+        run(&mut layout.syncpoint(["restore", &layout.tag(round), "--insecure-no-verify"]));
+        let restored = begun.elapsed();
+        let tasks = pair.map(Task::of);
+        let at = tasks.each_ref().map(|task| task.counter().expect("it runs again"));
+        assert_eq!(tasks[1].connections(), connection, "round {round}");
+        // Both check every number that comes, and end at the first that does not fit.
+        wait_until("both carry on", || tasks.iter().zip(at).all(|(task, at)| task.counter() > Some(at + 100)));
+        assert!(at.iter().all(|at| *at > before), "round {round}: {at:?} after {before}");
+        before = at[0].max(at[1]);
+        println!("{round:>5}  {:>8} ms {:>5} ms   {killed:?} {at:?}", taken.as_millis(), restored.as_millis());
+    }
+    for member in pair {
+        let said = run(&mut command("podman", ["logs", member]));
+        assert!(!said.contains("fatal"), "{said}");
+    }
+}

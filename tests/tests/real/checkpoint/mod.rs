@@ -1,0 +1,47 @@
+//! `syncpoint checkpoint` of applications that run: one instant of all of it, or none.
+
+mod exchange;
+
+use std::ffi::OsStr;
+use std::process::Command;
+
+use syncpoint_tests::syncpoint;
+use tempfile::TempDir;
+
+/// How often a test does what must never fail: `SYNCPOINT_ROUNDS`, or 20.
+fn rounds() -> u64 {
+    let rounds = std::env::var("SYNCPOINT_ROUNDS").ok();
+    rounds.map_or(20, |rounds| rounds.parse().expect("SYNCPOINT_ROUNDS is a number"))
+}
+
+/// An OCI layout as the store, beside a work folder of its own.
+#[derive(Debug)]
+struct Layout(TempDir);
+
+impl Layout {
+    fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    /// `oci:DIR`.
+    fn store(&self) -> String {
+        format!("oci:{}", self.0.path().join("store").display())
+    }
+
+    fn tag(&self, epoch: u64) -> String {
+        format!("{}:epoch-{epoch}", self.store())
+    }
+
+    fn syncpoint<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = syncpoint(arguments);
+        command.arg("--work-dir").arg(self.0.path().join("work"));
+        command
+    }
+
+    /// `syncpoint checkpoint` of an application, unsigned and not compressed.
+    fn checkpoint(&self, application: &str, more: &[&str]) -> Command {
+        let mut command = self.syncpoint(["checkpoint", "--application", application, "--to", &self.store()]);
+        command.args(["--unsigned", "--compression", "none"]).args(more);
+        command
+    }
+}
