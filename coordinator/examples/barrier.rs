@@ -53,7 +53,7 @@ fn main() -> Result<()> {
     println!("release after the last arrival, in ms");
     println!("members  over     rounds      p50      p99      max   p99 wanted");
     for way in [Way::Socket, Way::Tls] {
-        for (members, rounds, wanted) in SIZES {
+        for (members, rounds, wanted) in sizes() {
             let mut all = Vec::new();
             for _ in 0..rounds {
                 all.extend(bench.round(way, members)?);
@@ -71,6 +71,12 @@ fn main() -> Result<()> {
     println!("\na whole program from start to end, in ms");
     println!("program                          p50      p99   p50 over /bin/true   wanted");
     bench.costs()
+}
+
+/// Those that were asked for by their numbers of members, or all.
+fn sizes() -> impl Iterator<Item = (usize, usize, Duration)> {
+    let asked: Vec<usize> = std::env::args().skip(1).filter_map(|number| number.parse().ok()).collect();
+    SIZES.into_iter().filter(move |(members, ..)| asked.is_empty() || asked.contains(members))
 }
 
 fn name(way: Way) -> &'static str {
@@ -108,7 +114,8 @@ struct Set {
 
 impl Bench {
     async fn set(&self, way: Way, members: usize) -> Result<Set> {
-        let root = tempfile::tempdir()?;
+        // In memory, as /run is.
+        let root = tempfile::tempdir_in("/dev/shm")?;
         let plan = SessionPlan {
             kind: SessionKind::Dump,
             id: SessionId::random()?,
@@ -277,7 +284,7 @@ impl Certificates {
         };
         key(&["ca", "--output-prefix", "ca"])?;
         key(&["issue", "--ca", "ca", "--coordinator", "127.0.0.1", "--output-prefix", "coordinator"])?;
-        let most = SIZES.map(|(members, ..)| members).into_iter().max().unwrap_or(0);
+        let most = sizes().map(|(members, ..)| members).max().unwrap_or(0);
         for number in 0..most {
             let id = member(number)?;
             key(&["issue", "--ca", "ca", "--member", id.as_str(), "--output-prefix", id.as_str()])?;
