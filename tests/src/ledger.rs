@@ -7,6 +7,9 @@ use crate::{bin, command, run};
 /// Its members; also the names of the containers.
 pub const MEMBERS: [&str; 3] = ["consumer", "producer", "auditor"];
 
+/// The base image, which is made by the first test that needs it.
+const IMAGE: &str = "localhost/syncpoint-demo:1";
+
 /// What a member depends on, comma-separated as `pack --depends-on` takes it.
 #[must_use]
 pub fn depends_on(member: &str) -> &'static str {
@@ -34,6 +37,18 @@ impl Ledger {
         let program = program.to_str().expect("a path in UTF-8");
         run(&mut command("fixtures/demo/start", options.iter().copied().chain([program])));
         ledger
+    }
+
+    /// Starts one container more, of the base image, with options of podman's and the ledger's arguments.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn run(&self, name: &str, podman: &[&str], ledger: &[&str]) {
+        if !command("podman", ["image", "exists", IMAGE]).status().is_ok_and(|status| status.success()) {
+            run(command("fixtures/demo/base-image", [bin("demo/ledger")]).arg(IMAGE));
+        }
+        let mut command = command("podman", ["run", "--detach", "--name", name]);
+        run(command.args(podman).args([IMAGE, "/bin/ledger"]).args(ledger));
     }
 
     /// Dumps all members at the same time and stops them. Gives the archives, in the order of [`MEMBERS`].

@@ -38,7 +38,13 @@ impl Task {
     /// How far a member of the demo application is; `None` if it is gone.
     #[must_use]
     pub fn counter(&self) -> Option<u64> {
-        fs::read_to_string(self.path("/data/state")).ok()?.trim().parse().ok()
+        self.counter_in("/data/state")
+    }
+
+    /// The same from another of its files.
+    #[must_use]
+    pub fn counter_in(&self, file: &str) -> Option<u64> {
+        fs::read_to_string(self.path(file)).ok()?.trim().parse().ok()
     }
 
     /// Its established TCP connections, as `LOCAL -> PEER`, in order.

@@ -69,6 +69,12 @@ impl Lone {
 
 /// A bundle of the demo's consumer, which listens on a port of its own in a network of its own.
 fn make_bundle(bundle: &Path, number: usize) {
+    let listen = format!("127.0.0.1:{}", 7000 + number);
+    bundle_of(bundle, &["consumer", "--listen", &listen]);
+}
+
+/// A bundle of the ledger with these arguments, in a network of its own.
+pub fn bundle_of(bundle: &Path, ledger: &[&str]) {
     let rootfs = bundle.join("rootfs");
     for dir in ["bin", "data", "proc", "dev", "sys"] {
         fs::create_dir_all(rootfs.join(dir)).unwrap();
@@ -78,8 +84,7 @@ fn make_bundle(bundle: &Path, number: usize) {
     let config = bundle.join("config.json");
     let mut spec: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
     spec["process"]["terminal"] = false.into();
-    let listen = format!("127.0.0.1:{}", 7000 + number);
-    spec["process"]["args"] = serde_json::json!(["/bin/ledger", "consumer", "--listen", listen]);
+    spec["process"]["args"] = [&["/bin/ledger"], ledger].concat().into();
     spec["root"]["readonly"] = false.into();
     fs::write(&config, spec.to_string()).unwrap();
 }

@@ -1,8 +1,11 @@
 //! `syncpoint checkpoint` of applications that run: one instant of all of it, or none.
 
+mod engines;
 mod exchange;
+mod instant;
 
 use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::process::Command;
 
 use syncpoint_tests::syncpoint;
@@ -23,9 +26,14 @@ impl Layout {
         Self(TempDir::new().unwrap())
     }
 
+    /// A path beside the store.
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
     /// `oci:DIR`.
     fn store(&self) -> String {
-        format!("oci:{}", self.0.path().join("store").display())
+        format!("oci:{}", self.path("store").display())
     }
 
     fn tag(&self, epoch: u64) -> String {
@@ -34,7 +42,7 @@ impl Layout {
 
     fn syncpoint<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = syncpoint(arguments);
-        command.arg("--work-dir").arg(self.0.path().join("work"));
+        command.arg("--work-dir").arg(self.path("work"));
         command
     }
 

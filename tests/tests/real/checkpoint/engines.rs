@@ -1,0 +1,89 @@
+//! Whom a checkpoint touches: members of podman and of runc alone, and nobody else on the host.
+
+use std::process::Stdio;
+
+use nix::sys::signal::Signal;
+use syncpoint_tests::{Ledger, Process, Task, command, run, wait_until};
+use tempfile::TempDir;
+
+use super::Layout;
+use crate::runc::bundle_of;
+
+const STEADY: [&str; 5] = ["writer", "--interval-ms", "10", "--print-every", "100000"];
+
+/// `podman container checkpoint` and `restore`, without anything of ours: what it was, it carries on with.
+fn checkpoint_and_restore_plainly(container: &str) {
+    let task = Task::of(container);
+    let podman = |step: &str| {
+        run(command("timeout", ["20", "podman", "container", step]).args(["--tcp-established", container]));
+    };
+    podman("checkpoint");
+    assert!(!task.is_alive(), "{container} ended with its checkpoint");
+    podman("restore");
+    let task = Task::of(container);
+    let at = task.counter().expect("its counter is there");
+    wait_until("it counts on", || task.counter() > Some(at + 3));
+}
+
+#[test]
+fn plain_checkpoints_of_other_containers_are_not_touched() {
+    let ledger = Ledger::start(&[]);
+    ledger.run("bystander", &[], &STEADY);
+    let layout = Layout::new();
+    let mut checkpoint = layout.checkpoint("ledger", &[]);
+    let mut syncpoint = checkpoint.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    // Held at the gathering: the session lives, and its hooks wait.
+    let podman = Process::wait_for("a podman", |process| process.command.contains("container checkpoint"));
+    podman.signal(Signal::SIGSTOP);
+    Process::wait_for("a hook", |process| {
+        ["consumer", "producer", "auditor"].iter().any(|id| process.is_hook(id, "pre-dump"))
+    });
+    checkpoint_and_restore_plainly("bystander");
+    assert!(syncpoint.try_wait().unwrap().is_none(), "the session is still going on");
+    podman.signal(Signal::SIGCONT);
+    let output = syncpoint.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    checkpoint_and_restore_plainly("bystander");
+    // A member, too, is anybody's container when there is no session.
+    checkpoint_and_restore_plainly("auditor");
+    ledger.counters_past(ledger.said().into_iter().max().unwrap_or_default());
+    ledger.wipe();
+}
+
+/// What a container of runc alone keeps in its bundle is its owner's; this one keeps its counter in memory.
+#[test]
+fn members_of_runc_and_of_podman_are_checkpointed_together() {
+    let ledger = Ledger;
+    ledger.wipe();
+    let (layout, bundle) = (Layout::new(), TempDir::new().unwrap());
+    bundle_of(bundle.path(), &[&STEADY[..], &["--state", "/dev/shm/state"]].concat());
+    let folder = bundle.path().to_str().unwrap();
+    run(command("runc", ["run", "--detach", "--bundle", folder, "lone"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null()));
+    ledger.run("writer", &[], &STEADY);
+    let tasks = || [lone(), Task::of("writer")];
+    let counters =
+        || tasks().map(|task| task.counter_in(if task.container == "lone" { "/dev/shm/state" } else { "/data/state" }));
+    wait_until("both count", || counters().iter().all(|counter| *counter > Some(10)));
+    let bundle_option = format!("lone={folder}");
+    run(&mut layout.checkpoint("mixed", &["--bundle", &bundle_option, "lone", "writer"]));
+    let before = counters();
+    wait_until("both run on", || counters().iter().zip(before).all(|(counter, before)| *counter > before));
+
+    tasks().iter().for_each(|task| task.signal(Signal::SIGKILL));
+    run(&mut command("runc", ["delete", "--force", "lone"]));
+    ledger.wipe();
+    run(&mut layout.syncpoint(["restore", &layout.tag(1), "--insecure-no-verify", "--bundle", &bundle_option]));
+    wait_until("both carry on", || counters().iter().zip(before).all(|(counter, before)| *counter > before));
+    run(&mut command("runc", ["delete", "--force", "lone"]));
+    ledger.wipe();
+}
+
+fn lone() -> Task {
+    let state: serde_json::Value = serde_json::from_str(&run(&mut command("runc", ["state", "lone"]))).unwrap();
+    let pid = state["pid"].as_i64().and_then(|pid| pid.try_into().ok()).expect("runc gives a process id");
+    Task { container: "lone".to_owned(), pid }
+}
