@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use coordinator::Hook;
+use coordinator::{Hook, Step};
 use image_format::MemberId;
 
 /// A part of a restore or of a checkpoint.
@@ -109,6 +109,17 @@ pub enum MemberStep {
         /// Why, as a fragment.
         reason: String,
     },
+}
+
+impl From<Step> for MemberStep {
+    fn from(step: Step) -> Self {
+        match step {
+            Step::Arrived(hook) => Self::Arrived { hook },
+            Step::Passed(hook) => Self::Passed { hook },
+            Step::Running => Self::Running,
+            Step::Failed { reason } => Self::Failed { reason },
+        }
+    }
 }
 
 /// Is told how a restore or a checkpoint goes. Called from its own task: to be quick about it.

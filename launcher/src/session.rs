@@ -178,13 +178,7 @@ impl Attempt<'_> {
     }
 
     fn tell(&self, event: Event) {
-        let step = match event.step {
-            Step::Arrived(hook) => MemberStep::Arrived { hook },
-            Step::Passed(hook) => MemberStep::Passed { hook },
-            Step::Running => MemberStep::Running,
-            Step::Failed { reason } => MemberStep::Failed { reason },
-        };
-        self.observer.member(&event.member, step);
+        self.observer.member(&event.member, event.step.into());
     }
 
     /// Waits until every engine has ended; those that take too long are killed, with everything that they left.

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use coordinator::hook::mend;
-use coordinator::{Event, Hook, Outcome, Rendezvous, Step, Timings};
+use coordinator::{Event, Hook, Outcome, Rendezvous, Timings};
 use image_format::MemberId;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -218,13 +218,7 @@ impl Attempt<'_> {
     }
 
     fn tell(&self, event: Event) {
-        let step = match event.step {
-            Step::Arrived(hook) => MemberStep::Arrived { hook },
-            Step::Passed(hook) => MemberStep::Passed { hook },
-            Step::Running => MemberStep::Running,
-            Step::Failed { reason } => MemberStep::Failed { reason },
-        };
-        self.observer.member(&event.member, step);
+        self.observer.member(&event.member, event.step.into());
     }
 
     fn tell_the_rest(&mut self) {
