@@ -3,6 +3,7 @@
 mod engines;
 mod exchange;
 mod instant;
+mod store;
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
