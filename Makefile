@@ -2,7 +2,7 @@
 #
 #   make demo    the main job on a real application (root: with podman and CRIU, in namespaces of its own)
 #   make test    every tier; TIERS=rootless for what needs no root
-#   make bench   packing and pushing against the peers, in one run, with the ratios
+#   make bench   packing and pushing against the peers, in one run, with the ratios; then how long the barriers take
 
 TIERS ?= lint rootless real
 
@@ -15,6 +15,7 @@ test:
 
 bench:
 	tests/bench/run
+	tests/bench/barrier
 
 fmt:
 	cargo fmt --all

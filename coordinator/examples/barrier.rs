@@ -1,10 +1,15 @@
 //! How long hooks wait for nothing: `tests/bench/barrier`.
 //!
 //! Real hook processes meet a real rendezvous. All but one member are at the barrier; the last one, a connection of this
-//! program's own, is ready to speak. The time is taken from its first byte until each process was seen to have ended, with
-//! everything between: the rendezvous, the answers, the hooks' waking up and their ends. Nothing here passes or fails.
+//! program's own, is ready to speak. From its first byte on two times are taken of every hook:
+//! - *told*: it has read the answer and noted when its time to hold ends. The note has whole milliseconds, so this is up to one
+//!   too many.
+//! - *ended*: its process was seen to have ended, which is when CRIU goes on. Most of this is the kernel's taking a process
+//!   apart, so beside it stands how long as many `cat`s take that end when a pipe is closed.
+//!
+//! Nothing here passes or fails.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::error::Error;
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -21,6 +26,7 @@ use coordinator::{
 };
 use image_format::{Epoch, MemberId};
 use rustix::process::{Resource, Rlimit, WaitOptions, getrlimit, setrlimit, wait};
+use rustix::time::{ClockId, clock_gettime};
 use rustls::{ClientConnection, StreamOwned};
 use rustls_pki_types::ServerName;
 use tokio::runtime::Runtime;
@@ -51,21 +57,20 @@ fn main() -> Result<()> {
     let bench =
         Bench { hook: bin.join("syncpoint-hook"), certificates: Certificates::make(&bin.join("syncpoint"))?, runtime };
     println!("release after the last arrival, in ms");
-    println!("members  over     rounds      p50      p99      max   p99 wanted");
+    println!("                             told               ended              as many cats  p99");
+    println!("members  over     rounds      p50      p99      p50      p99      p50      p99   wanted");
     for way in [Way::Socket, Way::Tls] {
         for (members, rounds, wanted) in sizes() {
-            let mut all = Vec::new();
+            let mut all = Round::default();
             for _ in 0..rounds {
-                all.extend(bench.round(way, members)?);
+                all.add(bench.round(way, members)?);
+                all.floor.extend(cats(members - 1)?);
             }
-            println!(
-                "{members:7}  {:7} {rounds:7} {:8.2} {:8.2} {:8.2}   {:10}",
-                name(way),
-                at(&mut all, 50),
-                at(&mut all, 99),
-                at(&mut all, 100),
-                wanted.as_millis(),
-            );
+            print!("{members:7}  {:7} {rounds:7}", name(way));
+            for samples in [&mut all.told, &mut all.ended, &mut all.floor] {
+                print!(" {:8.2} {:8.2}", at(samples, 50), at(samples, 99));
+            }
+            println!("   {:6}", wanted.as_millis());
         }
     }
     println!("\na whole program from start to end, in ms");
@@ -148,13 +153,13 @@ impl Bench {
     }
 
     /// One barrier of a session of its own.
-    fn round(&self, way: Way, members: usize) -> Result<Vec<Duration>> {
+    fn round(&self, way: Way, members: usize) -> Result<Round> {
         let mut set = self.runtime.block_on(self.set(way, members))?;
         let mut events = set.rendezvous.events();
         let mut last = self.last(&set, way)?;
-        let mut running = HashMap::new();
+        let mut running = HashSet::new();
         for hook in &set.hooks[1..] {
-            running.insert(spawn(hook, Hook::PreDump)?, ());
+            running.insert(spawn(hook, Hook::PreDump)?);
         }
         self.runtime.block_on(async {
             let mut arrived = 0;
@@ -178,21 +183,17 @@ impl Bench {
             Way::Tls => None,
         };
         let frame = wire::encode(&Request { version: wire::VERSION, secret, message })?;
-        let start = Instant::now();
+        let (start, clock) = (Instant::now(), monotonic()?);
         last.write_all(&frame)?;
         last.flush()?;
-        let mut waited = Vec::with_capacity(members);
-        while !running.is_empty() {
-            let Some((pid, status)) = wait(WaitOptions::empty())? else { continue };
-            let now = start.elapsed();
-            if running.remove(&pid.as_raw_nonzero().get()).is_some() {
-                if status.exit_status() != Some(0) {
-                    return Err("a hook was not let through".into());
-                }
-                waited.push(now);
-            }
-        }
-        Ok(waited)
+        let ended = ends(running, start)?;
+        let told = set.hooks[1..].iter().map(|hook| {
+            let note = std::fs::read_to_string(hook.with_file_name("hold-until"))?.parse()?;
+            // The end of the millisecond that it was in.
+            let told = Duration::from_millis(note) + Duration::from_millis(1) - LONG;
+            Ok(told.saturating_sub(clock))
+        });
+        Ok(Round { told: told.collect::<Result<_>>()?, ended, floor: Vec::new() })
     }
 
     /// The connection of the member that comes last.
@@ -240,6 +241,56 @@ impl Bench {
         }
         Ok(())
     }
+}
+
+/// What was measured of one barrier, or of many.
+#[derive(Default)]
+struct Round {
+    told: Vec<Duration>,
+    ended: Vec<Duration>,
+    floor: Vec<Duration>,
+}
+
+impl Round {
+    fn add(&mut self, other: Self) {
+        self.told.extend(other.told);
+        self.ended.extend(other.ended);
+    }
+}
+
+/// When each of these processes has ended, all of which must do so in peace.
+fn ends(mut running: HashSet<i32>, start: Instant) -> Result<Vec<Duration>> {
+    let mut ended = Vec::with_capacity(running.len());
+    while !running.is_empty() {
+        let Some((pid, status)) = wait(WaitOptions::empty())? else { continue };
+        let now = start.elapsed();
+        if running.remove(&pid.as_raw_nonzero().get()) {
+            if status.exit_status() != Some(0) {
+                return Err("a hook was not let through".into());
+            }
+            ended.push(now);
+        }
+    }
+    Ok(ended)
+}
+
+/// When each of as many small programs has ended that all wait for the end of one pipe.
+fn cats(count: usize) -> Result<Vec<Duration>> {
+    let (end, leash) = std::io::pipe()?;
+    let mut running = HashSet::new();
+    for _ in 0..count {
+        let child = Command::new("/bin/cat").env_clear().stdin(end.try_clone()?).stdout(Stdio::null()).spawn()?;
+        running.insert(i32::try_from(child.id())?);
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let start = Instant::now();
+    drop(leash);
+    ends(running, start)
+}
+
+fn monotonic() -> Result<Duration> {
+    let now = clock_gettime(ClockId::Monotonic);
+    Ok(Duration::new(now.tv_sec.try_into()?, now.tv_nsec.try_into()?))
 }
 
 trait Stream: Read + Write {}

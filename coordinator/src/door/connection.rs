@@ -152,11 +152,10 @@ async fn gone(stream: &mut (impl AsyncRead + Unpin)) {
     let _ = stream.read(&mut [0]).await;
 }
 
-/// A hook that does not take its answer has gone, and fails closed by itself.
+/// A hook that does not take its answer has gone, and fails closed by itself. An answer says itself how long it is: no
+/// goodbye of TLS need follow, for which a thousand hooks would be woken once more.
 async fn answer(stream: &mut (impl AsyncWrite + Unpin), reply: Reply) {
-    if write(stream, &Answer { version: wire::VERSION, reply }).await {
-        let _ = timeout(PATIENCE, stream.shutdown()).await;
-    }
+    write(stream, &Answer { version: wire::VERSION, reply }).await;
 }
 
 async fn write(stream: &mut (impl AsyncWrite + Unpin), message: &impl serde::Serialize) -> bool {
