@@ -60,6 +60,13 @@ impl Process {
             && self.environment.split(|byte| *byte == 0).any(|variable| variable == action.as_bytes())
     }
 
+    /// Is this a runc that dumps a container? To hold one back there is better than to hold podman, which may stand still
+    /// with locks that other podmans need.
+    #[must_use]
+    pub fn is_runc_checkpoint(&self) -> bool {
+        self.command.contains("runc ") && self.command.contains(" checkpoint --image-path ")
+    }
+
     /// Sends a signal; a process that is gone by now is fine.
     pub fn signal(&self, signal: Signal) {
         send(self.pid, signal);

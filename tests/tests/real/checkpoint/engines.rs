@@ -33,14 +33,14 @@ fn plain_checkpoints_of_other_containers_are_not_touched() {
     let mut checkpoint = layout.checkpoint("ledger", &[]);
     let mut syncpoint = checkpoint.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     // Held at the gathering: the session lives, and its hooks wait.
-    let podman = Process::wait_for("a podman", |process| process.command.contains("container checkpoint"));
-    podman.signal(Signal::SIGSTOP);
+    let runc = Process::wait_for("a runc", Process::is_runc_checkpoint);
+    runc.signal(Signal::SIGSTOP);
     Process::wait_for("a hook", |process| {
         ["consumer", "producer", "auditor"].iter().any(|id| process.is_hook(id, "pre-dump"))
     });
     checkpoint_and_restore_plainly("bystander");
     assert!(syncpoint.try_wait().unwrap().is_none(), "the session is still going on");
-    podman.signal(Signal::SIGCONT);
+    runc.signal(Signal::SIGCONT);
     let output = syncpoint.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 
