@@ -4,7 +4,8 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
-use image_format::{ArchiveError, ArtifactError, DumpError, GlobalError, ImageError, PackError, UnpackError};
+use coordinator::Hook;
+use image_format::{ArchiveError, ArtifactError, DumpError, GlobalError, ImageError, MemberId, PackError, UnpackError};
 use launcher::{CheckpointError, CheckpointErrorKind, LoadError, RestoreError, RestoreErrorKind};
 use registry::sign::{Finding, KeyError, SignError};
 use registry::{CatalogueError, CopyError, LoginError, ParseReferenceError, StoreError};
@@ -106,6 +107,13 @@ impl<T, E: Into<CommandError>> While<T> for Result<T, E> {
     fn doing(self, doing: impl FnOnce() -> String) -> Result<T, CommandError> {
         self.map_err(|error| error.into().context(doing()))
     }
+}
+
+/// Where a session failed: the member, and CRIU's hook.
+pub fn place(member: Option<&MemberId>, hook: Option<Hook>) -> Option<String> {
+    let parts = [member.map(|member| format!("member {member}")), hook.map(|hook| format!("hook {hook}"))];
+    let parts: Vec<_> = parts.into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| format!("at {}", parts.join(", ")))
 }
 
 /// An error that is nothing but words.

@@ -28,13 +28,13 @@ use crate::error::chain;
 use crate::{MemberStep, Observer};
 
 /// How long an engine may take to end once its session is decided. Hooks that are told to abort end CRIU at once.
-const ENDING: Duration = Duration::from_secs(10);
+pub(crate) const ENDING: Duration = Duration::from_secs(10);
 
 /// How long engines may take to end once something was killed.
 const DYING: Duration = Duration::from_secs(5);
 
 /// Between an engine's end and the news that its session released it: both come from the same moment.
-const NEWS: Duration = Duration::from_secs(2);
+pub(crate) const NEWS: Duration = Duration::from_secs(2);
 
 /// The times of each member at each barrier.
 pub(crate) type Passages = BTreeMap<MemberId, Vec<Passage>>;

@@ -17,6 +17,8 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use coordinator::SessionId;
+
 use crate::Observer;
 use crate::engine::{Marks, kill, wait_gone};
 use crate::error::chain;
@@ -42,8 +44,7 @@ async fn sweep_one(mut orphan: Workspace, mut record: Record, observer: &dyn Obs
     let session = record.session;
     if let Some(since) = record.since() {
         let marks = Marks { id: None, folder: Some(orphan.path().to_owned()), since };
-        let ended = tokio::task::spawn_blocking(move || if wait_gone(&marks, NOTICE) { Ok(()) } else { kill(&marks) });
-        ended.await.unwrap_or_else(|error| Err(io::Error::other(error)))?;
+        end_engines(marks).await?;
     }
     if record.released || all_run(&record).await {
         observer.warning(&format!(
@@ -57,8 +58,18 @@ async fn sweep_one(mut orphan: Workspace, mut record: Record, observer: &dyn Obs
             return orphan.leave();
         }
     }
-    let folder = record.run_root.join(session.to_string());
-    match std::fs::remove_dir_all(&folder) {
+    remove_folders(&record.run_root, session, orphan)
+}
+
+/// Waits for the engines of a dead launcher to notice, and kills those that do not.
+pub(crate) async fn end_engines(marks: Marks) -> io::Result<()> {
+    let ended = tokio::task::spawn_blocking(move || if wait_gone(&marks, NOTICE) { Ok(()) } else { kill(&marks) });
+    ended.await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+/// Removes the folder of a dead session, and what its launcher had to work in.
+pub(crate) fn remove_folders(run_root: &Path, session: SessionId, orphan: Workspace) -> io::Result<()> {
+    match std::fs::remove_dir_all(run_root.join(session.to_string())) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => orphan.remove(),
     }

@@ -12,12 +12,12 @@ use image_format::{ApplicationId, Compression, Digest, Epoch, MemberId, ParseIdE
 use launcher::{
     CheckpointError, CheckpointOptions, CheckpointReport, CheckpointedMember, Destination, EngineKind, Signer, Wanted,
 };
-use registry::{Reference, Selector};
+use registry::Reference;
 use serde::Serialize;
 
 use crate::commands::sign::Identity;
 use crate::context::Context;
-use crate::error::{CommandError, While};
+use crate::error::{CommandError, While, place};
 use crate::keys;
 use crate::output::{Format, Report, size, table};
 use crate::plan::{self, CheckpointPlan, PlanMember};
@@ -98,7 +98,7 @@ pub struct CheckpointArgs {
     compression: Compression,
 
     /// Where the checkpoint is kept until it is permanent, with room for all members, packed
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/syncpoint")]
+    #[arg(long, value_name = "DIR", default_value = launcher::WORK_DIR)]
     work_dir: PathBuf,
 
     /// Finish a checkpoint that was taken and could not be sent, to where it was to go or to --to
@@ -204,13 +204,8 @@ pub async fn run(mut args: CheckpointArgs, context: &Context) -> Result<(), Comm
         (None, None) => return Err(CommandError::usage("it is not said where to: neither by --to nor by the plan")),
     };
     let tag = match to.selector() {
-        Some(Selector::Tag(tag)) => Some(tag.clone()),
-        Some(Selector::Digest(_)) | None => {
-            if to.selector().is_some() {
-                store::tag_to_write(&to)?;
-            }
-            None
-        }
+        Some(_) => Some(store::tag_to_write(&to)?.clone()),
+        None => None,
     };
     let signer = match &args.sign_by {
         Some(file) => {
@@ -325,14 +320,9 @@ fn wanted(args: &CheckpointArgs) -> Result<Vec<Wanted>, CommandError> {
 /// The launcher's error with everything that it knows, a line each.
 fn failed(application: &ApplicationId, error: CheckpointError) -> CommandError {
     let (hint, resumable, phase) = (error.hint(), error.resumable, error.phase);
-    let (member, hook, logged) = (error.member.clone(), error.hook, error.log_lines.clone());
-    let place = [member.map(|member| format!("member {member}")), hook.map(|hook| format!("hook {hook}"))];
-    let place: Vec<_> = place.into_iter().flatten().collect();
+    let (place, logged) = (place(error.member.as_ref(), error.hook), error.log_lines.clone());
     let mut error = CommandError::from(error).context(format!("{application} is not checkpointed ({phase})"));
-    if !place.is_empty() {
-        error = error.details([format!("at {}", place.join(", "))]);
-    }
-    error = error.details(logged.iter().map(|line| format!("CRIU: {line}")));
+    error = error.details(place).details(logged.iter().map(|line| format!("CRIU: {line}")));
     if let Some(session) = resumable {
         error = error.hint(format!(
             "the application runs on, and what was taken of it is kept; `syncpoint checkpoint --resume {session}` with the same \

@@ -13,7 +13,7 @@ use registry::sign::Severity;
 use serde::Serialize;
 
 use crate::context::Context;
-use crate::error::CommandError;
+use crate::error::{CommandError, place};
 use crate::exit::Exit;
 use crate::keys;
 use crate::output::{Format, Report, table};
@@ -146,7 +146,7 @@ fn restored(reference: String, digest: Digest, report: RestoreReport) -> Restore
 
 /// The launcher's error with everything that it knows, a line each.
 fn failed(reference: &Reference, error: RestoreError) -> CommandError {
-    let (phase, hint, place) = (error.phase, error.hint(), place(&error));
+    let (phase, hint, place) = (error.phase, error.hint(), place(error.member.as_ref(), error.hook));
     let (logged, left) = (error.log_lines.clone(), error.leftovers.clone());
     let problems = problems(&error);
     let mut error = CommandError::from(error);
@@ -166,14 +166,6 @@ fn failed(reference: &Reference, error: RestoreError) -> CommandError {
         Some(hint) => error.hint(hint),
         None => error,
     }
-}
-
-/// Where it failed: the member, and CRIU's hook.
-fn place(error: &RestoreError) -> Option<String> {
-    let (member, hook) = (error.member.as_ref(), error.hook);
-    let parts = [member.map(|member| format!("member {member}")), hook.map(|hook| format!("hook {hook}"))];
-    let parts: Vec<_> = parts.into_iter().flatten().collect();
-    (!parts.is_empty()).then(|| format!("at {}", parts.join(", ")))
 }
 
 /// The errors that are a list of many: a headline, and a line for each.

@@ -56,11 +56,7 @@ pub struct Identity {
 impl Identity {
     /// The name that was given, else the repository's with the tag.
     fn or_of(&self, store: &dyn Store, tag: Option<&Tag>) -> String {
-        match (&self.name, tag) {
-            (Some(name), _) => name.clone(),
-            (None, Some(tag)) => format!("{}:{tag}", store.repository()),
-            (None, None) => store.repository().to_owned(),
-        }
+        self.name.clone().unwrap_or_else(|| registry::sign::identity(store, tag))
     }
 }
 

@@ -24,14 +24,14 @@ pub(super) struct Frozen {
 }
 
 impl Frozen {
-    /// Freezes the cgroup of a container's first task; `None` if there is none that could be frozen: on hosts without version 2,
-    /// for tasks in the root's cgroup, or in that of this process.
+    /// Freezes the cgroup of a container's first task; `None` if there is none that could be frozen.
     pub(super) fn freeze(init: i32) -> Option<Self> {
         let cgroup = Self::of(init)?;
         fs::write(cgroup.file(), "1").is_ok().then_some(cgroup)
     }
 
-    /// The cgroup of this process.
+    /// The cgroup of a process, if it can be frozen: not on hosts without version 2, not the root's, and not one that this
+    /// process is in itself.
     fn of(pid: i32) -> Option<Self> {
         let mount = mount_point(&fs::read_to_string("/proc/self/mountinfo").ok()?)?;
         let path = path_in(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?)?;

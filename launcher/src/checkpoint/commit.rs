@@ -99,8 +99,7 @@ async fn try_commit(
     let root = document.descriptor();
     store.put_manifest(&document, None).await?;
     if let Some(signer) = &destination.signer {
-        let own = || format!("{}:{}", store.repository(), line.tag);
-        let identity = signer.identity.clone().unwrap_or_else(own);
+        let identity = signer.identity.clone().unwrap_or_else(|| sign::identity(store, Some(&line.tag)));
         sign::sign(store, &root, &signer.key, &identity).await?;
     }
     // The last look before the one step that counts. Registries have no compare-and-swap for tags.

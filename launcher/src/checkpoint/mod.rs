@@ -42,6 +42,7 @@ use self::session::{Broken, Dumping};
 use crate::attach::Cover;
 use crate::claims::Claims;
 use crate::engine::CRIU_CONFIG;
+use crate::preflight::is_root;
 use crate::restore::make_run_root;
 use crate::workspace::{Purpose, Workspace};
 use crate::{EngineKind, Observer, Phase};
@@ -104,7 +105,7 @@ pub async fn checkpoint(
     let in_phase = |phase| move |kind: CheckpointErrorKind| CheckpointError::new(phase, kind);
     watcher.phase(Phase::Examine);
     let examining = in_phase(Phase::Examine);
-    if !rustix::process::geteuid().is_root() {
+    if !is_root() {
         return Err(examining(CheckpointErrorKind::NotRoot));
     }
     let run_root = make_run_root(&options.run_root);
@@ -313,7 +314,6 @@ fn tentative(member: &Member) -> TentativeMember {
         depends_on: member.depends_on.clone(),
         engine: member.engine,
         container: member.source.container.clone(),
-        container_id: member.source.id.clone(),
         manifest: None,
         bytes: 0,
         timeline: MemberTimeline::new(member.id.clone()),

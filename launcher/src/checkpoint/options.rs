@@ -9,7 +9,7 @@ use registry::sign::PrivateKey;
 use registry::{Store, Tag};
 use tokio_util::sync::CancellationToken;
 
-use crate::EngineKind;
+use crate::{EngineKind, WORK_DIR};
 
 /// Where a global checkpoint becomes permanent.
 #[derive(Debug, Clone)]
@@ -82,7 +82,7 @@ pub struct CheckpointOptions {
 }
 
 impl CheckpointOptions {
-    /// The containers with the application's label, which run on; `/run/syncpoint`, `/var/lib/syncpoint`, thirty seconds to gather, ten of
+    /// The containers with the application's label, which run on; `/run/syncpoint`, [`WORK_DIR`], thirty seconds to gather, ten of
     /// standing frozen, four transfers at a time.
     #[must_use]
     pub fn new(application: ApplicationId, hook_program: PathBuf) -> Self {
@@ -92,7 +92,7 @@ impl CheckpointOptions {
             stop: false,
             hook_program,
             run_root: PathBuf::from("/run/syncpoint"),
-            work_dir: PathBuf::from("/var/lib/syncpoint"),
+            work_dir: PathBuf::from(WORK_DIR),
             deadlines: Deadlines {
                 gather: std::time::Duration::from_secs(30),
                 hold: std::time::Duration::from_secs(10),

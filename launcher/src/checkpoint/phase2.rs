@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use image_format::{Captured, DumpSource, MemberId, PackOptions, PackedImage, Span, pack};
-use registry::{Bridge, CopyOptions, LayoutStore, Store, copy};
+use registry::{Bridge, CopyOptions, Create, Location, Settings, Store, copy};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout};
@@ -69,10 +69,7 @@ impl Phase2<'_> {
     /// Packs and sends every member. When it fails and the tentative checkpoint is whole nevertheless, that is noted.
     pub(super) async fn run(&mut self, members: &[Member], dumping: &mut Dumping) -> Result<Sent, CheckpointError> {
         let failed = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Pack, kind);
-        let path = self.workspace.store();
-        let store = tokio::task::spawn_blocking(move || LayoutStore::create(&path)).await;
-        let store = store.map_err(|error| failed(error.into()))?.map_err(|error| failed(error.into()))?;
-        let store: Arc<dyn Store> = Arc::new(store);
+        let store = tentative_store(self.workspace, Create::Layout).await.map_err(failed)?;
         let permits = Semaphore::new(self.options.jobs.max(1));
 
         let mut ends: BTreeMap<MemberId, oneshot::Sender<Result<(), String>>> = BTreeMap::new();
@@ -208,6 +205,11 @@ impl Phase2<'_> {
     }
 }
 
+/// The layout in which members are until they are permanent.
+async fn tentative_store(workspace: &Workspace, create: Create) -> Result<Arc<dyn Store>, CheckpointErrorKind> {
+    Ok(registry::open(&Location::Layout(workspace.store()), &Settings::default(), create).await?)
+}
+
 /// Sends every member of a tentative checkpoint that is whole.
 pub(super) async fn send_all(
     workspace: &Workspace,
@@ -218,10 +220,7 @@ pub(super) async fn send_all(
 ) -> Result<Sent, CheckpointError> {
     watcher.phase(Phase::Pack);
     let failed = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Pack, kind);
-    let path = workspace.store();
-    let store = tokio::task::spawn_blocking(move || LayoutStore::open(&path)).await;
-    let store = store.map_err(|error| failed(error.into()))?.map_err(|error| failed(error.into()))?;
-    let store: Arc<dyn Store> = Arc::new(store);
+    let store = tentative_store(workspace, Create::No).await.map_err(failed)?;
     let mut sent = Sent::new();
     for member in &tentative.members {
         let bytes = tokio::select! {

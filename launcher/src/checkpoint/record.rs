@@ -32,8 +32,6 @@ pub(crate) struct TentativeMember {
     pub(crate) depends_on: Vec<MemberId>,
     pub(crate) engine: EngineKind,
     pub(crate) container: String,
-    /// The engine's id of the container.
-    pub(crate) container_id: String,
     /// Its image in the tentative store, once it is packed.
     pub(crate) manifest: Option<Descriptor>,
     /// Bytes of its layers, as they are stored.

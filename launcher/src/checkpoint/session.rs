@@ -8,8 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::io::PipeReader;
-use std::path::Path;
-use std::time::Duration;
+use std::path::PathBuf;
 
 use coordinator::hook::mend;
 use coordinator::{Event, Hook, Outcome, Rendezvous, Timings};
@@ -24,14 +23,9 @@ use super::members::Member;
 use crate::attach::Cover;
 use crate::engine::{DumpInto, is_alive, log_lines};
 use crate::error::chain;
+use crate::session::{ENDING, NEWS};
 use crate::workspace::Workspace;
 use crate::{EngineKind, MemberStep, Observer, Phase};
-
-/// How long an engine may take to end once its session is aborted. Hooks that are told to abort end CRIU at once.
-const ENDING: Duration = Duration::from_secs(10);
-
-/// Between an engine's end and the news that its session released it: both come from the same moment.
-const NEWS: Duration = Duration::from_secs(2);
 
 /// Why there is no dump.
 #[derive(Debug)]
@@ -265,7 +259,7 @@ impl Attempt<'_> {
 }
 
 /// CRIU's log of this member's dump.
-fn log_of(member: &Member, workspace: &Workspace) -> std::path::PathBuf {
-    let own = || workspace.folder(&member.id).join("work").join(Path::new("dump.log"));
+fn log_of(member: &Member, workspace: &Workspace) -> PathBuf {
+    let own = || workspace.folder(&member.id).join("work/dump.log");
     member.source.log.clone().unwrap_or_else(own)
 }

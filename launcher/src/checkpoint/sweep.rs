@@ -2,18 +2,15 @@
 
 use std::io;
 use std::path::Path;
-use std::time::Duration;
 
 use coordinator::SessionId;
 use image_format::{ApplicationId, Epoch};
 
 use super::record::Tentative;
 use crate::Observer;
-use crate::engine::{Marks, Ticks, kill, wait_gone};
+use crate::engine::{Marks, Ticks};
+use crate::sweep::{end_engines, remove_folders};
 use crate::workspace::{Purpose, Workspace};
-
-/// How long the engines of a dead launcher may take to notice.
-const NOTICE: Duration = Duration::from_secs(15);
 
 /// A checkpoint that was taken and is not permanent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,11 +64,6 @@ async fn sweep_one(orphan: Workspace, tentative: &Tentative, observer: &dyn Obse
     observer.warning(&format!("session {} was killed: what it left is removed", tentative.session));
     // podman's members write into a pipe that nobody reads, runc's into the folder: both end.
     let marks = Marks { id: None, folder: Some(orphan.path().to_owned()), since: Ticks::default() };
-    let ended = tokio::task::spawn_blocking(move || if wait_gone(&marks, NOTICE) { Ok(()) } else { kill(&marks) });
-    ended.await.unwrap_or_else(|error| Err(io::Error::other(error)))?;
-    let session = tentative.run_root.join(tentative.session.to_string());
-    match std::fs::remove_dir_all(&session) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        Ok(()) | Err(_) => orphan.remove(),
-    }
+    end_engines(marks).await?;
+    remove_folders(&tentative.run_root, tentative.session, orphan)
 }

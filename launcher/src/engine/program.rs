@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::attach::Cover;
+use crate::error::chain;
 
 /// How long an engine may take to answer a question. `podman ps` waits for whoever restores or removes a container.
 const QUESTION: Duration = Duration::from_secs(60);
@@ -170,7 +171,18 @@ impl Program {
         self.run_with(Stdio::null(), output, kill).await
     }
 
-    /// The same with a standard input.
+    /// Runs it to its end; a failure is told with its own words.
+    pub(crate) async fn finish(self, input: Stdio, kill: &CancellationToken) -> Result<(), String> {
+        let (name, output) = (self.name, tempfile::tempfile());
+        let output = output.map_err(|error| format!("no temporary file: {error}"))?;
+        let status = self.run_with(input, &output, kill).await.map_err(|error| chain(&error))?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(ended(name, status, &words_of(&output).unwrap_or_default()))
+    }
+
+    /// The same as [`Program::run_until`] with a standard input.
     pub(crate) async fn run_with(
         self,
         input: Stdio,

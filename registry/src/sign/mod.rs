@@ -24,6 +24,15 @@ pub use crate::verify::{Depth, Finding, Form, GoodSignature, Severity, VerifyRep
 /// The OCI specification's empty JSON document, where a manifest has to have a config and there is nothing to say.
 const MEDIA_EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
+/// What signatures call an image in this store if nobody says: `HOST/REPO:TAG`, or without the tag where there is none.
+#[must_use]
+pub fn identity(store: &dyn Store, tag: Option<&Tag>) -> String {
+    match tag {
+        Some(tag) => format!("{}:{tag}", store.repository()),
+        None => store.repository().to_owned(),
+    }
+}
+
 /// What [`sign`] did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SignReport {

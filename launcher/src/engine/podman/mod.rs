@@ -10,12 +10,13 @@ mod answers;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use super::program::{Program, ProgramError, ended, words_of};
+use super::program::{Program, ProgramError};
 use super::{
     CRIU_CONFIG, CRIU_CONFIGS, DumpInto, Engine, EngineError, Files, Found, Layers, Marks, Source, Survey, Target,
     is_alive, kill_left, log_lines, runc,
@@ -75,12 +76,7 @@ impl Engine for Podman {
     }
 
     async fn restore(&self, target: &Target, kill: &CancellationToken) -> Result<(), String> {
-        let output = tempfile::tempfile().map_err(|error| format!("no temporary file: {error}"))?;
-        let status = restore_command(target).run_until(&output, kill).await.map_err(|error| chain(&error))?;
-        if status.success() {
-            return Ok(());
-        }
-        Err(ended("podman", status, &words_of(&output).unwrap_or_default()))
+        restore_command(target).finish(Stdio::null(), kill).await
     }
 
     async fn labelled(&self, label: &str, value: &str) -> Result<Vec<String>, EngineError> {
@@ -90,11 +86,7 @@ impl Engine for Podman {
     }
 
     async fn source(&self, container: &str) -> Result<Option<Source>, EngineError> {
-        if !exists(["container", "exists", container]).await? {
-            return Ok(None);
-        }
-        let found = ask(["container", "inspect", container], answers::container).await?;
-        Ok(Some(source(found)))
+        Ok(inspect(container).await?.map(source))
     }
 
     async fn dump(
@@ -105,13 +97,7 @@ impl Engine for Podman {
         kill: &CancellationToken,
     ) -> Result<(), String> {
         let DumpInto::Pipe(pipe) = into else { return Err("podman dumps into a pipe".to_owned()) };
-        let output = tempfile::tempfile().map_err(|error| format!("no temporary file: {error}"))?;
-        let program = dump_command(source).covering(cover);
-        let status = program.run_with(pipe.into(), &output, kill).await.map_err(|error| chain(&error))?;
-        if status.success() {
-            return Ok(());
-        }
-        Err(ended("podman", status, &words_of(&output).unwrap_or_default()))
+        dump_command(source).covering(cover).finish(pipe.into(), kill).await
     }
 
     async fn stop(&self, source: &Source) -> Result<(), EngineError> {
@@ -234,11 +220,15 @@ async fn exists<const N: usize>(arguments: [&str; N]) -> Result<bool, EngineErro
 
 /// The container by its id, which stays when somebody renames it, or by its name where the id is podman's to choose.
 async fn find(target: &Target) -> Result<Option<Inspected>, EngineError> {
-    let key = target.id.as_deref().unwrap_or(&target.container);
-    if !exists(["container", "exists", key]).await? {
+    inspect(target.id.as_deref().unwrap_or(&target.container)).await
+}
+
+/// The container of this name or id, if there is one.
+async fn inspect(container: &str) -> Result<Option<Inspected>, EngineError> {
+    if !exists(["container", "exists", container]).await? {
         return Ok(None);
     }
-    ask(["container", "inspect", key], answers::container).await.map(Some)
+    ask(["container", "inspect", container], answers::container).await.map(Some)
 }
 
 /// After a killed podman or CRIU the first removal can fail at what is half there, such as a network, and yet remove it.
