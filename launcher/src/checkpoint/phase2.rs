@@ -123,7 +123,7 @@ impl Phase2<'_> {
         let written = self.workspace.write(self.tentative);
         if let Err(source) = written {
             // What is not noted cannot be found again.
-            self.tentative.whole = unsent.is_none();
+            self.tentative.whole = false;
             return Err(failed(file(self.workspace.path(), source)));
         }
         match unsent {
