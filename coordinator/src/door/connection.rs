@@ -1,22 +1,18 @@
 //! One connection of a hook: whose is it, what does it say, is it still there.
 
-use std::time::Duration;
-
 use image_format::MemberId;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, split};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::{Call, Keys, Told};
+use super::waiting::{Waiting, send};
+use super::{Call, Keys, PATIENCE, Told};
 use crate::proto::{ConnectionId, Message, Reply};
 use crate::tls;
 use crate::wire::{self, Answer, Asked, HEADER, Join, JoinAnswer, JoinWord, WireError, millis};
-
-/// How long a peer may take to prove who it is, to send its request, or to take its answer.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The calls of one connection.
 struct Caller<'a> {
@@ -67,24 +63,23 @@ pub(super) async fn serve_elsewhere(
 }
 
 impl Caller<'_> {
-    /// Brings the message and waits with it for the answer.
-    async fn speak(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin, message: Message) {
-        let (reply, decided) = oneshot::channel();
-        if self.calls.send(Call::Message { from: self.id, message, reply }).is_err() {
+    /// Brings the message, and with it who waits for the answer.
+    async fn speak(&self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, message: Message) {
+        let (mut reader, writer) = split(stream);
+        let (waiting, over) = Waiting::at(writer);
+        if self.calls.send(Call::Message { from: self.id, message, waiting }).is_err() {
             return;
         }
         tokio::select! {
             // What was decided is told even if the other end has gone in the same moment.
             biased;
-            decided = decided => if let Ok(reply) = decided {
-                answer(&mut stream, reply).await;
-            },
-            () = gone(&mut stream) => self.hang_up(),
+            _ = over => {}
+            () = gone(&mut reader) => self.hang_up(),
         }
     }
 
     /// Asks which session it is in, and goes on with the message that belongs there.
-    async fn join(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin, join: Join) {
+    async fn join(&self, mut stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, join: Join) {
         let member = join.member.clone();
         let (told, mut words) = mpsc::unbounded_channel();
         if self.calls.send(Call::Join { from: self.id, join, told }).is_err() {
@@ -102,7 +97,7 @@ impl Caller<'_> {
                 Some(Told::Refused { reason }) => return answer(&mut stream, Reply::Abort { reason }).await,
                 None => return,
             };
-            if !write(&mut stream, &JoinAnswer { version: wire::VERSION, word }).await {
+            if !send(&mut stream, &JoinAnswer { version: wire::VERSION, word }).await {
                 return self.hang_up();
             }
             if !more {
@@ -155,14 +150,5 @@ async fn gone(stream: &mut (impl AsyncRead + Unpin)) {
 /// A hook that does not take its answer has gone, and fails closed by itself. An answer says itself how long it is: no
 /// goodbye of TLS need follow, for which a thousand hooks would be woken once more.
 async fn answer(stream: &mut (impl AsyncWrite + Unpin), reply: Reply) {
-    write(stream, &Answer { version: wire::VERSION, reply }).await;
-}
-
-async fn write(stream: &mut (impl AsyncWrite + Unpin), message: &impl serde::Serialize) -> bool {
-    let Ok(frame) = wire::encode(message) else { return false };
-    let sent = async {
-        stream.write_all(&frame).await?;
-        stream.flush().await
-    };
-    matches!(timeout(PATIENCE, sent).await, Ok(Ok(())))
+    send(stream, &Answer { version: wire::VERSION, reply }).await;
 }

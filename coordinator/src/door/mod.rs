@@ -1,10 +1,11 @@
 //! Where hooks come in: a local socket, a TCP port with mutual TLS, or both.
 //!
 //! A short task for each connection finds out whose it is, reads what it has to say, brings that as a [`Call`] to the task
-//! that owns the sessions, and waits with it for the answer.
+//! that owns the sessions, and watches whether its end is still there until the answer is given.
 
 mod connection;
 mod keys;
+mod waiting;
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,19 +16,23 @@ use std::time::Duration;
 
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 pub(crate) use self::keys::Keys;
-use crate::proto::{ConnectionId, Message, Reply};
+pub(crate) use self::waiting::{Waiting, answer_all};
+use crate::proto::{ConnectionId, Message};
 use crate::tls::{TlsError, TlsFiles};
 use crate::wire::{Invitation, Join};
 
 /// Connections beyond this many for each member, and some, wait in the socket's queue.
 const CONNECTIONS_EACH: usize = 2;
 const CONNECTIONS_MORE: usize = 64;
+
+/// How long a peer may take to prove who it is, to send its request, or to take its answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a closing door waits for its last answers to be taken.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
@@ -72,7 +77,7 @@ pub enum ListenError {
 #[derive(Debug)]
 pub(crate) enum Call {
     /// A message of a member that proved who it is.
-    Message { from: ConnectionId, message: Message, reply: oneshot::Sender<Reply> },
+    Message { from: ConnectionId, message: Message, waiting: Waiting },
     /// A member that proved who it is has no ticket and asks which session it is in.
     Join { from: ConnectionId, join: Join, told: mpsc::UnboundedSender<Told> },
     /// It ended without an answer.

@@ -6,8 +6,8 @@ use image_format::MemberId;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
-use crate::door::{Call, Door, Told};
-use crate::proto::{Action, ConnectionId, Event, Finished, Moment, Outcome, Reply, Session};
+use crate::door::{Call, Door, Told, Waiting, answer_all};
+use crate::proto::{Action, ConnectionId, Event, Finished, Moment, Outcome, Session};
 use crate::wire::{Invitation, Join};
 
 /// What the launcher tells.
@@ -37,13 +37,13 @@ pub(super) struct Driver {
     session: Session,
     start: Instant,
     door: Door,
-    replies: HashMap<ConnectionId, oneshot::Sender<Reply>>,
+    waiting: HashMap<ConnectionId, Waiting>,
     news: News,
 }
 
 impl Driver {
     pub(super) fn new(session: Session, door: Door, news: News) -> Self {
-        Self { session, start: Instant::now(), door, replies: HashMap::new(), news }
+        Self { session, start: Instant::now(), door, waiting: HashMap::new(), news }
     }
 
     pub(super) async fn run(
@@ -68,7 +68,7 @@ impl Driver {
         }
         // Whoever is still asking gets no answer, and takes that for an abort.
         drop((orders, calls));
-        self.replies.clear();
+        self.waiting.clear();
         self.door.close().await;
     }
 
@@ -79,8 +79,8 @@ impl Driver {
     fn take(&mut self, call: Call) {
         let now = self.now();
         match call {
-            Call::Message { from, message, reply } => {
-                self.replies.insert(from, reply);
+            Call::Message { from, message, waiting } => {
+                self.waiting.insert(from, waiting);
                 // A refused message was answered by the session, and if it is one for the launcher to know of, it
                 // aborted the session with the same words.
                 let _ = self.session.handle_message(now, from, message);
@@ -89,7 +89,7 @@ impl Driver {
                 let _ = told.send(self.invite(&join));
             }
             Call::Disconnect { connection } => {
-                self.replies.remove(&connection);
+                self.waiting.remove(&connection);
                 self.session.handle_disconnect(now, connection);
             }
         }
@@ -130,13 +130,10 @@ impl Driver {
 
     /// Does all that the session asks for. Whoever no longer listens, on either side, does not stop the others.
     fn act(&mut self) {
+        let mut answers = Vec::new();
         while let Some(action) = self.session.poll_action() {
             match action {
-                Action::Reply { to, reply } => {
-                    if let Some(waiting) = self.replies.remove(&to) {
-                        let _ = waiting.send(reply);
-                    }
-                }
+                Action::Reply { to, reply } => answers.extend(self.waiting.remove(&to).map(|waiting| (waiting, reply))),
                 Action::Tell(event) => {
                     let _ = self.news.tell.send(event);
                 }
@@ -151,5 +148,6 @@ impl Driver {
                 }
             }
         }
+        answer_all(answers);
     }
 }

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use self::gathering::{Broken, Complete, Gathering};
-use crate::door::{Call, Door, Listen, ListenError, Told};
+use crate::door::{Call, Door, Listen, ListenError, Told, Waiting, answer_all};
 use crate::plan::{Deadlines, SessionId, SessionPlan};
 use crate::proto::{Action, ConnectionId, Event, Finished, Message, Moment, Outcome, Reply, Session, SessionKind};
 use crate::wire::{Invitation, Join};
@@ -108,7 +108,7 @@ impl Service {
             invited: HashMap::new(),
             sessions: HashMap::new(),
             session_of: HashMap::new(),
-            replies: HashMap::new(),
+            waiting: HashMap::new(),
             tell,
         };
         let task = tokio::spawn(host.run(calls, stopped));
@@ -155,7 +155,7 @@ struct Host {
     sessions: HashMap<SessionId, Running>,
     /// The last session of each member.
     session_of: HashMap<MemberId, SessionId>,
-    replies: HashMap<ConnectionId, (SessionId, oneshot::Sender<Reply>)>,
+    waiting: HashMap<ConnectionId, (SessionId, Waiting)>,
     tell: mpsc::UnboundedSender<ServiceEvent>,
 }
 
@@ -192,7 +192,7 @@ impl Host {
             self.drive(session, |session, now| session.handle_cancel(now, reason.to_owned()));
         }
         drop(calls);
-        self.replies.clear();
+        self.waiting.clear();
         self.door.close().await;
     }
 
@@ -222,7 +222,7 @@ impl Host {
     fn take(&mut self, call: Call) {
         match call {
             Call::Join { from, join, told } => self.join(from, join, told),
-            Call::Message { from, message, reply } => self.hear(from, message, reply),
+            Call::Message { from, message, waiting } => self.hear(from, message, waiting),
             Call::Disconnect { connection } => {
                 self.joining.remove(&connection);
                 if let Some(broken) = self.gathering.leave(connection) {
@@ -231,7 +231,7 @@ impl Host {
                 if let Some((session, member)) = self.invited.remove(&connection) {
                     self.fail(session, &member, "it vanished when the session began");
                 }
-                if let Some((session, _)) = self.replies.remove(&connection) {
+                if let Some((session, _)) = self.waiting.remove(&connection) {
                     self.drive(session, |session, now| session.handle_disconnect(now, connection));
                 }
             }
@@ -287,15 +287,15 @@ impl Host {
         self.news(ServiceEvent::Begun { session: plan });
     }
 
-    fn hear(&mut self, from: ConnectionId, message: Message, reply: oneshot::Sender<Reply>) {
+    fn hear(&mut self, from: ConnectionId, message: Message, waiting: Waiting) {
         self.invited.remove(&from);
         let id = message.session;
         if !self.sessions.contains_key(&id) {
             let reason = format!("there is no session {id} here, or no longer");
-            let _ = reply.send(Reply::Abort { reason });
+            waiting.answer(Reply::Abort { reason });
             return;
         }
-        self.replies.insert(from, (id, reply));
+        self.waiting.insert(from, (id, waiting));
         self.drive(id, |session, now| {
             // A refused message was answered by the session.
             let _ = session.handle_message(now, from, message);
@@ -323,12 +323,11 @@ impl Host {
         let Some(running) = self.sessions.get_mut(&id) else { return };
         let now = running.now();
         what(&mut running.session, now);
+        let mut answers = Vec::new();
         while let Some(action) = running.session.poll_action() {
             let event = match action {
                 Action::Reply { to, reply } => {
-                    if let Some((_, waiting)) = self.replies.remove(&to) {
-                        let _ = waiting.send(reply);
-                    }
+                    answers.extend(self.waiting.remove(&to).map(|(_, waiting)| (waiting, reply)));
                     continue;
                 }
                 Action::Capture => {
@@ -345,6 +344,7 @@ impl Host {
             // Nobody need watch.
             let _ = self.tell.send(event);
         }
+        answer_all(answers);
     }
 
     fn news(&self, event: ServiceEvent) {
