@@ -152,7 +152,7 @@ fn write_layer(
         let descriptor = Descriptor { media_type: compression.layer_media_type(), digest, size };
         return Ok(LayerInfo { descriptor, diff_id: digest, diff_size: size, content });
     }
-    let mut tar = HashWriter::new(Encoder::new(HashWriter::new(sink), compression)?);
+    let mut tar = HashWriter::new(Encoder::new(HashWriter::new(sink), compression));
     write_chunks(chunks, give_back, &mut tar)?;
     let (encoder, diff_id, diff_size) = tar.finish();
     let (sink, digest, size) = encoder.finish()?.finish();

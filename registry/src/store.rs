@@ -129,7 +129,8 @@ pub trait Reopen: Send + Sync {
 /// A blob that is being written whose digest is known only at the end. Dropped without `commit`, it leaves nothing.
 #[async_trait]
 pub trait BlobWriter: AsyncWrite + Send + Unpin {
-    /// Keeps the blob; the store checks both figures against what it received.
+    /// Keeps the blob under the digest that its writer took of the bytes on their way here. The store checks the size against
+    /// what it received; a registry checks the digest too.
     async fn commit(self: Box<Self>, digest: &Digest, size: u64) -> Result<(), StoreError>;
 }
 

@@ -122,7 +122,7 @@ mod tests {
     use crate::archive::Encoder;
 
     fn encode(compression: Compression, plain: &[u8]) -> Vec<u8> {
-        let mut encoder = Encoder::new(Vec::new(), compression).unwrap();
+        let mut encoder = Encoder::new(Vec::new(), compression);
         encoder.write_all(plain).unwrap();
         encoder.finish().unwrap()
     }
@@ -172,7 +172,7 @@ mod tests {
         for compression in [Compression::Gzip, Compression::Zstd] {
             let whole = encode(compression, &plain);
             for seed in 1..6_usize {
-                let mut encoder = Encoder::new(Vec::new(), compression).unwrap();
+                let mut encoder = Encoder::new(Vec::new(), compression);
                 let (mut rest, mut state) = (&plain[..], seed);
                 while !rest.is_empty() {
                     state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

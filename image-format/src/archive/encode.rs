@@ -4,38 +4,25 @@ use std::fmt;
 use std::io::{self, Write};
 
 use flate2::write::GzEncoder;
-use zstd::zstd_safe::CParameter;
 
 use super::CHUNK;
+use super::frames::Frames;
 use crate::Compression;
-
-/// Workers per stream. A fixed number, since a stream made without workers differs from one made with some.
-const ZSTD_WORKERS: u32 = 2;
-/// Plain bytes that one worker takes at a time. Where jobs are cut changes the output, so this is part of the format;
-/// at 1 MiB a stream needs some 10 MiB of memory.
-const ZSTD_JOB: u32 = 1 << 20;
-/// zstd's level 1 compresses memory pages to a fifth at over 1 GB/s on two cores; higher levels gain a few percent.
-const ZSTD_LEVEL: i32 = 1;
 
 /// Compressed bytes out of plain ones.
 pub(crate) enum Encoder<W: Write> {
     None(W),
     Gzip(Blocks<GzEncoder<W>>),
-    Zstd(zstd::stream::write::Encoder<'static, W>),
+    Zstd(Frames<W>),
 }
 
 impl<W: Write> Encoder<W> {
-    pub fn new(out: W, compression: Compression) -> io::Result<Self> {
-        Ok(match compression {
+    pub fn new(out: W, compression: Compression) -> Self {
+        match compression {
             Compression::None => Self::None(out),
             Compression::Gzip => Self::Gzip(Blocks::new(GzEncoder::new(out, flate2::Compression::fast()))),
-            Compression::Zstd => {
-                let mut encoder = zstd::stream::write::Encoder::new(out, ZSTD_LEVEL)?;
-                encoder.multithread(ZSTD_WORKERS)?;
-                encoder.set_parameter(CParameter::JobSize(ZSTD_JOB))?;
-                Self::Zstd(encoder)
-            }
-        })
+            Compression::Zstd => Self::Zstd(Frames::new(out)),
+        }
     }
 
     /// Writes what is left and gives the writer back.
@@ -43,7 +30,7 @@ impl<W: Write> Encoder<W> {
         match self {
             Self::None(out) => Ok(out),
             Self::Gzip(blocks) => blocks.finish()?.finish(),
-            Self::Zstd(encoder) => encoder.finish(),
+            Self::Zstd(frames) => frames.finish(),
         }
     }
 }
@@ -53,7 +40,7 @@ impl<W: Write> Write for Encoder<W> {
         match self {
             Self::None(out) => out.write(buf),
             Self::Gzip(encoder) => encoder.write(buf),
-            Self::Zstd(encoder) => encoder.write(buf),
+            Self::Zstd(frames) => frames.write(buf),
         }
     }
 

@@ -11,6 +11,7 @@
 
 mod decode;
 mod encode;
+mod frames;
 mod guard;
 mod header;
 mod read;

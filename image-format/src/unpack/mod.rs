@@ -146,7 +146,7 @@ pub fn unpack_archive<W: Write>(
 ) -> Result<W, UnpackError> {
     let mut layers = Layers::open(image, blobs, &options.limits)?;
     let mut specs = Specs::new(image, options);
-    let mut out = Encoder::new(out, compression).map_err(UnpackError::Write)?;
+    let mut out = Encoder::new(out, compression);
     let mut buf = vec![0; CHUNK];
     while let Some(mut layer) = layers.next_layer()? {
         while let Some(mut entry) = layer.next_entry()? {

@@ -35,7 +35,7 @@ use crate::links::{Links, MAX_DOCUMENT};
 use crate::{BlobReader, BlobUpload, BlobWriter, Put, Selector, Store, StoreError, Tag};
 use folder::Folder;
 use index::LayoutIndex;
-use stream::{BlobFileReader, BlobFileWriter, PIECE};
+use stream::{BlobFileReader, BlobFileWriter, Digested, PIECE};
 
 /// An OCI image layout, 1.0. Several stores, in several processes, may write into the same folder.
 #[derive(Clone)]
@@ -239,7 +239,8 @@ impl Store for LayoutStore {
 
     async fn create_blob(&self) -> Result<Box<dyn BlobWriter>, StoreError> {
         self.blocking(|store| {
-            let writer: Box<dyn BlobWriter> = Box::new(BlobFileWriter::create(store.folder.clone())?);
+            let writer: Box<dyn BlobWriter> =
+                Box::new(BlobFileWriter::create(store.folder.clone(), Digested::ByWriter)?);
             Ok(writer)
         })
         .await
@@ -255,7 +256,8 @@ impl Store for LayoutStore {
         }
         // One byte more than promised is enough to know: the folder is not filled with what will be refused.
         let mut reader = upload.source.open().await?.take(size.saturating_add(1));
-        let mut writer = Box::new(self.blocking(|store| BlobFileWriter::create(store.folder.clone())).await?);
+        let create = |store: &Self| BlobFileWriter::create(store.folder.clone(), Digested::Here);
+        let mut writer = Box::new(self.blocking(create).await?);
         let failed = |error| StoreError::from_stream(self.name(), &format!("writing blob {name}"), error);
         let mut buffer = Vec::with_capacity(PIECE / 4);
         while reader.read_buf(&mut buffer).await.map_err(failed)? > 0 {

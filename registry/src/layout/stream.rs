@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use async_trait::async_trait;
 use image_format::{Descriptor, Digest, HashReader, HashWriter};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -97,7 +98,48 @@ impl AsyncRead for BlobFileReader {
     }
 }
 
-type Sink = HashWriter<NamedTempFile>;
+/// Bytes after which the disk is told to begin, so that little is left to wait for when the blob is complete.
+const BEGIN: u64 = 8 << 20;
+
+/// What is known of the digest of a blob that is being written.
+#[derive(Clone, Copy)]
+pub(super) enum Digested {
+    /// Whoever writes it takes it from the same bytes: once is enough.
+    ByWriter,
+    /// It was promised, and is checked.
+    Here,
+}
+
+/// A file that is being written.
+struct Sink {
+    file: NamedTempFile,
+    hash: Option<HashWriter<io::Sink>>,
+    size: u64,
+    begun: u64,
+}
+
+impl Sink {
+    fn write(&mut self, piece: &[u8]) -> io::Result<()> {
+        self.file.write_all(piece)?;
+        if let Some(hash) = &mut self.hash {
+            hash.write_all(piece)?;
+        }
+        self.size += piece.len() as u64;
+        if self.size - self.begun >= BEGIN {
+            self.begin();
+        }
+        Ok(())
+    }
+
+    /// Linux begins to write what it is told not to be needed in memory, and drops of it only what is on the disk already,
+    /// which these bytes are not. Where that means nothing it takes longer in the end.
+    fn begin(&mut self) {
+        let part = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+        let _ = posix_fadvise(self.file.as_file(), part(self.begun), part(self.size - self.begun), advice);
+        self.begun = self.size;
+    }
+}
 
 /// Writes a blob into a temporary file, which goes away unless the blob is committed.
 pub(super) struct BlobFileWriter {
@@ -114,8 +156,12 @@ enum Writing {
 }
 
 impl BlobFileWriter {
-    pub(super) fn create(folder: Arc<Folder>) -> Result<Self, StoreError> {
-        let state = Writing::Idle(HashWriter::new(folder.temporary()?));
+    pub(super) fn create(folder: Arc<Folder>, digested: Digested) -> Result<Self, StoreError> {
+        let hash = match digested {
+            Digested::ByWriter => None,
+            Digested::Here => Some(HashWriter::new(io::sink())),
+        };
+        let state = Writing::Idle(Sink { file: folder.temporary()?, hash, size: 0, begun: 0 });
         Ok(Self { folder, filling: Vec::new(), spare: Vec::new(), state })
     }
 
@@ -143,7 +189,7 @@ impl BlobFileWriter {
             Writing::Idle(mut sink) => {
                 let mut piece = mem::replace(&mut self.filling, mem::take(&mut self.spare));
                 Writing::Busy(spawn_blocking(move || {
-                    sink.write_all(&piece)?;
+                    sink.write(&piece)?;
                     piece.clear();
                     Ok((sink, piece))
                 }))
@@ -186,11 +232,12 @@ impl BlobWriter for BlobFileWriter {
         };
         let keeper = folder.clone();
         let keep = move || {
-            let (file, received, count) = sink.finish();
-            if (received, count) == (digest, size) {
-                return keeper.keep_blob(file, &digest);
+            let received = sink.hash.map(|hash| hash.finish().1);
+            if sink.size == size && received.is_none_or(|received| received == digest) {
+                return keeper.keep_blob(sink.file, &digest);
             }
-            let reason = format!("{count} bytes with the digest {received} arrived instead of {size} bytes");
+            let had = received.map(|received| format!(" with the digest {received}")).unwrap_or_default();
+            let reason = format!("{} bytes{had} arrived instead of {size} bytes", sink.size);
             Err(keeper.corrupt(format!("new blob {digest}"), reason))
         };
         spawn_blocking(keep).await.map_err(|error| failed(io::Error::other(error)))?

@@ -1,0 +1,223 @@
+//! zstd in frames of equal plain size, compressed side by side: the same bytes on any machine, however many processors it has.
+//!
+//! ```text
+//! plain ─▶ frame 0 ─▶ worker 0 ─┐
+//!          frame 1 ─▶ worker 1 ─┼─▶ frame 0, frame 1, frame 2 ... in order
+//!          frame 2 ─▶ worker 0 ─┘
+//! ```
+
+use std::io::{self, Write};
+use std::num::NonZero;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{JoinHandle, available_parallelism, spawn};
+
+use zstd::bulk::Compressor;
+use zstd::zstd_safe::compress_bound;
+
+use super::CHUNK;
+
+/// zstd's level 1 compresses memory pages to a fifth at over 1 GB/s on two cores; higher levels gain a few percent.
+const LEVEL: i32 = 1;
+/// The level at which zstd hardly looks for anything: what does not shrink goes through at some GB/s.
+const LEVEL_RAW: i32 = -1000;
+/// Of a frame this many pieces of this size are tried first...
+const SAMPLES: usize = 16;
+const SAMPLE: usize = 1024;
+/// ...and if they would keep more than this part of their size, the frame is not worth compressing: memory that is
+/// encrypted, compressed already, or numbers as they are measured.
+const WORTH: (usize, usize) = (15, 16);
+/// More workers would need more memory than they are worth: eight compress some 5 GB/s.
+const MOST_WORKERS: usize = 8;
+
+/// Compresses what is written into it. Frames are part of the format only in so far as readers take several of them.
+pub(crate) struct Frames<W: Write> {
+    out: W,
+    plain: Vec<u8>,
+    workers: Vec<Worker>,
+    /// Frames handed to workers, and taken back from them: the workers take turns.
+    given: usize,
+    taken: usize,
+    spare: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// A thread that compresses one frame after the other.
+struct Worker {
+    frames: SyncSender<(Vec<u8>, Vec<u8>)>,
+    compressed: Receiver<io::Result<(Vec<u8>, Vec<u8>)>>,
+    _thread: JoinHandle<()>,
+}
+
+impl<W: Write> Frames<W> {
+    pub fn new(out: W) -> Self {
+        let plain = Vec::with_capacity(CHUNK);
+        Self { out, plain, workers: Vec::new(), given: 0, taken: 0, spare: Vec::new() }
+    }
+
+    /// Writes what is left and gives the writer back.
+    pub fn finish(mut self) -> io::Result<W> {
+        // An empty stream is one empty frame.
+        if !self.plain.is_empty() || self.given == 0 {
+            self.give()?;
+        }
+        while self.taken < self.given {
+            self.take()?;
+        }
+        Ok(self.out)
+    }
+
+    /// Hands the frame to the worker whose turn it is.
+    fn give(&mut self) -> io::Result<()> {
+        let most = available_parallelism().map_or(1, NonZero::get).min(MOST_WORKERS);
+        if self.workers.len() < most && self.given == self.workers.len() {
+            self.workers.push(Worker::start()?);
+        }
+        // Each worker has one frame in hand and one waiting.
+        while self.given - self.taken >= 2 * self.workers.len() {
+            self.take()?;
+        }
+        let (plain, compressed) = self.spare.pop().unwrap_or_default();
+        let frame = (std::mem::replace(&mut self.plain, plain), compressed);
+        let worker = &self.workers[self.given % self.workers.len()];
+        worker.frames.send(frame).map_err(|_| ended())?;
+        self.given += 1;
+        Ok(())
+    }
+
+    /// Writes the next frame, once it is compressed.
+    fn take(&mut self) -> io::Result<()> {
+        let worker = &self.workers[self.taken % self.workers.len()];
+        let (mut plain, compressed) = worker.compressed.recv().map_err(|_| ended())??;
+        self.taken += 1;
+        self.out.write_all(&compressed)?;
+        plain.clear();
+        self.spare.push((plain, compressed));
+        Ok(())
+    }
+}
+
+impl<W: Write> Write for Frames<W> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let part = buf.len().min(CHUNK - self.plain.len());
+        self.plain.extend_from_slice(&buf[..part]);
+        if self.plain.len() == CHUNK {
+            self.give()?;
+        }
+        Ok(part)
+    }
+
+    /// Does nothing: a flush would end a frame early, and so change the output.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Worker {
+    fn start() -> io::Result<Self> {
+        let (frames, given) = sync_channel::<(Vec<u8>, Vec<u8>)>(1);
+        let (done, compressed) = sync_channel(2);
+        let mut compressor = FrameCompressor::new()?;
+        let thread = spawn(move || {
+            for (plain, mut out) in given {
+                let frame = compressor.compress(&plain, &mut out).map(|()| (plain, out));
+                // Whoever gave the frame may have given up.
+                if done.send(frame).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self { frames, compressed, _thread: thread })
+    }
+}
+
+struct FrameCompressor {
+    good: Compressor<'static>,
+    raw: Compressor<'static>,
+    sample: Vec<u8>,
+    tried: Vec<u8>,
+}
+
+impl FrameCompressor {
+    fn new() -> io::Result<Self> {
+        let (good, raw) = (Compressor::new(LEVEL)?, Compressor::new(LEVEL_RAW)?);
+        Ok(Self { good, raw, sample: Vec::new(), tried: vec![0; compress_bound(SAMPLES * SAMPLE)] })
+    }
+
+    fn compress(&mut self, plain: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
+        out.resize(compress_bound(plain.len()), 0);
+        let compressor = if self.is_worth(plain)? { &mut self.good } else { &mut self.raw };
+        let size = compressor.compress_to_buffer(plain, &mut out[..])?;
+        out.truncate(size);
+        Ok(())
+    }
+
+    /// Judged by the content alone, so that the same content always gives the same frame.
+    fn is_worth(&mut self, plain: &[u8]) -> io::Result<bool> {
+        if plain.len() < CHUNK {
+            return Ok(true);
+        }
+        self.sample.clear();
+        for piece in plain.chunks_exact(CHUNK / SAMPLES) {
+            self.sample.extend_from_slice(&piece[..SAMPLE]);
+        }
+        let size = self.good.compress_to_buffer(&self.sample, &mut self.tried[..])?;
+        Ok(size * WORTH.1 <= self.sample.len() * WORTH.0)
+    }
+}
+
+fn ended() -> io::Error {
+    io::Error::other("a thread that compresses has ended unexpectedly")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(bytes: usize) -> Vec<u8> {
+        let mut state = 7_u64;
+        let words = (0..bytes.div_ceil(8)).flat_map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state ^ (state >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9).to_le_bytes()
+        });
+        words.take(bytes).collect()
+    }
+
+    fn frames(plain: &[u8]) -> Vec<u8> {
+        let mut frames = Frames::new(Vec::new());
+        frames.write_all(plain).unwrap();
+        frames.finish().unwrap()
+    }
+
+    #[test]
+    fn many_workers_write_what_one_would() {
+        let plain = [noise(2 * CHUNK), vec![0; 5 * CHUNK], noise(CHUNK / 2), vec![1; 20 * CHUNK + 3]].concat();
+        let mut one = FrameCompressor::new().unwrap();
+        let mut expected = Vec::new();
+        for frame in plain.chunks(CHUNK) {
+            let mut out = Vec::new();
+            one.compress(frame, &mut out).unwrap();
+            expected.extend_from_slice(&out);
+        }
+        assert_eq!(frames(&plain), expected);
+        assert_eq!(zstd::decode_all(&expected[..]).unwrap(), plain);
+    }
+
+    #[test]
+    fn nothing_is_a_stream_too() {
+        assert_eq!(zstd::decode_all(&frames(b"")[..]).unwrap(), b"");
+    }
+
+    #[test]
+    fn a_frame_is_judged_by_samples_of_all_of_it() {
+        let mut compressor = FrameCompressor::new().unwrap();
+        assert!(!compressor.is_worth(&noise(CHUNK)).unwrap());
+        assert!(compressor.is_worth(&vec![0; CHUNK]).unwrap());
+        // A sixteenth of it would shrink to nothing: not worth it. A quarter: worth it.
+        for (part, worth) in [(32, false), (4, true)] {
+            let mut half = noise(CHUNK);
+            half[CHUNK - CHUNK / part..].fill(0);
+            assert_eq!(compressor.is_worth(&half).unwrap(), worth, "1/{part}");
+        }
+        // What is not worth it grows by hardly anything.
+        assert!(frames(&noise(4 * CHUNK)).len() < 4 * CHUNK + 100);
+    }
+}
