@@ -2,7 +2,7 @@
 #
 #   make demo    the main job on a real application (root: with podman and CRIU, in namespaces of its own)
 #   make test    every tier; TIERS=rootless for what needs no root
-#   make bench   packing and pushing against the peers, in one run, with the ratios; then how long the barriers take
+#   make bench   packing, sending, restoring and freezing against the peers, in one run, with the ratios; then how long barriers take
 
 TIERS ?= lint rootless real
 
