@@ -1,12 +1,14 @@
 //! The plan file of `syncpoint checkpoint`: which containers make up an application, and how it is to be checkpointed.
 //!
-//! It is TOML; its JSON Schema is `docs/checkpoint-plan.schema.json`, its manual `docs/guide/plan.md`. Whatever is wrong
+//! It is TOML, or YAML where its name ends so; its JSON Schema is `docs/checkpoint-plan.schema.json`, its manual `docs/guide/plan.md`. Whatever is wrong
 //! with a plan is said with its line, its column and the line itself, before anything is touched.
 
 mod fields;
 mod problem;
+mod yaml;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
@@ -16,6 +18,7 @@ use std::time::Duration;
 use image_format::{ApplicationId, MemberId};
 use launcher::EngineKind;
 use registry::Reference;
+use toml::Spanned;
 use toml::de::DeTable;
 
 use self::fields::{Fields, List};
@@ -73,12 +76,39 @@ pub fn read(path: &Path) -> Result<CheckpointPlan, CommandError> {
         return Err(bad("it has more than 1 MiB"));
     }
     let text = String::from_utf8(bytes).map_err(|_| bad("it is no UTF-8 text"))?;
-    parse(&text, path.parent().unwrap_or(Path::new(""))).map_err(|problem| problem.in_file(path, &text))
+    let folder = path.parent().unwrap_or(Path::new(""));
+    parse(&text, Language::of(path), folder).map_err(|problem| problem.in_file(path, &text))
+}
+
+/// What a plan is written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Language {
+    Toml,
+    Yaml,
+}
+
+impl Language {
+    /// By the end of its name.
+    fn of(path: &Path) -> Self {
+        match path.extension().and_then(OsStr::to_str) {
+            Some("yaml" | "yml") => Self::Yaml,
+            _ => Self::Toml,
+        }
+    }
+
+    fn read(self, text: &str) -> Result<Spanned<DeTable<'_>>, Problem> {
+        match self {
+            Self::Toml => {
+                DeTable::parse(text).map_err(|error| Problem::new(error.span().unwrap_or(0..0), error.message()))
+            }
+            Self::Yaml => yaml::parse(text),
+        }
+    }
 }
 
 /// Reads the text of a plan that lies in `folder`.
-fn parse(text: &str, folder: &Path) -> Result<CheckpointPlan, Problem> {
-    let table = DeTable::parse(text).map_err(|error| Problem::new(error.span().unwrap_or(0..0), error.message()))?;
+fn parse(text: &str, language: Language, folder: &Path) -> Result<CheckpointPlan, Problem> {
+    let table = language.read(text)?;
     let mut fields = Fields::new(table.get_ref(), table.span(), "the plan");
     let engine = fields.parsed("engine")?;
     let application = fields.parsed("application")?;
@@ -142,7 +172,7 @@ fn member(mut fields: Fields<'_>, engine: Option<EngineKind>, folder: &Path) -> 
     fields.finish()?;
     if let (Some(EngineKind::Podman), Some(at)) = (engine, bundle_at) {
         return Err(Problem::new(at, format!("the member {id} has a bundle, but runs with podman"))
-            .hint("bundles are runc's; set engine = \"runc\" for this member, or leave the bundle out"));
+            .hint("bundles are runc's; the member's engine is runc, or it has no bundle"));
     }
     let member = PlanMember { id, container, engine, depends_on, bundle };
     Ok(Placed { member, id: id_at, container: container_at, depends_on: places })

@@ -1,4 +1,4 @@
-//! Takes the fields of a TOML table one after the other, and minds those that nobody takes.
+//! Takes the fields of a table one after the other, and minds those that nobody takes.
 
 use std::fmt::Display;
 use std::ops::Range;
@@ -112,13 +112,14 @@ impl<'t> Fields<'t> {
         Ok(Some(Fields::new(table, value.span(), what)))
     }
 
-    /// The members: a list of tables (`[[members]]`), or tables by id (`[members.ID]`); in the order of the file.
+    /// The members: a list of tables (`[[members]]`), or tables by id (`[members.ID]`; in YAML `ID:`); in the order of the file.
     pub fn members(&mut self) -> Result<Vec<Self>, Problem> {
         const WHAT: &str = "a member";
         let Some(value) = self.take("members") else {
-            return Err(Problem::new(0..0, "the plan has no members").hint("begin each with a line [members.ID]"));
+            return Err(Problem::new(0..0, "the plan has no members")
+                .hint("each has a place by its id: [members.ID] in TOML, ID: below members: in YAML"));
         };
-        let expected = "a list of tables ([[members]]) or tables by id ([members.ID])";
+        let expected = "a list of tables, or tables by id";
         let table = |value: &'t Spanned<DeValue<'t>>| {
             let table = value.get_ref().as_table().ok_or_else(|| wrong(value, "members", expected))?;
             Ok(Fields::new(table, value.span(), WHAT))

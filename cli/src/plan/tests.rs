@@ -8,23 +8,32 @@ fn repository(path: &str) -> PathBuf {
 
 /// What a person is told.
 fn told(text: &str) -> String {
-    match parse(text, Path::new("")) {
-        Ok(plan) => panic!("taken as {plan:?}"),
-        Err(problem) => problem.in_file(Path::new("plan.toml"), text).lines().join("\n"),
+    told_of(Language::Toml, text)
+}
+
+fn told_of(language: Language, text: &str) -> String {
+    let path = if language == Language::Toml { "plan.toml" } else { "plan.yaml" };
+    match parse(text, language, Path::new("")) {
+        Ok(plan) => panic!("{text:?} is taken as {plan:?}"),
+        Err(problem) => problem.in_file(Path::new(path), text).lines().join("\n"),
     }
 }
 
+fn parse_toml(text: &str, folder: &str) -> CheckpointPlan {
+    parse(text, Language::Toml, Path::new(folder)).unwrap()
+}
+
 /// The plans of the manual.
-fn examples() -> Vec<String> {
+fn examples(language: &str) -> Vec<String> {
     let manual = std::fs::read_to_string(repository("docs/guide/plan.md")).unwrap();
-    let blocks = manual.split("```toml\n").skip(1).map(|block| block.split("```").next().unwrap().to_owned());
-    blocks.collect()
+    let begin = format!("```{language}\n");
+    manual.split(&begin).skip(1).map(|block| block.split("```").next().unwrap().to_owned()).collect()
 }
 
 #[test]
 fn the_manual_is_right() {
-    let examples = examples();
-    let plan = parse(&examples[0], Path::new("/etc/ledger")).unwrap();
+    let examples = examples("toml");
+    let plan = parse_toml(&examples[0], "/etc/ledger");
     let member = |id: &str, container: &str, engine, depends_on: &[&str], bundle: Option<&str>| PlanMember {
         id: id.parse().unwrap(),
         container: container.to_owned(),
@@ -52,7 +61,10 @@ fn the_manual_is_right() {
         ],
     };
     assert_eq!(plan, expected);
-    let listed = parse(&examples[1], Path::new("")).unwrap();
+    for same in self::examples("yaml") {
+        assert_eq!(parse(&same, Language::Yaml, Path::new("/etc/ledger")).unwrap(), plan);
+    }
+    let listed = parse_toml(&examples[1], "");
     assert_eq!((listed.stop, listed.members.len(), listed.members[1].engine), (Some(true), 2, None));
 
     let broken = examples[0].replacen("depends-on", "depend-on", 1);
@@ -99,6 +111,83 @@ fn what_is_wrong_is_said_with_its_place() {
 }
 
 #[test]
+fn what_is_wrong_in_yaml_is_said_with_its_place() {
+    let plans = [
+        "application: \"ledger",
+        "application: ledger\n  to: x\nmembers:",
+        "application: 3\nmembers: {a: }",
+        "application: -x\nmembers: {a: }",
+        "aplication: x\nmembers: {a: }",
+        "application:\nmembers: {a: }",
+        "stop: yes\nmembers: {a: }",
+        "stop: true\nleave-running: true\nmembers: {a: }",
+        "deadlines:\n  gather: 30\nmembers: {a: }",
+        "deadlines:\n  freeze: 0s\nmembers: {a: }",
+        "",
+        "- members",
+        "members: []",
+        "members: a",
+        "members:",
+        "members: [a]",
+        "members:\n  - container: x",
+        "members:\n  a:\n  a:\n",
+        "members:\n  a b:\n",
+        "members:\n  a:\n    depend-on: [b]\n",
+        "members:\n  consumer:\n  b:\n    depends-on:\n      - consumr\n",
+        "members:\n  a: {depends-on: [x]}\n  x:\n    depends-on:\n      - y\n      - z\n  y:\n  z: {depends-on: [x]}\n",
+        "members:\n  a: &a {engine: runc}\n  b: *a\n",
+        "members:\n  a: !!str b\n",
+        "members:\n  ? [a]\n  : b\n",
+        "members: {a: }\n---\nmembers: {b: }\n",
+        "members:\n\ta:\n",
+    ];
+    let all: Vec<_> = plans.iter().map(|plan| told_of(Language::Yaml, plan)).collect();
+    insta::assert_snapshot!(all.join("\n\n"));
+}
+
+#[test]
+fn yaml_says_the_same_in_its_own_ways() {
+    let block =
+        "application: x\nleave-running: false\nmembers:\n  b:\n  a:\n    container: \"12\"\n    depends-on:\n    - b\n";
+    let flow = "{application: x, stop: true, members: [{id: b}, {id: a, container: '12', depends-on: [b]}]}";
+    let toml = "application = \"x\"\nstop = true\n[members.b]\n[members.a]\ncontainer = \"12\"\ndepends-on = [\"b\"]";
+    let expected = parse_toml(toml, "");
+    for yaml in [block, flow, &format!("%YAML 1.2\n---\n{block}...\n"), &format!("\u{feff}{block}")] {
+        assert_eq!(parse(yaml, Language::Yaml, Path::new("")).unwrap(), expected, "{yaml}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for (name, yaml) in [("p.yaml", true), ("p.yml", true), ("p.toml", false), ("p", false), ("yaml", false)] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, block).unwrap();
+        assert_eq!(read(&path).is_ok(), yaml, "{name}");
+    }
+}
+
+#[test]
+fn hostile_yaml_is_refused_in_no_time() {
+    let size = usize::try_from(MAX_BYTES).unwrap();
+    let laughs: String =
+        (1..10).map(|n| format!("l{n}: &l{n} [{}]\n", vec![format!("*l{}", n - 1); 9].join(","))).collect();
+    let laughs = format!("l0: &l0 [x]\n{laughs}");
+    let mut texts = vec![laughs];
+    for unit in [
+        "[", "{", "{a: ", "- ", "? ", "a: ", "[a, ", "!", "&a ", "*a ", "'", "\"", "|\n", "# ", "\n", "\t", "a: {}\n",
+        "- a\n", "]", ":", ",", "--- ", "---\n", "%A\n", "[? ", "a", "a ", "a\n", "\u{feff}", "\u{85}",
+    ] {
+        texts.push(unit.repeat(size / unit.len()));
+    }
+    texts.push((0..80_000).map(|n| format!("a{n}: {{}}\n")).collect());
+    texts.push((0..9_000).map(|n| format!("{}a:\n", " ".repeat(n % 100))).collect());
+    for text in texts {
+        let begun = std::time::Instant::now();
+        told_of(Language::Yaml, &text);
+        let took = begun.elapsed();
+        let head: String = text.chars().take(20).collect();
+        assert!(took < Duration::from_secs(10), "{took:?} for {head:?}");
+    }
+}
+
+#[test]
 fn files_that_are_no_plans_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("plan.toml");
@@ -120,7 +209,7 @@ fn many_members_are_no_problem() {
     assert!(told(&chain(MAX_MEMBERS)).contains("in a circle: m0 -> m1 -> "));
     assert!(told(&chain(MAX_MEMBERS + 1)).contains("4097 members; at most 4096"));
     let open = chain(MAX_MEMBERS).replacen("\"m0\"", "", 1);
-    assert_eq!(parse(&open, Path::new("")).unwrap().members.len(), MAX_MEMBERS);
+    assert_eq!(parse_toml(&open, "").members.len(), MAX_MEMBERS);
     let deep = format!("a = {}{}", "[".repeat(10_000), "]".repeat(10_000));
     assert!(told(&deep).contains("plan.toml:1:"));
 }
@@ -138,9 +227,11 @@ fn the_schema_says_the_same() {
         let value = serde_json::to_value(toml::from_str::<toml::Table>(plan).unwrap()).unwrap();
         schemas.validate(&value, schema).map_err(|error| error.to_string())
     };
-    for plan in examples() {
+    for plan in examples("toml") {
         validate(&plan).unwrap();
     }
+    let nothing = serde_json::json!({ "members": { "a": null } });
+    schemas.validate(&nothing, schema).map_err(|error| error.to_string()).unwrap();
     validate("leave-running = false\nstop = true\n[deadlines]\n[members.a]\nengine = \"runc\"\nbundle = \"b\"")
         .unwrap();
     for plan in [
@@ -165,6 +256,6 @@ fn the_schema_says_the_same() {
         "[members.b]\n[members.a]\ndepends-on = [\"b\", \"b\"]",
     ] {
         assert!(validate(plan).is_err(), "the schema takes {plan:?}");
-        assert!(parse(plan, Path::new("")).is_err(), "the parser takes {plan:?}");
+        assert!(parse(plan, Language::Toml, Path::new("")).is_err(), "the parser takes {plan:?}");
     }
 }
