@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
-use coordinator::Hook;
+use coordinator::{AttendError, Hook};
 use image_format::{ArchiveError, ArtifactError, DumpError, GlobalError, ImageError, MemberId, PackError, UnpackError};
 use launcher::{CheckpointError, CheckpointErrorKind, LoadError, RestoreError, RestoreErrorKind};
 use registry::sign::{Finding, KeyError, SignError};
@@ -364,10 +364,19 @@ fn checkpoint(error: &CheckpointError) -> Option<Known> {
         | CheckpointErrorKind::Members(_)
         | CheckpointErrorKind::Busy { .. }
         | CheckpointErrorKind::Newer { .. }
-        | CheckpointErrorKind::Attach { .. } => Exit::Refused,
+        | CheckpointErrorKind::Attach { .. }
+        | CheckpointErrorKind::Listen(_)
+        | CheckpointErrorKind::Absent { .. }
+        | CheckpointErrorKind::Join(AttendError::Refused { .. })
+        | CheckpointErrorKind::NotBegun { .. }
+        | CheckpointErrorKind::OtherStore { .. }
+        | CheckpointErrorKind::Changed { .. } => Exit::Refused,
         CheckpointErrorKind::Session(_)
         | CheckpointErrorKind::Aborted { .. }
         | CheckpointErrorKind::NotRunning { .. }
+        | CheckpointErrorKind::Elsewhere { .. }
+        | CheckpointErrorKind::NotStored { .. }
+        | CheckpointErrorKind::NotPermanent { .. }
         | CheckpointErrorKind::Engine { .. } => Exit::Aborted,
         CheckpointErrorKind::NothingToResume { .. } => Exit::NotFound,
         CheckpointErrorKind::Cancelled => Exit::Interrupted,

@@ -172,6 +172,7 @@ impl Observer for Reporter {
             MemberStep::Received { bytes } => self.advance(name, bytes),
             MemberStep::Fetched => self.end(name, None),
             MemberStep::Pulling { image } => self.note(&format!("{name}  pulls {image}")),
+            MemberStep::Joined { container } => self.note(&format!("{name}  joined, as {container} of another host")),
             MemberStep::Started => self.detail(&format!("{name}  started")),
             MemberStep::Arrived { hook } => self.detail(&format!("{name}  waits at {hook}")),
             MemberStep::Passed { hook } => self.detail(&format!("{name}  goes on from {hook}")),

@@ -144,7 +144,7 @@ impl Bench {
                     let there = root.path().join(id.as_str());
                     let kind = SessionKind::Dump;
                     outposts.push(Outpost::join(&there, remote, kind, id.clone(), &self.hook, LONG).await?);
-                    outposts.last().map(Outpost::criu_config).ok_or("no outpost")?
+                    outposts.last().map(|outpost| outpost.criu_config(id)).ok_or("no outpost")?
                 }
             };
             hooks.push(config.with_file_name("hook"));

@@ -2,8 +2,10 @@
 //!
 //! [`proto`] is the protocol as a state machine without IO or clock. Around it stand the [`Rendezvous`], one task that
 //! owns a session and its local socket, and [`hook`], the program that CRIU runs at each of its hooks. [`wire`] is what
-//! the two say to each other. `docs/protocol.md` is the specification.
+//! the two say to each other. Launchers of several hosts that checkpoint one application meet by a [`RollCall`] and a [`Delegation`]
+//! each. `docs/protocol.md` is the specification.
 
+mod control;
 mod door;
 pub mod hook;
 mod plan;
@@ -15,10 +17,11 @@ mod ticket;
 mod tls;
 pub mod wire;
 
+pub use control::{Absent, AttendError, Delegate, Delegation, Ending, Lasting, RollCall};
 pub use door::{Listen, ListenError};
 pub use plan::{Deadlines, ParseSessionIdError, PlanError, SessionId, SessionPlan};
 pub use proto::{Event, Finished, Hook, Missing, Outcome, SessionKind, Span, Step, Timings};
-pub use rendezvous::{CloseError, Outpost, OutpostError, Rendezvous, RendezvousError};
+pub use rendezvous::{CloseError, FolderError, Outpost, OutpostError, Rendezvous, RendezvousError};
 pub use service::{Service, ServiceEvent, ServicePlan};
 pub use ticket::Remote;
 pub use tls::{MEMBER_URI, TlsError, TlsFiles};

@@ -4,7 +4,10 @@
 //! one [`Request`] and gets one [`Answer`], when it is decided; then both close. A body is at most 64 KiB.
 //!
 //! A hook that has a certificate but no ticket sends a [`JoinRequest`] first, on the same connection, and is told by one or
-//! more [`JoinAnswer`]s which session it is in; then it goes on like any other.
+//! more [`JoinAnswer`]s which session it is in; then it goes on like any other. What launchers of several hosts say to each
+//! other is in [`control`].
+
+pub mod control;
 
 use std::io::{self, Read};
 use std::time::Duration;
@@ -13,6 +16,7 @@ use image_format::{Epoch, MemberId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use self::control::Attend;
 use crate::plan::{SessionId, SessionPlan};
 use crate::proto::{Message, Reply, SessionKind};
 pub use crate::secret::{ParseSecretError, Secret};
@@ -125,11 +129,12 @@ pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Either of what a hook may send.
+/// Any of what may be said first on a connection.
 #[derive(Debug)]
 pub(crate) enum Asked {
     Message(Request),
     Join(Join),
+    Attend(Attend),
 }
 
 impl Asked {
@@ -141,13 +146,17 @@ impl Asked {
             secret: Option<Secret>,
             message: Option<Message>,
             join: Option<Join>,
+            attend: Option<Attend>,
         }
         match decode(body)? {
-            Either { message: Some(message), join: None, secret } => {
+            Either { message: Some(message), join: None, attend: None, secret } => {
                 Ok(Self::Message(Request { version: VERSION, secret, message }))
             }
-            Either { message: None, join: Some(join), secret: None } => Ok(Self::Join(join)),
-            Either { .. } => Err(WireError::Body(serde::de::Error::custom("neither a message nor a join"))),
+            Either { message: None, join: Some(join), attend: None, secret: None } => Ok(Self::Join(join)),
+            Either { message: None, join: None, attend: Some(attend), secret: None } if attend.is_plain() => {
+                Ok(Self::Attend(attend))
+            }
+            Either { .. } => Err(WireError::Body(serde::de::Error::custom("no message, join or attend"))),
         }
     }
 }
@@ -266,7 +275,15 @@ mod tests {
         assert!(read::<JoinAnswer>(refused.as_slice()).is_ok_and(|said| said.word == JoinWord::Reply(Reply::Proceed)));
         let join = br#"{"version":1,"join":{"kind":"dump","member":"a","dependencies":["b"]}}"#;
         assert!(matches!(Asked::decode(join), Ok(Asked::Join(join)) if join.dependencies.len() == 1));
-        assert!(matches!(Asked::decode(br#"{"version":1}"#), Err(WireError::Body(_))));
+        let attend =
+            r#""attend":{"member":"a","application":"x","engine":"runc","container":"a","depends_on":[],"firm":true}"#;
+        let attends = format!("{{\"version\":1,{attend}}}");
+        assert!(matches!(Asked::decode(attends.as_bytes()), Ok(Asked::Attend(attend)) if attend.firm));
+        let both =
+            format!("{{\"version\":1,{attend},\"join\":{{\"kind\":\"dump\",\"member\":\"a\",\"dependencies\":[]}}}}");
+        for neither in [r#"{"version":1}"#, &both, &attends.replace("runc", " ")] {
+            assert!(matches!(Asked::decode(neither.as_bytes()), Err(WireError::Body(_))), "{neither}");
+        }
     }
 
     #[test]

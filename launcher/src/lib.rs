@@ -32,7 +32,7 @@ mod workspace;
 
 pub use checkpoint::{
     CheckpointError, CheckpointErrorKind, CheckpointOptions, CheckpointReport, CheckpointedMember, Destination,
-    MembersError, Pending, Signer, Wanted, Watcher, checkpoint, pending, resume,
+    Elsewhere, JoinReport, Joining, MembersError, Pending, Signer, Wanted, Watcher, checkpoint, join, pending, resume,
 };
 pub use engine::{BundleError, EngineError, EngineKind, ParseEngineError, ProgramError};
 pub use error::{RestoreError, RestoreErrorKind};

@@ -27,6 +27,8 @@ pub enum Phase {
     CleanUp,
     /// The members are found, and what the checkpoint's place in its line is.
     Examine,
+    /// The launchers of other hosts are awaited, or the one that coordinates them.
+    Await,
     /// CRIU dumps the members, which meet at its hooks.
     Dump,
     /// Every member stands frozen, and what it wrote to files is taken.
@@ -51,6 +53,7 @@ impl fmt::Display for Phase {
             Self::Session { attempt } => write!(f, "restore, attempt {attempt}"),
             Self::CleanUp => f.write_str("clean up"),
             Self::Examine => f.write_str("examine"),
+            Self::Await => f.write_str("wait for other hosts"),
             Self::Dump => f.write_str("dump"),
             Self::Capture => f.write_str("capture"),
             Self::Pack => f.write_str("pack"),
@@ -79,6 +82,11 @@ pub enum MemberStep {
     Pulling {
         /// The image's name.
         image: String,
+    },
+    /// Its host is here, and ready.
+    Joined {
+        /// Its container.
+        container: String,
     },
     /// Its engine was started.
     Started,

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::Args;
-use coordinator::{Deadlines, SessionId};
+use coordinator::{Deadlines, Listen, SessionId, TlsFiles};
 use image_format::{ApplicationId, Compression, Digest, Epoch, MemberId, ParseIdError, Span};
 use launcher::{
-    CheckpointError, CheckpointOptions, CheckpointReport, CheckpointedMember, Destination, EngineKind, Signer, Wanted,
+    CheckpointError, CheckpointOptions, CheckpointReport, CheckpointedMember, Destination, Elsewhere, EngineKind,
+    Signer, Wanted,
 };
 use registry::Reference;
 use serde::Serialize;
@@ -33,7 +35,8 @@ use crate::values::{KeyValue, MemberList, Time, words};
 /// fails before, the application runs on as it did, and the tag names what it named. Containers need no preparation. Needs root.
 ///
 /// Who a container is follows from its labels: io.syncpoint.application, io.syncpoint.member and io.syncpoint.depends-on (a,b), or
-/// those of compose. If the store fails when all is packed, the checkpoint is kept, and --resume finishes it.
+/// those of compose. If the store fails when all is packed, the checkpoint is kept, and --resume finishes it; one of several
+/// hosts is not.
 #[derive(Debug, Args)]
 #[command(
     after_long_help = "With --json: {reference, digest, tag, application, epoch, predecessor, signed, stopped, members: [{id, \
@@ -60,26 +63,12 @@ pub struct CheckpointArgs {
     #[command(flatten)]
     identity: Identity,
 
-    /// The containers, by name or id, each with the member that it is if its labels do not say; all running ones with the
-    /// application's label if none is given
-    #[arg(value_name = "[MEMBER=]CONTAINER", conflicts_with_all = ["plan", "resume"])]
-    members: Vec<Container>,
+    #[command(flatten)]
+    containers: Containers,
 
     /// Take from a file who the members are and what else stands in it; what is said here goes before it. The guide has its format
-    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["members", "depends_on", "engine", "bundle", "resume"])]
     plan: Option<PathBuf>,
-
-    /// What a member depends on, instead of what its labels say; may be repeated
-    #[arg(long, value_name = "MEMBER=ID,ID", conflicts_with_all = ["plan", "resume"])]
-    depends_on: Vec<KeyValue<MemberId, MemberList>>,
-
-    /// What runs the containers; podman, and runc for those that podman does not know, if not given
-    #[arg(long, value_name = "ENGINE", conflicts_with_all = ["plan", "resume"])]
-    engine: Option<EngineKind>,
-
-    /// The bundle of a member of runc, whose config.json is packed along; may be repeated
-    #[arg(long, value_name = "MEMBER=DIR", conflicts_with_all = ["plan", "resume"])]
-    bundle: Vec<KeyValue<MemberId, PathBuf>>,
 
     /// End the containers, once the checkpoint is permanent
     #[arg(long, conflicts_with = "resume")]
@@ -102,7 +91,7 @@ pub struct CheckpointArgs {
     work_dir: PathBuf,
 
     /// Finish a checkpoint that was taken and could not be sent, to where it was to go or to --to
-    #[arg(long, value_name = "SESSION")]
+    #[arg(long, value_name = "SESSION", conflicts_with_all = ["members", "depends_on", "engine", "bundle"])]
     resume: Option<SessionId>,
 
     /// Draw how it went: members as rows, what their time went to as bars, barriers as lines
@@ -110,10 +99,74 @@ pub struct CheckpointArgs {
     timeline: Option<PathBuf>,
 
     #[command(flatten)]
+    elsewhere: ElsewhereArgs,
+
+    #[command(flatten)]
     format: Format,
 
     #[command(flatten)]
     transport: Transport,
+}
+
+/// The containers of this host.
+#[derive(Debug, Args)]
+pub struct Containers {
+    /// The containers, by name or id, each with the member that it is if its labels do not say; all running ones with the
+    /// application's label if none is given
+    #[arg(value_name = "[MEMBER=]CONTAINER")]
+    members: Vec<Container>,
+
+    /// What a member depends on, instead of what its labels say; may be repeated
+    #[arg(long, value_name = "MEMBER=ID,ID")]
+    depends_on: Vec<KeyValue<MemberId, MemberList>>,
+
+    /// What runs the containers; podman, and runc for those that podman does not know, if not given
+    #[arg(long, value_name = "ENGINE")]
+    engine: Option<EngineKind>,
+
+    /// The bundle of a member of runc, whose config.json is packed along; may be repeated
+    #[arg(long, value_name = "MEMBER=DIR")]
+    bundle: Vec<KeyValue<MemberId, PathBuf>>,
+}
+
+/// The members of other hosts.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Several hosts")]
+struct ElsewhereArgs {
+    /// A member that runs on another host, where `syncpoint join` takes part for it; may be repeated
+    #[arg(long, value_name = "MEMBER", requires = "listen", conflicts_with = "resume")]
+    with: Vec<MemberId>,
+
+    /// Where this host is heard by the others, over mutual TLS
+    #[arg(long, value_name = "ADDRESS:PORT", requires_all = ["with", "tls_ca", "tls_certificate", "tls_key"])]
+    listen: Option<SocketAddr>,
+
+    /// The authority of the members' certificates, as `syncpoint key ca` makes it
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    tls_ca: Option<PathBuf>,
+
+    /// The certificate of this host, as `syncpoint key issue --coordinator` makes it
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    tls_certificate: Option<PathBuf>,
+
+    /// Its private key
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    tls_key: Option<PathBuf>,
+}
+
+impl ElsewhereArgs {
+    fn take(&self) -> Result<Option<Elsewhere>, CommandError> {
+        if let Some(twice) =
+            self.with.iter().enumerate().find_map(|(at, id)| self.with[..at].contains(id).then_some(id))
+        {
+            return Err(CommandError::usage(format!("--with names {twice} twice")));
+        }
+        // The parser sees to it that all are given, or none.
+        let given = (self.listen, self.tls_ca.clone(), self.tls_certificate.clone(), self.tls_key.clone());
+        let (Some(address), Some(ca), Some(certificate), Some(key)) = given else { return Ok(None) };
+        let listen = Listen { address, tls: TlsFiles { ca, certificate, key } };
+        Ok(Some(Elsewhere { listen, members: self.with.clone() }))
+    }
 }
 
 /// A container, and the member that it is.
@@ -148,8 +201,9 @@ struct Checkpointed {
     members: Vec<Member>,
 }
 
+/// One member of it.
 #[derive(Debug, Serialize)]
-struct Member {
+pub struct Member {
     id: MemberId,
     container: String,
     engine: &'static str,
@@ -163,20 +217,25 @@ struct Member {
     sending: f64,
 }
 
+/// What the time of each member went to.
+pub fn rows(out: &mut dyn fmt::Write, members: &[Member]) -> fmt::Result {
+    let time = |seconds: f64| {
+        if seconds < 1.0 { format!("{:.0} ms", seconds * 1000.0) } else { format!("{seconds:.2} s") }
+    };
+    let row = |member: &Member| {
+        let times = [member.waited, member.frozen, member.dumped, member.packed, member.sending];
+        let mut row = vec![member.id.to_string()];
+        row.extend(times.map(time));
+        row.extend([size(member.bytes), size(member.sent)]);
+        row
+    };
+    let head = ["MEMBER", "WAITED", "FROZEN", "DUMPED", "PACKED", "SENT", "SIZE", "NEW"];
+    table(out, &head, &members.iter().map(row).collect::<Vec<_>>())
+}
+
 impl Report for Checkpointed {
     fn human(&self, out: &mut dyn fmt::Write) -> fmt::Result {
-        let time = |seconds: f64| {
-            if seconds < 1.0 { format!("{:.0} ms", seconds * 1000.0) } else { format!("{seconds:.2} s") }
-        };
-        let row = |member: &Member| {
-            let times = [member.waited, member.frozen, member.dumped, member.packed, member.sending];
-            let mut row = vec![member.id.to_string()];
-            row.extend(times.map(time));
-            row.extend([size(member.bytes), size(member.sent)]);
-            row
-        };
-        let head = ["MEMBER", "WAITED", "FROZEN", "DUMPED", "PACKED", "SENT", "SIZE", "NEW"];
-        table(out, &head, &self.members.iter().map(row).collect::<Vec<_>>())?;
+        rows(out, &self.members)?;
         let after = if self.stopped { "its containers are stopped" } else { "the application runs on" };
         let signed = if self.signed { "signed" } else { "not signed" };
         writeln!(out, "permanent  {} epoch {}, tag {}, {signed}; {after}", self.application, self.epoch, self.tag)?;
@@ -190,7 +249,8 @@ impl Report for Checkpointed {
 
 /// Checkpoints.
 pub async fn run(mut args: CheckpointArgs, context: &Context) -> Result<(), CommandError> {
-    let mut wanted = wanted(&args)?;
+    let mut wanted = args.containers.wanted()?;
+    let elsewhere = args.elsewhere.take()?;
     if let Some(plan) = args.plan.take() {
         wanted = follow(&mut args, plan::read(&plan)?);
     }
@@ -227,6 +287,7 @@ pub async fn run(mut args: CheckpointArgs, context: &Context) -> Result<(), Comm
     let usual = CheckpointOptions::new(application, context.environment.hook_program());
     let options = CheckpointOptions {
         members: wanted,
+        elsewhere,
         stop: args.stop,
         deadlines: Deadlines {
             gather: args.gather_timeout.map_or(usual.deadlines.gather, |time| time.0),
@@ -283,42 +344,44 @@ fn pending(session: SessionId, args: &CheckpointArgs) -> Result<launcher::Pendin
     })
 }
 
-/// What was asked for, member by member.
-fn wanted(args: &CheckpointArgs) -> Result<Vec<Wanted>, CommandError> {
-    let mut depends_on: BTreeMap<&MemberId, &MemberList> = BTreeMap::new();
-    for KeyValue(member, list) in &args.depends_on {
-        if depends_on.insert(member, list).is_some() {
-            return Err(CommandError::usage(format!("--depends-on names {member} twice")));
+impl Containers {
+    /// What was asked for, member by member.
+    pub fn wanted(&self) -> Result<Vec<Wanted>, CommandError> {
+        let mut depends_on: BTreeMap<&MemberId, &MemberList> = BTreeMap::new();
+        for KeyValue(member, list) in &self.depends_on {
+            if depends_on.insert(member, list).is_some() {
+                return Err(CommandError::usage(format!("--depends-on names {member} twice")));
+            }
         }
-    }
-    let mut bundles: BTreeMap<&MemberId, &PathBuf> = BTreeMap::new();
-    for KeyValue(member, bundle) in &args.bundle {
-        if bundles.insert(member, bundle).is_some() {
-            return Err(CommandError::usage(format!("--bundle names {member} twice")));
+        let mut bundles: BTreeMap<&MemberId, &PathBuf> = BTreeMap::new();
+        for KeyValue(member, bundle) in &self.bundle {
+            if bundles.insert(member, bundle).is_some() {
+                return Err(CommandError::usage(format!("--bundle names {member} twice")));
+            }
         }
-    }
-    let mut wanted = Vec::new();
-    for Container { member, name } in &args.members {
-        // Without a name of its own, a container is the member of the same name where options speak of it.
-        let id = member.clone().or_else(|| name.parse().ok());
-        let given = id.as_ref().and_then(|id| depends_on.remove(id));
-        let bundle = id.as_ref().and_then(|id| bundles.remove(id));
-        wanted.push(Wanted {
-            id: member.clone(),
-            engine: args.engine,
-            depends_on: given.map(|list| list.0.clone()),
-            bundle: bundle.cloned(),
-            ..Wanted::named(name)
-        });
-    }
-    match depends_on.into_keys().chain(bundles.into_keys()).next() {
-        Some(stranger) => Err(CommandError::usage(format!("{stranger} is none of the containers that are named"))),
-        None => Ok(wanted),
+        let mut wanted = Vec::new();
+        for Container { member, name } in &self.members {
+            // Without a name of its own, a container is the member of the same name where options speak of it.
+            let id = member.clone().or_else(|| name.parse().ok());
+            let given = id.as_ref().and_then(|id| depends_on.remove(id));
+            let bundle = id.as_ref().and_then(|id| bundles.remove(id));
+            wanted.push(Wanted {
+                id: member.clone(),
+                engine: self.engine,
+                depends_on: given.map(|list| list.0.clone()),
+                bundle: bundle.cloned(),
+                ..Wanted::named(name)
+            });
+        }
+        match depends_on.into_keys().chain(bundles.into_keys()).next() {
+            Some(stranger) => Err(CommandError::usage(format!("{stranger} is none of the containers that are named"))),
+            None => Ok(wanted),
+        }
     }
 }
 
 /// The launcher's error with everything that it knows, a line each.
-fn failed(application: &ApplicationId, error: CheckpointError) -> CommandError {
+pub fn failed(application: &ApplicationId, error: CheckpointError) -> CommandError {
     let (hint, resumable, phase) = (error.hint(), error.resumable, error.phase);
     let (place, logged) = (place(error.member.as_ref(), error.hook), error.log_lines.clone());
     let mut error = CommandError::from(error).context(format!("{application} is not checkpointed ({phase})"));
@@ -349,7 +412,8 @@ fn checkpointed(to: &Reference, report: CheckpointReport, signed: bool, stopped:
     }
 }
 
-fn member(member: CheckpointedMember) -> Member {
+/// A member as it is told.
+pub fn member(member: CheckpointedMember) -> Member {
     let seconds = |span: Option<Span>| span.map_or(0.0, |span| span.micros() as f64 / 1e6);
     let times = &member.timeline;
     Member {

@@ -16,8 +16,8 @@ use crate::values::Time;
 /// It takes the place of criu-coordinator. Hooks come over mutual TLS, each with the certificate of its member; who belongs together follows from the dependencies that they
 /// tell. They find their way here by criu-coordinator's own criu-coordinator.json, or the same words in their environment, when
 /// CRIU is given `syncpoint-hook` as its action script. All members of a dump are frozen at one instant, or none is dumped; no restored task
-/// runs before all are restored. The files of the containers are the engines' to take; for those, use `syncpoint checkpoint` on
-/// one host. Runs until it is told to stop; hooks that wait then abort.
+/// runs before all are restored. The files of the containers are the engines' to take; for those, use
+/// `syncpoint checkpoint --listen` with `syncpoint join`. Runs until it is told to stop; hooks that wait then abort.
 #[derive(Debug, Args)]
 pub struct CoordinatorArgs {
     /// Where to listen; port 0 takes a free one

@@ -5,6 +5,7 @@ mod completion;
 mod coordinator;
 mod copy;
 mod inspect;
+mod join;
 mod key;
 mod link;
 mod list;
@@ -45,6 +46,7 @@ pub enum Command {
     Unpack(unpack::UnpackArgs),
     Restore(restore::RestoreArgs),
     Key(key::KeyArgs),
+    Join(join::JoinArgs),
     Coordinator(coordinator::CoordinatorArgs),
     Login(login::LoginArgs),
     Logout(login::LogoutArgs),
@@ -55,7 +57,7 @@ pub enum Command {
 impl Command {
     /// Whether it ends in good order by itself when it is told to stop, and is not to be dropped.
     pub fn stops_by_itself(&self) -> bool {
-        matches!(self, Self::Checkpoint(_) | Self::Coordinator(_) | Self::Restore(_))
+        matches!(self, Self::Checkpoint(_) | Self::Coordinator(_) | Self::Join(_) | Self::Restore(_))
     }
 }
 
@@ -72,6 +74,7 @@ pub async fn run(command: Command, context: &Context) -> Result<(), CommandError
         Command::Inspect(args) => inspect::run(args, context).await,
         Command::Unpack(args) => unpack::run(args, context).await,
         Command::Restore(args) => restore::run(args, context).await,
+        Command::Join(args) => join::run(args, context).await,
         Command::Coordinator(args) => coordinator::run(args, context).await,
         Command::Key(args) => key::run(args, context).await,
         Command::Login(args) => login::run(args, context).await,

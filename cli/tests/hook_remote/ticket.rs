@@ -54,7 +54,7 @@ impl Pair {
     }
 
     fn far(&self, hook: Hook) -> Child {
-        self.start(&self.outpost.criu_config(), hook)
+        self.start(&self.outpost.criu_config(&id("far")), hook)
     }
 
     fn start(&self, config: &Path, hook: Hook) -> Child {
@@ -79,7 +79,7 @@ impl Pair {
     }
 
     fn change_ticket(&self, change: impl FnOnce(&mut Value)) {
-        let path = self.outpost.criu_config().with_file_name("session.json");
+        let path = self.outpost.criu_config(&id("far")).with_file_name("session.json");
         let mut ticket: Value = serde_json::from_slice(&std::fs::read(&path).expect("a ticket")).expect("a ticket");
         change(&mut ticket["remote"]);
         std::fs::write(path, ticket.to_string()).expect("written");

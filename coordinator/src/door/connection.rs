@@ -1,4 +1,4 @@
-//! One connection of a hook: whose is it, what does it say, is it still there.
+//! One connection of a hook, or of another host's launcher: whose is it, what does it say, is it still there.
 
 use image_format::MemberId;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, split};
@@ -10,8 +10,10 @@ use tokio_rustls::server::TlsStream;
 
 use super::waiting::{Waiting, send};
 use super::{Call, Keys, PATIENCE, Told};
+use crate::control::converse;
 use crate::proto::{ConnectionId, Message, Reply};
 use crate::tls;
+use crate::wire::control::{Attend, Report, Word};
 use crate::wire::{self, Answer, Asked, HEADER, Join, JoinAnswer, JoinWord, WireError, millis};
 
 /// The calls of one connection.
@@ -50,6 +52,7 @@ pub(super) async fn serve_elsewhere(
     let claimed = match &asked {
         Asked::Message(request) => &request.message.member,
         Asked::Join(join) => &join.member,
+        Asked::Attend(attend) => &attend.member,
     };
     if *claimed != member {
         let reason = format!("the certificate is that of {member}, which does not speak for {claimed}");
@@ -59,6 +62,7 @@ pub(super) async fn serve_elsewhere(
     match asked {
         Asked::Message(request) => caller.speak(stream, request.message).await,
         Asked::Join(join) => caller.join(stream, join).await,
+        Asked::Attend(attend) => caller.attend(stream, attend).await,
     }
 }
 
@@ -112,6 +116,23 @@ impl Caller<'_> {
         }
     }
 
+    /// Carries the words of a launcher of another host, for as long as both want.
+    async fn attend(&self, stream: impl AsyncRead + AsyncWrite + Unpin, attend: Attend) {
+        let (words, mut say) = mpsc::unbounded_channel();
+        if self.calls.send(Call::Attend { from: self.id, attend, words }).is_err() {
+            return;
+        }
+        let hear = |report| match report {
+            Report::Alive => {}
+            report => {
+                // Nobody listens any more when the session is over.
+                let _ = self.calls.send(Call::Report { from: self.id, report });
+            }
+        };
+        converse(stream, &mut say, || Word::Alive, hear).await;
+        self.hang_up();
+    }
+
     fn hang_up(&self) {
         let _ = self.calls.send(Call::Disconnect { connection: self.id });
     }
@@ -135,11 +156,16 @@ async fn hear(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Option<Aske
 }
 
 async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Asked, WireError> {
+    Asked::decode(&body(stream).await?)
+}
+
+/// Reads the body of one frame.
+pub(crate) async fn body(stream: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>, WireError> {
     let mut header = [0; HEADER];
     stream.read_exact(&mut header).await.map_err(WireError::Read)?;
     let mut body = vec![0; wire::body_length(header)?];
     stream.read_exact(&mut body).await.map_err(WireError::Read)?;
-    Asked::decode(&body)
+    Ok(body)
 }
 
 /// Waits for the end of the stream, or a byte that has no place in the protocol: either way nobody waits there any more.

@@ -21,10 +21,12 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
+pub(crate) use self::connection::body;
 pub(crate) use self::keys::Keys;
-pub(crate) use self::waiting::{Waiting, answer_all};
+pub(crate) use self::waiting::{Waiting, answer_all, send};
 use crate::proto::{ConnectionId, Message};
 use crate::tls::{TlsError, TlsFiles};
+use crate::wire::control::{Attend, Report, Word};
 use crate::wire::{Invitation, Join};
 
 /// Connections beyond this many for each member, and some, wait in the socket's queue.
@@ -80,6 +82,10 @@ pub(crate) enum Call {
     Message { from: ConnectionId, message: Message, waiting: Waiting },
     /// A member that proved who it is has no ticket and asks which session it is in.
     Join { from: ConnectionId, join: Join, told: mpsc::UnboundedSender<Told> },
+    /// The launcher of a member that proved who it is wants to take part with it.
+    Attend { from: ConnectionId, attend: Attend, words: mpsc::UnboundedSender<Word> },
+    /// It says something.
+    Report { from: ConnectionId, report: Report },
     /// It ended without an answer.
     Disconnect { connection: ConnectionId },
 }

@@ -71,7 +71,7 @@ pub(crate) fn answer_all(answers: impl IntoIterator<Item = (Waiting, Reply)>) {
 }
 
 /// Sends a message; whether it could be, in time.
-pub(super) async fn send(stream: &mut (impl AsyncWrite + Unpin), message: &impl serde::Serialize) -> bool {
+pub(crate) async fn send(stream: &mut (impl AsyncWrite + Unpin), message: &impl serde::Serialize) -> bool {
     let Ok(frame) = wire::encode(message) else { return false };
     let sent = async {
         stream.write_all(&frame).await?;

@@ -41,6 +41,7 @@ pub use self::frozen::mend;
 use self::guard::Guard;
 use self::notes::Notes;
 use self::process::Process;
+pub(crate) use self::secure::{SecureError, server_name};
 use self::standalone::{JoinError, Stopped};
 use self::tasks::{Held, Tasks};
 use crate::plan::SessionId;

@@ -67,10 +67,7 @@ impl Secure {
     /// Connects and shakes hands, before the deadline and within a few seconds.
     pub(super) fn connect(remote: &Remote, deadline: Instant) -> Result<Self, SecureError> {
         let address = || remote.address.clone();
-        let (host, _) = remote.address.rsplit_once(':').ok_or_else(|| SecureError::Address { address: address() })?;
-        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        let name =
-            ServerName::try_from(host.to_owned()).map_err(|source| SecureError::Name { address: address(), source })?;
+        let name = server_name(&remote.address)?;
         // What is wrong with files is found before anybody is bothered.
         let config = remote.tls.client()?;
         let tls = ClientConnection::new(config, name).map_err(SecureError::Setup)?;
@@ -126,6 +123,14 @@ impl Secure {
         }
         Ok(())
     }
+}
+
+/// The name in `HOST:PORT` that the certificate must be for.
+pub(crate) fn server_name(address: &str) -> Result<ServerName<'static>, SecureError> {
+    let (host, _) = address.rsplit_once(':').ok_or_else(|| SecureError::Address { address: address.to_owned() })?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let name = ServerName::try_from(host.to_owned());
+    name.map_err(|source| SecureError::Name { address: address.to_owned(), source })
 }
 
 impl AsFd for Secure {

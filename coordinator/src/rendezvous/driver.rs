@@ -1,13 +1,15 @@
 //! The one task that owns a session: it brings it messages and time, and does what it asks for.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use image_format::MemberId;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
+use crate::control::Seat;
 use crate::door::{Call, Door, Told, Waiting, answer_all};
-use crate::proto::{Action, ConnectionId, Event, Finished, Moment, Outcome, Session};
+use crate::proto::{Action, ConnectionId, Event, Finished, Moment, Outcome, Reply, Session};
+use crate::wire::control::{LONGEST_REASON, Report, Word, cut};
 use crate::wire::{Invitation, Join};
 
 /// What the launcher tells.
@@ -17,7 +19,7 @@ pub(super) enum Order {
     MemberFailed { member: MemberId, reason: String, done: oneshot::Sender<()> },
     /// It gives up.
     Cancel { reason: String, done: oneshot::Sender<()> },
-    /// It has taken the members' files.
+    /// It has taken the files of its host's members.
     Captured { done: oneshot::Sender<()> },
     /// The session is over.
     Close,
@@ -39,11 +41,16 @@ pub(super) struct Driver {
     door: Door,
     waiting: HashMap<ConnectionId, Waiting>,
     news: News,
+    /// The launchers of other hosts.
+    seats: HashMap<ConnectionId, Seat>,
+    /// Whose files are still being taken: the members' of other hosts, and this host's launcher as `None`.
+    capturing: BTreeSet<Option<MemberId>>,
 }
 
 impl Driver {
-    pub(super) fn new(session: Session, door: Door, news: News) -> Self {
-        Self { session, start: Instant::now(), door, waiting: HashMap::new(), news }
+    pub(super) fn new(session: Session, door: Door, news: News, seats: HashMap<ConnectionId, Seat>) -> Self {
+        let start = Instant::now();
+        Self { session, start, door, waiting: HashMap::new(), news, seats, capturing: BTreeSet::new() }
     }
 
     pub(super) async fn run(
@@ -69,6 +76,7 @@ impl Driver {
         // Whoever is still asking gets no answer, and takes that for an abort.
         drop((orders, calls));
         self.waiting.clear();
+        self.seats.clear();
         self.door.close().await;
     }
 
@@ -88,10 +96,54 @@ impl Driver {
             Call::Join { join, told, .. } => {
                 let _ = told.send(self.invite(&join));
             }
+            Call::Attend { words, .. } => {
+                let reason = "a checkpoint is on its way already, and nobody is awaited any more".to_owned();
+                let _ = words.send(Word::Reply(Reply::Abort { reason }));
+            }
+            Call::Report { from, report } => self.hear(now, from, report),
             Call::Disconnect { connection } => {
                 self.waiting.remove(&connection);
                 self.session.handle_disconnect(now, connection);
+                if let Some(seat) = self.seats.remove(&connection) {
+                    self.lose(now, &seat.member, "the connection to its host ended".to_owned());
+                }
             }
+        }
+    }
+
+    /// A launcher of another host says something. What follows the decision is for this host's launcher alone.
+    fn hear(&mut self, now: Moment, from: ConnectionId, report: Report) {
+        let Some(seat) = self.seats.get(&from) else { return };
+        let member = seat.member.clone();
+        match &report {
+            Report::Captured => self.captured(now, Some(member)),
+            Report::Failed(failure) => {
+                let reason = failure.bounded().reason;
+                // Kept for whoever wants to know more of it.
+                let _ = seat.reports.send(report);
+                self.lose(now, &member, reason);
+            }
+            Report::Stored(_) | Report::Alive => {
+                let _ = seat.reports.send(report);
+            }
+        }
+    }
+
+    fn lose(&mut self, now: Moment, member: &MemberId, reason: String) {
+        // It is one of the session's, which began with it.
+        let _ = self.session.handle_member_failed(now, member, reason);
+    }
+
+    /// Somebody has taken its files, having been asked to. The last one releases all.
+    fn captured(&mut self, now: Moment, whose: Option<MemberId>) {
+        if self.capturing.remove(&whose) && self.capturing.is_empty() {
+            self.session.handle_captured(now);
+        }
+    }
+
+    fn tell_seats(&self, word: &Word) {
+        for seat in self.seats.values() {
+            let _ = seat.words.send(word.clone());
         }
     }
 
@@ -119,7 +171,7 @@ impl Driver {
                 done
             }
             Order::Captured { done } => {
-                self.session.handle_captured(now);
+                self.captured(now, None);
                 done
             }
             Order::Close => return,
@@ -138,9 +190,12 @@ impl Driver {
                     let _ = self.news.tell.send(event);
                 }
                 Action::Capture => {
+                    self.capturing = self.seats.values().map(|seat| Some(seat.member.clone())).chain([None]).collect();
+                    self.tell_seats(&Word::Capture);
                     self.news.capture.send_replace(true);
                 }
                 Action::Decide(outcome) => {
+                    self.tell_seats(&Word::Reply(decision(&outcome)));
                     self.news.decide.send_replace(Some(outcome));
                 }
                 Action::Finish(finished) => {
@@ -149,5 +204,13 @@ impl Driver {
             }
         }
         answer_all(answers);
+    }
+}
+
+/// What launchers of other hosts are told of a decision.
+fn decision(outcome: &Outcome) -> Reply {
+    match outcome {
+        Outcome::Released { .. } => Reply::Proceed,
+        Outcome::Aborted { reason, .. } => Reply::Abort { reason: cut(reason, LONGEST_REASON).to_owned() },
     }
 }

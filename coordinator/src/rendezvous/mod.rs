@@ -7,7 +7,7 @@ mod driver;
 mod folder;
 mod outpost;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,12 +20,14 @@ use self::driver::{Driver, News, Order};
 use self::folder::Folder;
 pub use self::folder::FolderError;
 pub use self::outpost::{Outpost, OutpostError};
-use crate::door::{Door, Keys, Listen, ListenError};
+use crate::control::{Attendee, Delegate, RollCall};
+use crate::door::{Call, Door, Keys, Listen, ListenError};
 use crate::plan::{PlanError, SessionId, SessionPlan};
 use crate::proto::{Event, Finished, Missing, Outcome, Session};
 use crate::secret::Secret;
 use crate::ticket::Place;
 use crate::wire::Invitation;
+use crate::wire::control::{Attend, Summons, Word};
 
 /// A running session and its folder: `<root>/<session>/` with a socket, and for each member a folder with the CRIU
 /// configuration, the link that CRIU runs, and the member's ticket.
@@ -38,11 +40,19 @@ pub struct Rendezvous {
     members: Vec<MemberId>,
     orders: mpsc::UnboundedSender<Order>,
     address: Option<SocketAddr>,
+    delegates: Vec<Delegate>,
     events: Option<mpsc::UnboundedReceiver<Event>>,
     capture: watch::Receiver<bool>,
     outcome: watch::Receiver<Option<Outcome>>,
     finished: watch::Receiver<Option<Finished>>,
     driver: JoinHandle<()>,
+}
+
+/// Where the members come in.
+struct Entrance {
+    door: Door,
+    calls: mpsc::UnboundedReceiver<Call>,
+    address: Option<SocketAddr>,
 }
 
 /// Why a rendezvous cannot start.
@@ -95,10 +105,50 @@ impl Rendezvous {
         hook_program: &Path,
         listen: Option<&Listen>,
     ) -> Result<Self, RendezvousError> {
+        let (call, calls) = mpsc::unbounded_channel();
+        let mut door = Door::new(plan.members.len(), call);
+        let address = match listen {
+            Some(listen) => Some(door.open_elsewhere(listen).await?),
+            None => None,
+        };
+        Self::begin(root, plan, hook_program, Entrance { door, calls, address }, Vec::new()).await
+    }
+
+    /// The same with members of other hosts that are there already, all of them members of the plan. Each is told what `summons`
+    /// gives for it. The launchers of the other hosts take part in the capture: it is over when all have
+    /// taken their files.
+    ///
+    /// # Errors
+    /// As [`Rendezvous::start`].
+    pub async fn start_attended(
+        root: &Path,
+        plan: SessionPlan,
+        hook_program: &Path,
+        roll_call: RollCall,
+        summons: impl Fn(&Attend, Invitation) -> Summons,
+    ) -> Result<Self, RendezvousError> {
+        let address = Some(roll_call.address());
+        let invitation = Invitation::to(&plan);
+        let (door, calls, attendees) = roll_call.into_parts();
+        let summoned = |attendee: Attendee| (summons(&attendee.attend, invitation.clone()), attendee);
+        let attendees = attendees.into_iter().map(summoned).collect();
+        Self::begin(root, plan, hook_program, Entrance { door, calls, address }, attendees).await
+    }
+
+    async fn begin(
+        root: &Path,
+        plan: SessionPlan,
+        hook_program: &Path,
+        entrance: Entrance,
+        attendees: Vec<(Summons, Attendee)>,
+    ) -> Result<Self, RendezvousError> {
+        let Entrance { mut door, calls, address } = entrance;
         let session = Session::new(plan.clone())?;
+        let elsewhere = |member: &MemberId| attendees.iter().any(|(_, attendee)| attendee.attend.member == *member);
         let secrets: BTreeMap<MemberId, Secret> = plan
             .members
             .iter()
+            .filter(|member| !elsewhere(member))
             .map(|member| Ok((member.clone(), Secret::random()?)))
             .collect::<Result<_, _>>()
             .map_err(RendezvousError::Random)?;
@@ -116,37 +166,39 @@ impl Rendezvous {
             Ok(made) => made?,
             Err(failed) => return Err(FolderError::Interrupted(failed).into()),
         };
-        let (call, calls) = mpsc::unbounded_channel();
-        let mut door = Door::new(members.len(), call);
-        let opened = async {
-            door.open_here(folder.socket(), Keys::new(secrets))?;
-            match listen {
-                Some(listen) => Ok(Some(door.open_elsewhere(listen).await?)),
-                None => Ok(None),
-            }
-        };
-        let address = match opened.await {
-            Ok(address) => address,
-            Err(error) => {
-                // The reason why there is no session matters more than a folder that stays behind.
-                let _ = folder.remove();
-                return Err(RendezvousError::Listen(error));
-            }
-        };
+        if let Err(error) = door.open_here(folder.socket(), Keys::new(secrets)) {
+            // The reason why there is no session matters more than a folder that stays behind.
+            let _ = folder.remove();
+            return Err(RendezvousError::Listen(error));
+        }
+        let (mut delegates, mut seats) = (Vec::new(), HashMap::new());
+        for (summons, Attendee { connection, attend, words }) in attendees {
+            // Whether it is still there the session finds out.
+            let _ = words.send(Word::Invited(summons));
+            let (delegate, seat) = Delegate::new(attend, words);
+            delegates.push(delegate);
+            seats.insert(connection, seat);
+        }
         let (orders, inbox) = mpsc::unbounded_channel();
         let (tell, events) = mpsc::unbounded_channel();
         let (ask, capture) = watch::channel(false);
         let (decide, outcome) = watch::channel(None);
         let (finish, finished) = watch::channel(None);
         let news = News { tell, capture: ask, decide, finish };
-        let driver = tokio::spawn(Driver::new(session, door, news).run(calls, inbox));
-        Ok(Self { folder, members, orders, address, events: Some(events), capture, outcome, finished, driver })
+        let driver = tokio::spawn(Driver::new(session, door, news, seats).run(calls, inbox));
+        let events = Some(events);
+        Ok(Self { folder, members, orders, address, delegates, events, capture, outcome, finished, driver })
     }
 
     /// Where members of other hosts are heard, if they are.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         self.address
+    }
+
+    /// The launchers of members on other hosts, for what follows the release. Only the first call gets them.
+    pub fn delegates(&mut self) -> Vec<Delegate> {
+        std::mem::take(&mut self.delegates)
     }
 
     /// The CRIU configuration file to start this member's engine with (annotation `org.criu.config`). It is there for

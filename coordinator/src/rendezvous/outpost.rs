@@ -1,5 +1,6 @@
 //! A session on a host that is not the rendezvous': folders like those of the rendezvous, with tickets that lead to it.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -7,14 +8,14 @@ use std::time::{Duration, Instant};
 use image_format::MemberId;
 
 use super::CloseError;
-use super::folder::{self, Folder, FolderError};
+use super::folder::{Folder, FolderError};
 use crate::hook::{Client, Lost, Watch};
 use crate::plan::SessionId;
 use crate::proto::{Reply, SessionKind};
-use crate::ticket::{Place, Remote};
+use crate::ticket::{Place, Remote, Ticket};
 use crate::wire::{self, Invitation, Join, JoinAnswer, JoinRequest, JoinWord};
 
-/// A member of a session whose rendezvous is on another host.
+/// Members of a session whose rendezvous is on another host.
 ///
 /// Dropping it leaves its folder in place, for the same reason as that of a
 /// [`Rendezvous`](crate::Rendezvous).
@@ -22,7 +23,6 @@ use crate::wire::{self, Invitation, Join, JoinAnswer, JoinRequest, JoinWord};
 pub struct Outpost {
     folder: Folder,
     invitation: Invitation,
-    member: MemberId,
 }
 
 /// Why a host cannot take part in a session.
@@ -70,10 +70,7 @@ impl Outpost {
         let (root, hook_program) = (root.to_owned(), hook_program.to_owned());
         let joining = move || {
             let invitation = ask(&remote, kind, &member, within)?;
-            let place = Place::Remote(remote);
-            let tickets = |_: &Path| folder::tickets(&invitation, &place, [(member.clone(), None)]);
-            let folder = Folder::make(&root, invitation.session, &hook_program, tickets)?;
-            Ok(Self { folder, invitation, member })
+            Ok(Self::make_now(&root, invitation, BTreeMap::from([(member, remote)]), &hook_program)?)
         };
         match tokio::task::spawn_blocking(joining).await {
             Ok(joined) => joined,
@@ -81,10 +78,37 @@ impl Outpost {
         }
     }
 
-    /// The CRIU configuration file to start the member's engine with.
+    /// Makes the folder below `root` for members that were invited, each with the way to the rendezvous that is its own.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub async fn make(
+        root: &Path,
+        invitation: Invitation,
+        members: BTreeMap<MemberId, Remote>,
+        hook_program: &Path,
+    ) -> Result<Self, FolderError> {
+        let (root, hook_program) = (root.to_owned(), hook_program.to_owned());
+        let making = move || Self::make_now(&root, invitation, members, &hook_program);
+        tokio::task::spawn_blocking(making).await.unwrap_or_else(|failed| Err(FolderError::Interrupted(failed)))
+    }
+
+    fn make_now(
+        root: &Path,
+        invitation: Invitation,
+        members: BTreeMap<MemberId, Remote>,
+        hook_program: &Path,
+    ) -> Result<Self, FolderError> {
+        let ticket = |(member, remote)| Ticket::new(&invitation, Place::Remote(remote), member, None);
+        let tickets = |_: &Path| members.into_iter().map(ticket).collect();
+        let folder = Folder::make(root, invitation.session, hook_program, tickets)?;
+        Ok(Self { folder, invitation })
+    }
+
+    /// The CRIU configuration file to start this member's engine with.
     #[must_use]
-    pub fn criu_config(&self) -> PathBuf {
-        self.folder.criu_config(&self.member)
+    pub fn criu_config(&self, member: &MemberId) -> PathBuf {
+        self.folder.criu_config(member)
     }
 
     /// The session that it is part of.
@@ -99,7 +123,7 @@ impl Outpost {
         &self.invitation
     }
 
-    /// Removes the folder. To be called only once the member's engine has ended.
+    /// Removes the folder. To be called only once the members' engines have ended.
     ///
     /// # Errors
     /// The folder cannot be removed.

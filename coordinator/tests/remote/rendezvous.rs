@@ -213,7 +213,7 @@ async fn another_host_is_told_its_session_and_makes_a_folder_for_it() {
     let of_b = || set.remote(set.authority.member(B));
     let outpost = join(SessionKind::Restore, B, of_b()).await.expect("joined");
     assert_eq!((outpost.session(), outpost.invitation().epoch), (set.plan.id, Epoch(3)));
-    let ticket = outpost.criu_config().with_file_name("session.json");
+    let ticket = outpost.criu_config(&id(B)).with_file_name("session.json");
     let ticket: serde_json::Value = serde_json::from_slice(&std::fs::read(ticket).expect("a ticket")).expect("JSON");
     assert_eq!(ticket["remote"]["address"], of_b().address);
     assert_eq!(ticket.get("secret"), None);

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use coordinator::{Hook, RendezvousError, SessionId};
+use coordinator::{Absent, AttendError, FolderError, Hook, ListenError, RendezvousError, SessionId};
 use image_format::files::FilesError;
 use image_format::{ApplicationId, Digest, Epoch, GlobalError, MemberId, PackError, TimelineError};
 use registry::sign::SignError;
@@ -163,6 +163,63 @@ pub enum CheckpointErrorKind {
         #[source]
         source: crate::EngineError,
     },
+    /// Members of other hosts cannot be heard.
+    #[error("no other host can be heard")]
+    Listen(#[from] ListenError),
+    /// Members of other hosts did not come.
+    #[error("nothing was touched: {source}")]
+    Absent {
+        /// Who.
+        source: Absent,
+    },
+    /// A member of another host failed after the tasks ran on.
+    #[error("member {member} failed on its own host: {reason}")]
+    Elsewhere {
+        /// The member.
+        member: MemberId,
+        /// Its host's words.
+        reason: String,
+    },
+    /// What the host of a member says is in the store is not, or is not that member.
+    #[error("the host of member {member} says that it is stored, but {reason}")]
+    NotStored {
+        /// The member.
+        member: MemberId,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The coordinating host cannot be joined, or refuses.
+    #[error(transparent)]
+    Join(#[from] AttendError),
+    /// The coordinating host gave up before it began.
+    #[error("the checkpoint did not begin: {reason}")]
+    NotBegun {
+        /// Its words.
+        reason: String,
+    },
+    /// The coordinating host wants something that this one does not do.
+    #[error("the checkpoint goes to {theirs}, but this host sends memory to {ours} and nowhere else")]
+    OtherStore {
+        /// Where the coordinating host wants it.
+        theirs: String,
+        /// What was said here.
+        ours: String,
+    },
+    /// A container is another one than it was when its host joined.
+    #[error("the container of member {member} changed while the others were awaited")]
+    Changed {
+        /// The member.
+        member: MemberId,
+    },
+    /// The folder of the session cannot be made.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// The tasks ran on, and the checkpoint did not become permanent.
+    #[error("the checkpoint is not permanent, by the word of the coordinating host: {reason}")]
+    NotPermanent {
+        /// Its words.
+        reason: String,
+    },
     /// There is no tentative checkpoint of this name.
     #[error("there is no unfinished checkpoint {session} in {path:?}, or another syncpoint is at it")]
     NothingToResume {
@@ -193,6 +250,10 @@ impl CheckpointError {
                 Some("name the containers, or give them the label when they are made".to_owned())
             }
             CheckpointErrorKind::Busy { .. } => Some("wait for it, or stop it".to_owned()),
+            CheckpointErrorKind::Absent { .. } => Some("run `syncpoint join` on the hosts of these members".to_owned()),
+            CheckpointErrorKind::OtherStore { .. } => {
+                Some("name the same repository with --to on both hosts".to_owned())
+            }
             CheckpointErrorKind::Newer { .. } => Some("name another tag".to_owned()),
             _ => None,
         }

@@ -29,6 +29,8 @@ const SERVICES: &str = "com.docker.compose.depends_on";
 pub(crate) struct Member {
     pub(crate) id: MemberId,
     pub(crate) depends_on: Vec<MemberId>,
+    /// Whether all of these must be members; otherwise those that are none do not count.
+    pub(crate) firm: bool,
     pub(crate) engine: EngineKind,
     pub(crate) source: Source,
     pub(crate) bundle: Option<PathBuf>,
@@ -107,7 +109,7 @@ pub enum MembersError {
     },
 }
 
-/// Finds out who the members are, in the order of their ids.
+/// Finds out who the members of this host are, in the order of their ids. On whom they depend is not settled yet.
 pub(crate) async fn resolve(options: &CheckpointOptions) -> Result<Vec<Member>, MembersError> {
     let mut wanted = options.members.clone();
     if wanted.is_empty() {
@@ -117,11 +119,10 @@ pub(crate) async fn resolve(options: &CheckpointOptions) -> Result<Vec<Member>, 
         let ids: BTreeSet<String> = found.0.into_iter().chain(found.1).collect();
         wanted = ids.into_iter().map(|id| Wanted { engine: Some(EngineKind::Podman), ..Wanted::named(id) }).collect();
     }
-    if wanted.is_empty() {
+    if wanted.is_empty() && options.elsewhere.is_none() {
         return Err(MembersError::Nobody { application: options.application.clone() });
     }
     let mut members: BTreeMap<MemberId, Member> = BTreeMap::new();
-    let mut soft = BTreeSet::new();
     for wanted in wanted {
         let (engine, source) = find(&wanted).await?;
         let container = source.container.clone();
@@ -142,17 +143,13 @@ pub(crate) async fn resolve(options: &CheckpointOptions) -> Result<Vec<Member>, 
             Some(depends_on) => (depends_on, true),
             None => dependencies(&source)?,
         };
-        if !firm {
-            soft.insert(id.clone());
-        }
         let bundle = wanted.bundle;
         if let Some(other) = members.get(&id) {
             let (first, second) = (other.source.container.clone(), container);
             return Err(MembersError::Twice { member: id, first, second });
         }
-        members.insert(id.clone(), Member { id, depends_on, engine, source, bundle });
+        members.insert(id.clone(), Member { id, depends_on, firm, engine, source, bundle });
     }
-    settle(&mut members, &soft)?;
     let mut containers: BTreeMap<(EngineKind, String), MemberId> = BTreeMap::new();
     for member in members.values() {
         if let Some(first) = containers.insert((member.engine, member.source.id.clone()), member.id.clone()) {
@@ -164,17 +161,19 @@ pub(crate) async fn resolve(options: &CheckpointOptions) -> Result<Vec<Member>, 
 }
 
 /// Drops what compose's services depend on outside the set, such as jobs that have ended; anything else is an error.
-fn settle(members: &mut BTreeMap<MemberId, Member>, soft: &BTreeSet<MemberId>) -> Result<(), MembersError> {
-    let ids: BTreeSet<MemberId> = members.keys().cloned().collect();
-    for member in members.values_mut() {
-        if soft.contains(&member.id) {
-            member.depends_on.retain(|id| ids.contains(id));
-        }
-        if let Some(missing) = member.depends_on.iter().find(|id| !ids.contains(id)) {
-            return Err(MembersError::Dependency { member: member.id.clone(), missing: missing.clone() });
-        }
+pub(crate) fn settle(
+    ids: &BTreeSet<MemberId>,
+    member: &MemberId,
+    depends_on: &mut Vec<MemberId>,
+    firm: bool,
+) -> Result<(), MembersError> {
+    if !firm {
+        depends_on.retain(|id| ids.contains(id));
     }
-    Ok(())
+    match depends_on.iter().find(|id| !ids.contains(id)) {
+        Some(missing) => Err(MembersError::Dependency { member: member.clone(), missing: missing.clone() }),
+        None => Ok(()),
+    }
 }
 
 async fn find(wanted: &Wanted) -> Result<(EngineKind, Source), MembersError> {
@@ -270,20 +269,11 @@ mod tests {
 
     #[test]
     fn a_finished_job_of_compose_is_no_member_and_anything_else_is_an_error() {
-        let member = |id: &str, depends_on: &[&str]| {
-            let member = Member {
-                id: id.parse().unwrap(),
-                depends_on: ids(depends_on),
-                engine: EngineKind::Podman,
-                source: source(&[]),
-                bundle: None,
-            };
-            (member.id.clone(), member)
-        };
-        let mut members = BTreeMap::from([member("a", &["job", "b"]), member("b", &[])]);
-        let strict = settle(&mut members, &BTreeSet::new()).unwrap_err().to_string();
+        let (ids, a) = (BTreeSet::from_iter(ids(&["a", "b"])), "a".parse().unwrap());
+        let mut depends_on = self::ids(&["job", "b"]);
+        let strict = settle(&ids, &a, &mut depends_on, true).unwrap_err().to_string();
         assert_eq!(strict, "member a depends on job, which is no member");
-        settle(&mut members, &BTreeSet::from(["a".parse().unwrap()])).unwrap();
-        assert_eq!(members[&"a".parse::<MemberId>().unwrap()].depends_on, ids(&["b"]));
+        settle(&ids, &a, &mut depends_on, false).unwrap();
+        assert_eq!(depends_on, self::ids(&["b"]));
     }
 }

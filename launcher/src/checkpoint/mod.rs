@@ -14,11 +14,14 @@
 
 mod capture;
 mod commit;
+mod elsewhere;
 mod error;
+mod join;
 mod members;
 mod options;
 mod phase2;
 mod record;
+mod seat;
 mod session;
 mod sweep;
 
@@ -26,18 +29,21 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use coordinator::proto::Passage;
-use coordinator::{Hook, Rendezvous, SessionId, SessionKind, SessionPlan, Timings};
+use coordinator::wire::control::{Attend, Summons};
+use coordinator::{Hook, Rendezvous, RendezvousError, RollCall, SessionId, SessionKind, SessionPlan, Timings};
 use image_format::{ApplicationId, BarrierTime, Digest, Epoch, MemberId, MemberTimeline, Span, Timeline, rfc3339};
 use registry::{Progress, Tag};
 use tokio::time::Instant;
 
 pub use self::error::{CheckpointError, CheckpointErrorKind};
+pub use self::join::{JoinReport, join};
 pub use self::members::MembersError;
-pub use self::options::{CheckpointOptions, Destination, Signer, Wanted};
+pub use self::options::{CheckpointOptions, Destination, Elsewhere, Joining, Signer, Wanted};
 pub use self::sweep::{Pending, pending};
 
 use self::members::{Member, resolve};
 use self::record::{Tentative, TentativeMember};
+use self::seat::Seat;
 use self::session::{Broken, Dumping};
 use crate::attach::Cover;
 use crate::claims::Claims;
@@ -113,7 +119,7 @@ pub async fn checkpoint(
     // Held until the end.
     let mut claims = Claims::default();
     claim_application(&mut claims, options).map_err(examining)?;
-    let members = resolve(options).await.map_err(|error| examining(error.into()))?;
+    let mut members = resolve(options).await.map_err(|error| examining(error.into()))?;
     claim_containers(&mut claims, &members, options).map_err(examining)?;
     let line = commit::line(destination, &options.application, options.jobs).await.map_err(examining)?;
 
@@ -121,21 +127,26 @@ pub async fn checkpoint(
     let swept = sweep::sweep(&options.work_dir, watcher).await;
     swept.map_err(|source| file(&options.work_dir, source)).map_err(in_phase(Phase::Sweep))?;
 
+    let gathered = elsewhere::gather(&mut members, options, watcher).await.map_err(in_phase(Phase::Await))?;
+    let (roll_call, others) = gathered;
+
     let dumping = in_phase(Phase::Dump);
     let session = SessionId::random().map_err(|_| dumping(CheckpointErrorKind::Random))?;
     let workspace = Workspace::create(&options.work_dir, Purpose::Checkpoint, session);
     let workspace = workspace.map_err(|source| file(&options.work_dir, source)).map_err(dumping)?;
+    let mut all: Vec<TentativeMember> = members.iter().map(tentative).chain(others).collect();
+    all.sort_by(|a, b| a.id.cmp(&b.id));
     let tentative = Tentative {
         session,
         run_root: run_root.clone(),
         application: options.application.clone(),
         epoch: line.epoch,
         to: destination.reference.clone(),
-        members: members.iter().map(tentative).collect(),
+        members: all,
         timeline: Timeline { started: rfc3339(commit::now()), ..Timeline::default() },
         whole: false,
     };
-    let mut run = Run { destination, options, members, workspace, tentative, watcher };
+    let mut run = Run { destination, options, members, roll_call, workspace, tentative, watcher };
     match run.run().await {
         Ok(report) => {
             remove(run.workspace, watcher);
@@ -195,7 +206,10 @@ pub async fn resume(
 struct Run<'a> {
     destination: &'a Destination,
     options: &'a CheckpointOptions,
+    /// Those of this host.
     members: Vec<Member>,
+    /// Those of other hosts, until the session begins.
+    roll_call: Option<RollCall>,
     workspace: Workspace,
     tentative: Tentative,
     watcher: &'a dyn Watcher,
@@ -204,24 +218,39 @@ struct Run<'a> {
 impl Run<'_> {
     async fn run(&mut self) -> Result<CheckpointReport, CheckpointError> {
         let begun = Instant::now();
-        let (mut dumping, rendezvous) = self.dump().await?;
+        let (mut dumping, mut rendezvous) = self.dump().await?;
+        let mut delegates = rendezvous.delegates();
         note_times(&mut self.tentative, &dumping.timings);
         self.watcher.phase(Phase::Pack);
+        let stored =
+            elsewhere::collect(&mut delegates, &self.tentative.members, self.destination, self.options, self.watcher);
+        // Only what the members of this host are is changed meanwhile.
+        let mut tentative = self.tentative.clone();
         let mut phase2 = phase2::Phase2 {
             destination: self.destination,
             options: self.options,
             workspace: &mut self.workspace,
-            tentative: &mut self.tentative,
+            tentative: &mut tentative,
             watcher: self.watcher,
             begun,
+            resumable: self.options.elsewhere.is_none(),
         };
-        let sent = phase2.run(&self.members, &mut dumping).await;
+        let sent = tokio::try_join!(phase2.run(&self.members, &mut dumping), stored);
+        self.tentative = tentative;
         // Whatever happened, nobody reads from them any more.
         drop(dumping.archives);
         dumping.engines.end().await;
+        let committed = match sent {
+            Ok((mut sent, stored)) => {
+                elsewhere::note(&mut self.tentative, &mut sent, stored);
+                commit::commit(self.destination, &self.tentative, &sent, self.options.jobs, self.watcher).await
+            }
+            Err(error) => Err(error),
+        };
+        elsewhere::tell(&mut delegates, &committed, self.options.stop, self.watcher).await;
         // Only now: hooks that CRIU runs after the release, or twice, find their session.
         self.close(rendezvous).await;
-        commit::commit(self.destination, &self.tentative, &sent?, self.options.jobs, self.watcher).await
+        committed
     }
 
     /// The session. When it is over the tasks run, whatever came of it.
@@ -235,24 +264,24 @@ impl Run<'_> {
             id: self.tentative.session,
             epoch: self.tentative.epoch,
             application: self.options.application.clone(),
-            members: self.members.iter().map(|member| member.id.clone()).collect(),
+            members: self.tentative.members.iter().map(|member| member.id.clone()).collect(),
             deadlines: self.options.deadlines,
         };
-        let rendezvous = Rendezvous::start(&self.tentative.run_root, plan, &self.options.hook_program).await;
-        let mut rendezvous = rendezvous.map_err(|error| failed(error.into()))?;
-        let covers = self.covers(&rendezvous).map_err(failed);
+        let mut rendezvous = self.start(plan).await.map_err(|error| failed(error.into()))?;
+        let covers = covers(&self.members, &self.workspace, |member| rendezvous.criu_config(member)).map_err(failed);
         let ran = match covers {
             Ok(covers) => {
                 let (workspace, cancel) = (&self.workspace, &self.options.cancel);
-                let dumped =
-                    session::run(&mut rendezvous, &self.members, &covers, workspace, cancel, self.watcher).await;
-                dumped.map_err(|broken| self.broken(broken))
+                let seat = Seat::Here(&mut rendezvous);
+                let dumped = session::run(seat, &self.members, &covers, workspace, cancel, self.watcher).await;
+                dumped.map_err(|broken| broken_off(broken, self.options))
             }
             Err(error) => Err(error),
         };
         match ran {
             Ok(dumping) => Ok((dumping, rendezvous)),
-            Err(error) => {
+            Err(mut error) => {
+                elsewhere::add_log(&mut rendezvous.delegates(), &mut error).await;
                 self.close(rendezvous).await;
                 Err(error)
             }
@@ -265,34 +294,54 @@ impl Run<'_> {
         }
     }
 
-    fn covers(&self, rendezvous: &Rendezvous) -> Result<BTreeMap<MemberId, Cover>, CheckpointErrorKind> {
-        let cover = |member: &Member| {
-            let over = &member.source.criu_config;
-            // An empty annotation tells the runtime to use no file at all.
-            let made = if over.as_os_str().is_empty() {
-                Err(std::io::Error::other(format!("the container's annotation {CRIU_CONFIG} is empty")))
-            } else {
-                Cover::make(over, &rendezvous.criu_config(&member.id), &self.workspace.criu_config(&member.id))
-            };
-            let cover = made.map_err(|source| CheckpointErrorKind::Attach {
-                member: member.id.clone(),
-                path: over.clone(),
-                source,
-            });
-            Ok((member.id.clone(), cover?))
+    async fn start(&mut self, plan: SessionPlan) -> Result<Rendezvous, RendezvousError> {
+        let (run_root, hook_program) = (&self.tentative.run_root, &self.options.hook_program);
+        let Some(roll_call) = self.roll_call.take() else {
+            return Rendezvous::start(run_root, plan, hook_program).await;
         };
-        self.members.iter().map(cover).collect()
+        let depends_on = |id: &MemberId| self.tentative.members.iter().find(|member| member.id == *id);
+        let summons = |attend: &Attend, session| Summons {
+            session,
+            to: self.destination.reference.clone(),
+            stop: self.options.stop,
+            depends_on: depends_on(&attend.member).map(|member| member.depends_on.clone()).unwrap_or_default(),
+        };
+        Rendezvous::start_attended(run_root, plan, hook_program, roll_call, summons).await
     }
+}
 
-    fn broken(&self, broken: Broken) -> CheckpointError {
-        let Broken { member, hook, reason, log_lines, mut dead } = broken;
-        let kind = match dead.pop() {
-            Some(member) => CheckpointErrorKind::NotRunning { member, reason },
-            None if self.options.cancel.is_cancelled() => CheckpointErrorKind::Cancelled,
-            None => CheckpointErrorKind::Aborted { reason },
+/// Puts the session's configuration for CRIU, which `config` names, into the place where each member's runtime looks for it.
+fn covers(
+    members: &[Member],
+    workspace: &Workspace,
+    config: impl Fn(&MemberId) -> PathBuf,
+) -> Result<BTreeMap<MemberId, Cover>, CheckpointErrorKind> {
+    let cover = |member: &Member| {
+        let over = &member.source.criu_config;
+        // An empty annotation tells the runtime to use no file at all.
+        let made = if over.as_os_str().is_empty() {
+            Err(std::io::Error::other(format!("the container's annotation {CRIU_CONFIG} is empty")))
+        } else {
+            Cover::make(over, &config(&member.id), &workspace.criu_config(&member.id))
         };
-        CheckpointError { member, hook, log_lines, ..CheckpointError::new(Phase::Dump, kind) }
-    }
+        let cover = made.map_err(|source| CheckpointErrorKind::Attach {
+            member: member.id.clone(),
+            path: over.clone(),
+            source,
+        });
+        Ok((member.id.clone(), cover?))
+    };
+    members.iter().map(cover).collect()
+}
+
+fn broken_off(broken: Broken, options: &CheckpointOptions) -> CheckpointError {
+    let Broken { member, hook, reason, log_lines, mut dead } = broken;
+    let kind = match dead.pop() {
+        Some(member) => CheckpointErrorKind::NotRunning { member, reason },
+        None if options.cancel.is_cancelled() => CheckpointErrorKind::Cancelled,
+        None => CheckpointErrorKind::Aborted { reason },
+    };
+    CheckpointError { member, hook, log_lines, ..CheckpointError::new(Phase::Dump, kind) }
 }
 
 async fn stop(members: &[Member], digest: Digest, watcher: &dyn Watcher) -> Result<(), CheckpointError> {

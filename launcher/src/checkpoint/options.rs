@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use coordinator::Deadlines;
+use coordinator::{Deadlines, Listen, TlsFiles};
 use image_format::{ApplicationId, Compression, MemberId};
 use registry::sign::PrivateKey;
 use registry::{Store, Tag};
@@ -56,13 +56,36 @@ impl Wanted {
     }
 }
 
+/// Members that run on other hosts, whose launchers come to this one.
+#[derive(Debug, Clone)]
+pub struct Elsewhere {
+    /// Where they are heard.
+    pub listen: Listen,
+    /// Who they are.
+    pub members: Vec<MemberId>,
+}
+
+/// A checkpoint that another host coordinates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Joining {
+    /// `HOST:PORT` of the coordinating host; the host is one that its certificate names.
+    pub address: String,
+    /// Certificate and key of each member, `{id}` in the paths standing for the member. Absolute, since hooks read them too.
+    pub tls: TlsFiles,
+    /// To take part in the next checkpoint and be done, also if it fails or the coordinating host refuses; otherwise whatever keeps
+    /// this host from taking part is told, and tried again.
+    pub once: bool,
+}
+
 /// How to checkpoint.
 #[derive(Debug, Clone)]
 pub struct CheckpointOptions {
     /// The application.
     pub application: ApplicationId,
-    /// Its containers; with none, all that run and bear the application's label.
+    /// Its containers on this host; with none, all that run and bear the application's label.
     pub members: Vec<Wanted>,
+    /// Its members on other hosts, if there are any.
+    pub elsewhere: Option<Elsewhere>,
     /// End the containers, once the checkpoint is permanent.
     pub stop: bool,
     /// The `syncpoint-hook` binary, which CRIU runs.
@@ -89,6 +112,7 @@ impl CheckpointOptions {
         Self {
             application,
             members: Vec::new(),
+            elsewhere: None,
             stop: false,
             hook_program,
             run_root: PathBuf::from("/run/syncpoint"),

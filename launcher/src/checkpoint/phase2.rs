@@ -36,6 +36,8 @@ pub(super) struct Phase2<'a> {
     pub(super) watcher: &'a dyn Watcher,
     /// When the session began.
     pub(super) begun: Instant,
+    /// Whether a checkpoint that is packed can be finished later: one of this host alone.
+    pub(super) resumable: bool,
 }
 
 /// What becomes of one member.
@@ -66,7 +68,7 @@ struct Parts<'a> {
 }
 
 impl Phase2<'_> {
-    /// Packs and sends every member. When it fails and the tentative checkpoint is whole nevertheless, that is noted.
+    /// Packs and sends every member of this host. When it fails and the tentative checkpoint is whole nevertheless, that is noted.
     pub(super) async fn run(&mut self, members: &[Member], dumping: &mut Dumping) -> Result<Sent, CheckpointError> {
         let failed = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Pack, kind);
         let store = tentative_store(self.workspace, Create::Layout).await.map_err(failed)?;
@@ -74,7 +76,8 @@ impl Phase2<'_> {
 
         let mut ends: BTreeMap<MemberId, oneshot::Sender<Result<(), String>>> = BTreeMap::new();
         let mut fates = FuturesUnordered::new();
-        for (member, noted) in members.iter().zip(&self.tentative.members) {
+        for member in members {
+            let Some(noted) = self.tentative.members.iter().find(|noted| noted.id == member.id) else { continue };
             let (end, engine) = oneshot::channel();
             ends.insert(member.id.clone(), end);
             let (archive, copies) = (dumping.archives.remove(&member.id), dumping.copies.remove(&member.id));
@@ -117,9 +120,14 @@ impl Phase2<'_> {
         if let Some(error) = lost {
             return Err(failed(error));
         }
-        packed.sort_by(|a, b| a.id.cmp(&b.id));
-        self.tentative.members = packed;
-        self.tentative.whole = true;
+        for packed in packed {
+            self.tentative
+                .members
+                .iter_mut()
+                .filter(|noted| noted.id == packed.id)
+                .for_each(|noted| *noted = packed.clone());
+        }
+        self.tentative.whole = self.resumable;
         let written = self.workspace.write(self.tentative);
         if let Err(source) = written {
             // What is not noted cannot be found again.

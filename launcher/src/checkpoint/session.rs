@@ -11,7 +11,7 @@ use std::io::PipeReader;
 use std::path::PathBuf;
 
 use coordinator::hook::mend;
-use coordinator::{Event, Hook, Outcome, Rendezvous, Timings};
+use coordinator::{Event, Hook, Outcome, Timings};
 use image_format::MemberId;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::capture::Copies;
 use super::members::Member;
+use super::seat::Seat;
 use crate::attach::Cover;
 use crate::engine::{DumpInto, is_alive, log_lines};
 use crate::error::chain;
@@ -85,7 +86,8 @@ impl Engines {
 
 /// One attempt on its way.
 struct Attempt<'a> {
-    rendezvous: &'a mut Rendezvous,
+    seat: Seat<'a>,
+    members: &'a [Member],
     events: mpsc::UnboundedReceiver<Event>,
     engines: Engines,
     workspace: &'a Workspace,
@@ -94,18 +96,18 @@ struct Attempt<'a> {
     failures: Vec<(MemberId, String)>,
 }
 
-/// Dumps the members. After a failure no engine runs any more, and every member's tasks run on, but for the dead.
+/// Dumps the members of this host. After a failure no engine runs any more, and every member's tasks run on, but for the dead.
 pub(crate) async fn run(
-    rendezvous: &mut Rendezvous,
+    mut seat: Seat<'_>,
     members: &[Member],
     covers: &BTreeMap<MemberId, Cover>,
     workspace: &Workspace,
     cancel: &CancellationToken,
     observer: &dyn Observer,
 ) -> Result<Dumping, Broken> {
-    let events = rendezvous.events();
+    let events = seat.events();
     let engines = Engines { programs: JoinSet::new(), kill: CancellationToken::new() };
-    let mut attempt = Attempt { rendezvous, events, engines, workspace, observer, failures: Vec::new() };
+    let mut attempt = Attempt { seat, members, events, engines, workspace, observer, failures: Vec::new() };
     let mut archives = BTreeMap::new();
     for member in members {
         match attempt.start(member, &covers[&member.id]) {
@@ -116,7 +118,7 @@ pub(crate) async fn run(
             Err(error) => attempt.fail(&member.id, format!("no pipe for its dump: {error}")).await,
         }
     }
-    let (outcome, copies) = attempt.decide(members, cancel).await;
+    let (outcome, copies) = attempt.decide(cancel).await;
     match outcome {
         Outcome::Released { timings } => {
             attempt.tell_the_rest();
@@ -125,7 +127,7 @@ pub(crate) async fn run(
         Outcome::Aborted { member, hook, reason } => {
             // An engine that is about to write sees that nobody reads.
             drop(archives);
-            Err(attempt.broken(members, member, hook, reason).await)
+            Err(attempt.broken(member, hook, reason).await)
         }
     }
 }
@@ -150,51 +152,50 @@ impl Attempt<'_> {
     }
 
     /// Waits until it is decided, and takes the files when every member stands frozen.
-    async fn decide(
-        &mut self,
-        members: &[Member],
-        cancel: &CancellationToken,
-    ) -> (Outcome, BTreeMap<MemberId, Copies>) {
+    async fn decide(&mut self, cancel: &CancellationToken) -> (Outcome, BTreeMap<MemberId, Copies>) {
         let mut copies = BTreeMap::new();
         let mut taking = JoinSet::new();
         let (mut cancelled, mut asked) = (false, false);
         loop {
             tokio::select! {
                 biased;
-                outcome = self.rendezvous.outcome() => {
+                outcome = self.seat.outcome() => {
                     // A copy that still runs is of no use any more.
                     taking.shutdown().await;
                     return (outcome, copies);
                 }
                 () = cancel.cancelled(), if !cancelled => {
                     cancelled = true;
-                    self.rendezvous.cancel("it was cancelled".to_owned()).await;
+                    self.seat.cancel("it was cancelled".to_owned()).await;
                 }
-                all_frozen = self.rendezvous.to_capture(), if !asked => {
+                all_frozen = self.seat.to_capture(), if !asked => {
                     asked = true;
                     if all_frozen {
                         self.observer.phase(Phase::Capture);
-                        for member in members {
+                        for member in self.members {
                             let (id, files) = (member.id.clone(), member.source.files.clone());
                             let folder = self.workspace.files(&member.id);
                             taking.spawn_blocking(move || (id, Copies::take(&files, &folder)));
+                        }
+                        if self.members.is_empty() {
+                            self.seat.captured().await;
                         }
                     }
                 }
                 Some(taken) = taking.join_next() => match taken {
                     Ok((id, Ok(taken))) => {
                         copies.insert(id, taken);
-                        if copies.len() == members.len() {
-                            self.rendezvous.captured().await;
+                        if copies.len() == self.members.len() {
+                            self.seat.captured().await;
                         }
                     }
                     Ok((id, Err(error))) => self.fail(&id, format!("its files cannot be taken: {}", chain(&error))).await,
-                    Err(error) => self.rendezvous.cancel(format!("a copy ended unexpectedly: {error}")).await,
+                    Err(error) => self.seat.cancel(format!("a copy ended unexpectedly: {error}")).await,
                 },
                 Some(event) = self.events.recv() => self.tell(event),
                 Some((member, ended)) = self.engines.next() => match ended {
                     Ok(()) => {
-                        if let Ok(outcome) = timeout(NEWS, self.rendezvous.outcome()).await {
+                        if let Ok(outcome) = timeout(NEWS, self.seat.outcome()).await {
                             return (outcome, copies);
                         }
                         self.fail(&member, "its engine dumped it without CRIU having run its hooks".to_owned()).await;
@@ -207,7 +208,9 @@ impl Attempt<'_> {
 
     /// Tells the session at once, so that everybody is let go.
     async fn fail(&mut self, member: &MemberId, reason: String) {
-        self.rendezvous.member_failed(member, reason.clone()).await;
+        let found = self.members.iter().find(|found| found.id == *member);
+        let log_lines = || found.map(|member| log_lines(&log_of(member, self.workspace))).unwrap_or_default();
+        self.seat.member_failed(member, reason.clone(), log_lines).await;
         self.failures.push((member.clone(), reason));
     }
 
@@ -222,13 +225,8 @@ impl Attempt<'_> {
     }
 
     /// Waits for the engines to undo what they did, and undoes what a CRIU that died could not.
-    async fn broken(
-        mut self,
-        members: &[Member],
-        member: Option<MemberId>,
-        hook: Option<Hook>,
-        mut reason: String,
-    ) -> Broken {
+    async fn broken(mut self, member: Option<MemberId>, hook: Option<Hook>, mut reason: String) -> Broken {
+        let members = self.members;
         self.tell_the_rest();
         for (member, ended) in self.engines.end().await {
             if let Err(reason) = ended {

@@ -2,6 +2,7 @@
 
 mod engines;
 mod exchange;
+mod hosts;
 mod instant;
 mod store;
 

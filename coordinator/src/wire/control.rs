@@ -1,0 +1,273 @@
+//! What the launchers of the hosts of one checkpoint say to each other: the control words.
+//!
+//! The launcher of another host says [`Attend`], once for each of its members and with that member's certificate. From
+//! then on words go both ways on that connection, framed like any others: the coordinating launcher's are [`Word`]s, the
+//! other one's [`Report`]s. Both say that they are alive when they have nothing else to say.
+
+use image_format::{ApplicationId, Descriptor, Digest, Epoch, MemberId, MemberTimeline, Span};
+use serde::{Deserialize, Serialize};
+
+use super::{Invitation, VERSION};
+use crate::proto::Reply;
+
+/// The longest name of a container or an engine, in bytes.
+const LONGEST_NAME: usize = 256;
+
+/// The most lines of a log that a report carries, and the bytes of each.
+const MOST_LINES: usize = 16;
+const LONGEST_LINE: usize = 512;
+
+/// The longest reason, in bytes.
+pub(crate) const LONGEST_REASON: usize = 4096;
+
+/// A word with the version of the protocol.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Said<T> {
+    /// [`VERSION`].
+    pub version: u16,
+    /// The word itself.
+    #[serde(flatten)]
+    pub word: T,
+}
+
+impl<T> Said<T> {
+    /// In the version of this program.
+    pub fn now(word: T) -> Self {
+        Self { version: VERSION, word }
+    }
+}
+
+/// The first word of a launcher.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum First {
+    /// A member of this host is ready for the next checkpoint.
+    Attend(Attend),
+}
+
+/// A member that is to be checkpointed on another host than the coordinating one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attend {
+    /// Who it is; the same as in its certificate.
+    pub member: MemberId,
+    /// What it is a part of.
+    pub application: ApplicationId,
+    /// What runs it.
+    pub engine: String,
+    /// Its container's name.
+    pub container: String,
+    /// The members that must exist before it.
+    pub depends_on: Vec<MemberId>,
+    /// Whether all of these must be members; otherwise those that are none do not count.
+    pub firm: bool,
+}
+
+impl Attend {
+    /// Whether its names have lengths that names have.
+    pub(crate) fn is_plain(&self) -> bool {
+        let plain =
+            |text: &str| !text.is_empty() && text.len() <= LONGEST_NAME && text.chars().all(|c| c.is_ascii_graphic());
+        plain(&self.engine) && plain(&self.container)
+    }
+}
+
+/// What the coordinating launcher says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Word {
+    /// The other members are awaited.
+    Noted {
+        /// Within this time, in milliseconds.
+        gather_ms: u64,
+    },
+    /// Everybody is there: the session has begun, and the member is to be dumped.
+    Invited(Summons),
+    /// Every member stands frozen: its files are to be taken.
+    Capture,
+    /// What was decided: the tasks run on in either case, and with `proceed` there are dumps. Before [`Word::Invited`] an abort is a
+    /// refusal.
+    Reply(Reply),
+    /// The checkpoint is permanent.
+    Permanent(Permanent),
+    /// It came to nothing after the tasks ran on.
+    NotPermanent {
+        /// Why, as a fragment.
+        reason: String,
+    },
+    /// Nothing to say.
+    Alive,
+}
+
+/// What a member is to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summons {
+    /// The session.
+    pub session: Invitation,
+    /// Where the checkpoint goes, in the words of the person who asked for it.
+    pub to: String,
+    /// Whether its container ends once the checkpoint is permanent.
+    pub stop: bool,
+    /// The members that must exist before it, all of them members of this checkpoint.
+    pub depends_on: Vec<MemberId>,
+}
+
+/// A checkpoint that is permanent, as one of its members is told of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Permanent {
+    /// The global checkpoint.
+    pub digest: Digest,
+    /// Its tag.
+    pub tag: String,
+    /// Its number.
+    pub epoch: Epoch,
+    /// What the member's time went to.
+    pub timeline: MemberTimeline,
+}
+
+/// What the launcher of another host says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Report {
+    /// The member's files are taken.
+    Captured,
+    /// It does not come any further.
+    Failed(Failure),
+    /// The member's image is in the store.
+    Stored(Stored),
+    /// Nothing to say.
+    Alive,
+}
+
+/// Why a member of another host does not come any further.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Why, as a fragment.
+    pub reason: String,
+    /// The error lines of its CRIU log; few and short.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub log_lines: Vec<String>,
+}
+
+impl Failure {
+    /// With as much of each as is let through.
+    #[must_use]
+    pub fn new(reason: &str, log_lines: &[String]) -> Self {
+        let log_lines = log_lines.iter().take(MOST_LINES).map(|line| cut(line, LONGEST_LINE).to_owned()).collect();
+        Self { reason: cut(reason, LONGEST_REASON).to_owned(), log_lines }
+    }
+
+    /// The same, cut to what is let through; the other end may have sent more.
+    pub(crate) fn bounded(&self) -> Self {
+        Self::new(&self.reason, &self.log_lines)
+    }
+}
+
+/// A member's image that is in the store, by the word of its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stored {
+    /// Its manifest.
+    pub manifest: Descriptor,
+    /// Bytes of its layers, as they are stored.
+    pub bytes: u64,
+    /// Bytes of them that had to be sent.
+    pub sent: u64,
+    /// When it was packed, in microseconds since the member was invited.
+    pub packed: Option<Span>,
+    /// When it was sent.
+    pub sending: Option<Span>,
+}
+
+/// At most so many bytes of a text, whole characters.
+pub(crate) fn cut(text: &str, most: usize) -> &str {
+    let mut end = most.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::plan::SessionId;
+    use crate::proto::SessionKind;
+    use crate::wire::{MAX_BODY, decode, encode, read};
+
+    fn comes_back<T>(word: T, json: &str)
+    where
+        T: Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug + Clone,
+    {
+        let frame = encode(&Said::now(word.clone())).expect("short enough");
+        assert_eq!(read::<Said<T>>(frame.as_slice()).expect("a frame").word, word);
+        assert_eq!(std::str::from_utf8(&frame[4..]).expect("text"), json);
+    }
+
+    #[test]
+    fn words_come_back_as_they_were() {
+        let id: MemberId = "b".parse().expect("an id");
+        let attend = Attend {
+            member: id.clone(),
+            application: "app".parse().expect("an id"),
+            engine: "podman".to_owned(),
+            container: "b-1".to_owned(),
+            depends_on: vec!["a".parse().expect("an id")],
+            firm: true,
+        };
+        assert!(attend.is_plain());
+        for name in ["", "two words", "\u{1b}[2J", &"x".repeat(257)] {
+            assert!(!Attend { container: name.to_owned(), ..attend.clone() }.is_plain(), "{name:?}");
+        }
+        comes_back(
+            First::Attend(attend),
+            r#"{"version":1,"attend":{"member":"b","application":"app","engine":"podman","container":"b-1","depends_on":["a"],"firm":true}}"#,
+        );
+        comes_back(Word::Noted { gather_ms: 5 }, r#"{"version":1,"noted":{"gather_ms":5}}"#);
+        let session = Invitation {
+            kind: SessionKind::Dump,
+            session: SessionId::from_bytes([1; 16]),
+            epoch: Epoch(2),
+            gather_ms: 3,
+            hold_ms: 4,
+        };
+        comes_back(
+            Word::Invited(Summons { session, to: "oci:/x".to_owned(), stop: false, depends_on: Vec::new() }),
+            r#"{"version":1,"invited":{"session":{"kind":"dump","session":"01010101010101010101010101010101","epoch":2,"gather_ms":3,"hold_ms":4},"to":"oci:/x","stop":false,"depends_on":[]}}"#,
+        );
+        comes_back(Word::Capture, r#"{"version":1,"capture":null}"#);
+        comes_back(Word::Alive, r#"{"version":1,"alive":null}"#);
+        comes_back(Word::Reply(Reply::Proceed), r#"{"version":1,"reply":"proceed"}"#);
+        comes_back(Report::Captured, r#"{"version":1,"captured":null}"#);
+        comes_back(
+            Report::Failed(Failure::new("no", &["Error".to_owned()])),
+            r#"{"version":1,"failed":{"reason":"no","log_lines":["Error"]}}"#,
+        );
+        let permanent = Permanent {
+            digest: Digest::of(b"x"),
+            tag: "epoch-2".to_owned(),
+            epoch: Epoch(2),
+            timeline: MemberTimeline::new(id),
+        };
+        let frame = encode(&Said::now(Word::Permanent(permanent.clone()))).expect("short enough");
+        assert_eq!(read::<Said<Word>>(frame.as_slice()).expect("a frame").word, Word::Permanent(permanent));
+    }
+
+    #[test]
+    fn what_fails_is_told_in_few_words() {
+        let long = Failure::new(&"é".repeat(5000), &vec!["ü".repeat(5000); 5000]);
+        assert_eq!((long.reason.len(), long.log_lines.len()), (LONGEST_REASON, MOST_LINES));
+        assert!(long.log_lines.iter().all(|line| line.len() == LONGEST_LINE));
+        assert!(encode(&Said::now(Report::Failed(long))).is_ok_and(|frame| frame.len() < MAX_BODY));
+        assert_eq!(cut("aé", 2), "a");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode::<Said<Word>>(&bytes);
+            let _ = decode::<Said<Report>>(&bytes);
+            let _ = decode::<Said<First>>(&bytes);
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! This host's members in a checkpoint that another host coordinates.
+//!
+//! ```text
+//! examine ─▶ attend, one connection for each member ─▶ invited ─▶ claim ─▶ sweep ─▶ dump session, as ever ─▶ released: tasks run on
+//!    ▲            │ nobody there, or refused: told, and tried again                     │ aborted: told
+//!    └────────────┘                                                                     ▼
+//!           permanent: (stop) ◀── the coordinating host links, signs, tags ◀── stored ◀── pack and send, as ever
+//! ```
+//!
+//! Memory goes to the repository that was named on this host, and to no other. What is packed and not permanent is not kept: half
+//! of an application is nothing that could be finished.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use coordinator::wire::control::{Attend, Failure, Stored, Summons};
+use coordinator::{AttendError, Delegation, Lasting, Outpost, Remote, SessionId, SessionKind, TlsFiles};
+use image_format::{ApplicationId, Digest, Epoch, MemberId, Timeline, rfc3339};
+use registry::Reference;
+use tokio::time::{Instant, sleep};
+
+use super::error::{CheckpointError, CheckpointErrorKind};
+use super::members::{Member, resolve};
+use super::options::{CheckpointOptions, Destination, Joining};
+use super::phase2::{Phase2, Sent};
+use super::record::{Tentative, TentativeMember};
+use super::seat::Seat;
+use super::{CheckpointedMember, Watcher, broken_off, claim_containers, commit, covers, file, remove, session, stop};
+use crate::Phase;
+use crate::claims::Claims;
+use crate::error::chain;
+use crate::preflight::is_root;
+use crate::restore::make_run_root;
+use crate::workspace::{Purpose, Workspace};
+
+/// Between two attempts to join, at first and at most.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+
+/// A checkpoint that is permanent, as a host knows it that took part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinReport {
+    /// The global checkpoint.
+    pub digest: Digest,
+    /// Its tag.
+    pub tag: String,
+    /// The application.
+    pub application: ApplicationId,
+    /// Its number.
+    pub epoch: Epoch,
+    /// Whether the containers were stopped.
+    pub stopped: bool,
+    /// The members of this host.
+    pub members: Vec<CheckpointedMember>,
+}
+
+/// Waits for the next checkpoint of the application that another host takes, and takes part in it with this host's containers.
+///
+/// Of the options those count that are about this host; of the destination the store and its reference. To be cancelled by
+/// [`CheckpointOptions::cancel`].
+///
+/// # Errors
+/// Why this checkpoint came to nothing, or this host cannot take part in any.
+pub async fn join(
+    joining: &Joining,
+    destination: &Destination,
+    options: &CheckpointOptions,
+    watcher: &dyn Watcher,
+) -> Result<JoinReport, CheckpointError> {
+    watcher.phase(Phase::Examine);
+    let examining = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Examine, kind);
+    if !is_root() {
+        return Err(examining(CheckpointErrorKind::NotRoot));
+    }
+    let run_root = make_run_root(&options.run_root);
+    let run_root = run_root.map_err(|source| file(&options.run_root, source)).map_err(examining)?;
+    watcher.phase(Phase::Await);
+    let (members, delegation, summons) =
+        await_invitation(joining, options, watcher).await.map_err(|kind| CheckpointError::new(Phase::Await, kind))?;
+    let mut part = Part { joining, destination, options, delegation, watcher, run_root };
+    let ended = part.take(members, &summons).await;
+    if let Err(error) = &ended {
+        // Whoever has heard of it, or said it, does not mind to hear it again.
+        part.give_up(error);
+    }
+    part.delegation.close().await;
+    ended
+}
+
+/// Goes to the coordinating host again and again until a session begins.
+async fn await_invitation(
+    joining: &Joining,
+    options: &CheckpointOptions,
+    watcher: &dyn Watcher,
+) -> Result<(Vec<Member>, Delegation, BTreeMap<MemberId, Summons>), CheckpointErrorKind> {
+    let (mut told, mut wait) = (String::new(), FIRST_WAIT);
+    loop {
+        let error = tokio::select! {
+            () = options.cancel.cancelled() => CheckpointErrorKind::Cancelled,
+            invited = attend(joining, options) => match invited {
+                Ok(invited) => return Ok(invited),
+                Err(error) => error,
+            },
+        };
+        let for_good = match &error {
+            CheckpointErrorKind::Cancelled | CheckpointErrorKind::Join(AttendError::Tls { .. }) => true,
+            CheckpointErrorKind::Join(AttendError::Lost { .. }) => false,
+            _ => joining.once,
+        };
+        if for_good {
+            return Err(error);
+        }
+        let words = chain(&error);
+        if words != told {
+            watcher.warning(&format!("{words}; it is tried again until it works"));
+            told = words;
+        }
+        tokio::select! {
+            () = options.cancel.cancelled() => return Err(CheckpointErrorKind::Cancelled),
+            () = sleep(wait) => wait = (wait * 2).min(LONGEST_WAIT),
+        }
+    }
+}
+
+async fn attend(
+    joining: &Joining,
+    options: &CheckpointOptions,
+) -> Result<(Vec<Member>, Delegation, BTreeMap<MemberId, Summons>), CheckpointErrorKind> {
+    let members = resolve(options).await?;
+    let attending = members.iter().map(|member| {
+        let attend = Attend {
+            member: member.id.clone(),
+            application: options.application.clone(),
+            engine: member.engine.to_string(),
+            container: member.source.container.clone(),
+            depends_on: member.depends_on.clone(),
+            firm: member.firm,
+        };
+        (attend, remote(joining, &member.id))
+    });
+    let delegation = Delegation::attend(attending.collect()).await?;
+    let invited = delegation.invited().await;
+    match invited {
+        Ok(summons) => Ok((members, delegation, summons)),
+        Err(reason) => Err(CheckpointErrorKind::NotBegun { reason }),
+    }
+}
+
+/// A member's way to the coordinating host.
+fn remote(joining: &Joining, member: &MemberId) -> Remote {
+    // A path that is no text has no place for an id either.
+    let file = |path: &PathBuf| {
+        path.to_str().map_or_else(|| path.clone(), |text| text.replace("{id}", member.as_str()).into())
+    };
+    let TlsFiles { ca, certificate, key } = &joining.tls;
+    let tls = TlsFiles { ca: file(ca), certificate: file(certificate), key: file(key) };
+    Remote { address: joining.address.clone(), tls }
+}
+
+/// This host's part of one checkpoint.
+struct Part<'a> {
+    joining: &'a Joining,
+    destination: &'a Destination,
+    options: &'a CheckpointOptions,
+    delegation: Delegation,
+    watcher: &'a dyn Watcher,
+    run_root: PathBuf,
+}
+
+impl Part<'_> {
+    /// `before` are the members as they were when they joined.
+    async fn take(
+        &mut self,
+        before: Vec<Member>,
+        summons: &BTreeMap<MemberId, Summons>,
+    ) -> Result<JoinReport, CheckpointError> {
+        let begun = Instant::now();
+        let dumping = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Dump, kind);
+        let first = self.agree(summons).map_err(dumping)?;
+        let members = self.again(before, summons).await.map_err(dumping)?;
+        // Held until the end.
+        let mut claims = Claims::default();
+        claim_containers(&mut claims, &members, self.options).map_err(dumping)?;
+        let swept = super::sweep::sweep(&self.options.work_dir, self.watcher).await;
+        swept.map_err(|source| dumping(file(&self.options.work_dir, source)))?;
+
+        // The coordinating host may be this machine, and so may that of other members: folders have names of their own.
+        let own = SessionId::random().map_err(|_| dumping(CheckpointErrorKind::Random))?;
+        let workspace = Workspace::create(&self.options.work_dir, Purpose::Checkpoint, own);
+        let mut workspace = workspace.map_err(|source| dumping(file(&self.options.work_dir, source)))?;
+        let tentative = Tentative {
+            session: first.session.session,
+            run_root: self.run_root.join(format!("joined-{own}")),
+            application: self.options.application.clone(),
+            epoch: first.session.epoch,
+            to: self.destination.reference.clone(),
+            members: members.iter().map(super::tentative).collect(),
+            timeline: Timeline { started: rfc3339(commit::now()), ..Timeline::default() },
+            whole: false,
+        };
+        let ended = self.dump_and_send(&members, &mut workspace, tentative, first, begun).await;
+        remove(workspace, self.watcher);
+        let (lasting, tentative, sent) = ended?;
+        if first.stop {
+            stop(&members, lasting.digest, self.watcher).await?;
+        }
+        Ok(report(lasting, tentative, &sent, first.stop))
+    }
+
+    /// What the coordinating host wants is what was said on this host. All members are in one session.
+    fn agree<'s>(&self, summons: &'s BTreeMap<MemberId, Summons>) -> Result<&'s Summons, CheckpointErrorKind> {
+        let mut all = summons.values();
+        let one = |reason: &str| CheckpointErrorKind::NotBegun { reason: reason.to_owned() };
+        let first = all.next().ok_or_else(|| one("no member was invited"))?;
+        if first.session.kind != SessionKind::Dump || all.any(|other| other.session != first.session) {
+            return Err(one("the members were not invited to one checkpoint"));
+        }
+        let place = |reference: &str| reference.parse::<Reference>().map(|reference| reference.location().clone());
+        match (place(&first.to), place(&self.destination.reference)) {
+            (Ok(theirs), Ok(ours)) if theirs == ours => Ok(first),
+            _ => Err(CheckpointErrorKind::OtherStore {
+                theirs: first.to.chars().take(256).collect(),
+                ours: self.destination.reference.clone(),
+            }),
+        }
+    }
+
+    /// The members as they are now, which is what they were when they joined.
+    async fn again(
+        &self,
+        before: Vec<Member>,
+        summons: &BTreeMap<MemberId, Summons>,
+    ) -> Result<Vec<Member>, CheckpointErrorKind> {
+        let mut members = resolve(self.options).await?;
+        let ids = |members: &[Member]| -> BTreeSet<_> {
+            members.iter().map(|member| (member.id.clone(), member.source.id.clone())).collect()
+        };
+        if let Some((member, _)) = ids(&members).symmetric_difference(&ids(&before)).next() {
+            return Err(CheckpointErrorKind::Changed { member: member.clone() });
+        }
+        for member in &mut members {
+            let depends_on = summons.get(&member.id).map(|summons| summons.depends_on.clone());
+            member.depends_on = depends_on.unwrap_or_default();
+        }
+        Ok(members)
+    }
+
+    /// As on the coordinating host, but for where the session is.
+    async fn dump_and_send(
+        &self,
+        members: &[Member],
+        workspace: &mut Workspace,
+        mut tentative: Tentative,
+        summons: &Summons,
+        begun: Instant,
+    ) -> Result<(Lasting, Tentative, Sent), CheckpointError> {
+        self.watcher.phase(Phase::Dump);
+        let dumping = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Dump, kind);
+        workspace.write(&tentative).map_err(|source| dumping(file(workspace.path(), source)))?;
+        let remotes = members.iter().map(|member| (member.id.clone(), remote(self.joining, &member.id))).collect();
+        let (run_root, hook_program) = (&tentative.run_root, &self.options.hook_program);
+        let outpost = Outpost::make(run_root, summons.session.clone(), remotes, hook_program).await;
+        let outpost = outpost.map_err(|error| dumping(error.into()))?;
+        let ended = async {
+            let covers = covers(members, workspace, |member| outpost.criu_config(member)).map_err(dumping)?;
+            let seat = Seat::Elsewhere(&self.delegation);
+            let dumped = session::run(seat, members, &covers, workspace, &self.options.cancel, self.watcher).await;
+            let mut dumped = dumped.map_err(|broken| broken_off(broken, self.options))?;
+            self.watcher.phase(Phase::Pack);
+            let mut phase2 = Phase2 {
+                destination: self.destination,
+                options: self.options,
+                workspace,
+                tentative: &mut tentative,
+                watcher: self.watcher,
+                begun,
+                resumable: false,
+            };
+            let sent = tokio::select! {
+                sent = phase2.run(members, &mut dumped) => sent,
+                ended = self.delegation.ending() => Err(not_permanent(Phase::Pack, ended.err().unwrap_or_default())),
+            };
+            // Whatever happened, nobody reads from them any more.
+            drop(dumped.archives);
+            dumped.engines.end().await;
+            let sent = sent?;
+            let lasting = self.await_permanent(&tentative, &sent).await?;
+            Ok((lasting, sent))
+        };
+        let ended = ended.await;
+        // No engine runs any more.
+        if let Err(error) = outpost.close() {
+            self.watcher.warning(&chain(&error));
+        }
+        // With the session's folder nothing is in it.
+        let _ = std::fs::remove_dir(&tentative.run_root);
+        let (lasting, sent) = ended?;
+        Ok((lasting, tentative, sent))
+    }
+
+    async fn await_permanent(&self, tentative: &Tentative, sent: &Sent) -> Result<Lasting, CheckpointError> {
+        self.watcher.phase(Phase::Commit);
+        for member in &tentative.members {
+            let Some(manifest) = member.manifest.clone() else { continue };
+            let stored = Stored {
+                manifest,
+                bytes: member.bytes,
+                sent: sent.get(&member.id).copied().unwrap_or(0),
+                packed: member.timeline.packed,
+                sending: member.timeline.sent,
+            };
+            self.delegation.stored(&member.id, stored);
+        }
+        tokio::select! {
+            ended = self.delegation.ending() => ended.map_err(|reason| not_permanent(Phase::Commit, reason)),
+            () = self.options.cancel.cancelled() => {
+                Err(CheckpointError::new(Phase::Commit, CheckpointErrorKind::Cancelled))
+            }
+        }
+    }
+
+    /// Tells the coordinating host, member by member.
+    fn give_up(&self, error: &CheckpointError) {
+        match &error.member {
+            Some(member) => self.delegation.failed(member, Failure::new(&chain(error), &error.log_lines)),
+            None => self.delegation.cancel(&chain(error)),
+        }
+    }
+}
+
+fn report(mut lasting: Lasting, tentative: Tentative, sent: &Sent, stopped: bool) -> JoinReport {
+    let member = |member: TentativeMember| {
+        Some(CheckpointedMember {
+            digest: member.manifest?.digest,
+            timeline: lasting.timelines.remove(&member.id).unwrap_or(member.timeline),
+            sent: sent.get(&member.id).copied().unwrap_or(0),
+            id: member.id,
+            container: member.container,
+            engine: member.engine,
+            bytes: member.bytes,
+        })
+    };
+    let members = tentative.members.into_iter().filter_map(member).collect();
+    let Lasting { digest, tag, epoch, .. } = lasting;
+    JoinReport { digest, tag, application: tentative.application, epoch, stopped, members }
+}
+
+fn not_permanent(phase: Phase, reason: String) -> CheckpointError {
+    CheckpointError::new(phase, CheckpointErrorKind::NotPermanent { reason })
+}
