@@ -63,7 +63,7 @@ pub enum AttendError {
         member: MemberId,
         /// Why.
         #[source]
-        source: TlsError,
+        source: Box<TlsError>,
     },
     /// Nobody is there, or nobody to be trusted.
     #[error("no checkpoint can be joined at {address}")]
@@ -298,7 +298,7 @@ impl Ears {
 /// A connection on which the member is noted.
 async fn connect(attend: &Attend, remote: &Remote) -> Result<TlsStream<TcpStream>, AttendError> {
     let member = || attend.member.clone();
-    let config = remote.tls.client().map_err(|source| AttendError::Tls { member: member(), source })?;
+    let config = remote.tls.client().map_err(|source| AttendError::Tls { member: member(), source: source.into() })?;
     let lost = |source: Box<dyn std::error::Error + Send + Sync>| AttendError::Lost {
         address: remote.address.clone(),
         source,
