@@ -187,7 +187,7 @@ pub(super) fn note(tentative: &mut Tentative, sent: &mut Sent, stored: Vec<(Memb
 
 /// Tells the other hosts how it ended, and waits until they have stopped their containers, if these were to end.
 pub(super) async fn tell(
-    delegates: &mut [Delegate],
+    mut delegates: Vec<Delegate>,
     committed: &Result<CheckpointReport, CheckpointError>,
     stop: bool,
     watcher: &dyn Watcher,
@@ -199,7 +199,7 @@ pub(super) async fn tell(
             return delegates.iter().for_each(|delegate| delegate.not_permanent(&reason));
         }
     };
-    for delegate in &*delegates {
+    for delegate in &delegates {
         let member = &delegate.attend().member;
         let timeline = report.timeline.members.iter().find(|timeline| timeline.id == *member);
         delegate.permanent(Permanent {
@@ -248,7 +248,7 @@ mod tests {
         let store: Arc<dyn Store> = opened.unwrap();
         let bridge = Bridge::new(Handle::current(), Arc::clone(&store));
         let packing = tokio::task::spawn_blocking(move || {
-            let dump = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/dumps/runc.tar");
+            let dump = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/dumps/podman-plain.tar.zst");
             let options = PackOptions {
                 member: Some(ids(&["b"])[0].clone()),
                 depends_on: ids(&["a", "c"]),

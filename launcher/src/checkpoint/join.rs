@@ -18,7 +18,8 @@ use coordinator::wire::control::{Attend, Failure, Stored, Summons};
 use coordinator::{AttendError, Delegation, Lasting, Outpost, Remote, SessionId, SessionKind, TlsFiles};
 use image_format::{ApplicationId, Digest, Epoch, MemberId, Timeline, rfc3339};
 use registry::Reference;
-use tokio::time::{Instant, sleep};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::error::{CheckpointError, CheckpointErrorKind};
 use super::members::{Member, resolve};
@@ -36,7 +37,13 @@ use crate::workspace::{Purpose, Workspace};
 
 /// Between two attempts to join, at first and at most.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
-const LONGEST_WAIT: Duration = Duration::from_secs(2);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// How long it may take to find out whether anybody is there.
+const PROBE: Duration = Duration::from_secs(5);
+
+/// The longest tag.
+const LONGEST_TAG: usize = 128;
 
 /// A checkpoint that is permanent, as a host knows it that took part.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,11 +101,18 @@ async fn await_invitation(
     options: &CheckpointOptions,
     watcher: &dyn Watcher,
 ) -> Result<(Vec<Member>, Delegation, BTreeMap<MemberId, Summons>), CheckpointErrorKind> {
-    let (mut told, mut wait) = (String::new(), FIRST_WAIT);
+    let (mut told, mut wait, mut first) = (String::new(), FIRST_WAIT, true);
     loop {
+        let attending = async {
+            // Engines are not to be asked all the time while nobody is there; but what is wrong with containers is said at once.
+            if !std::mem::take(&mut first) {
+                probe(&joining.address).await?;
+            }
+            attend(joining, options).await
+        };
         let error = tokio::select! {
             () = options.cancel.cancelled() => CheckpointErrorKind::Cancelled,
-            invited = attend(joining, options) => match invited {
+            invited = attending => match invited {
                 Ok(invited) => return Ok(invited),
                 Err(error) => error,
             },
@@ -120,6 +134,15 @@ async fn await_invitation(
             () = options.cancel.cancelled() => return Err(CheckpointErrorKind::Cancelled),
             () = sleep(wait) => wait = (wait * 2).min(LONGEST_WAIT),
         }
+    }
+}
+
+/// Whether anybody listens there at all.
+async fn probe(address: &str) -> Result<(), AttendError> {
+    let connected = timeout(PROBE, TcpStream::connect(address)).await;
+    match connected.unwrap_or_else(|late| Err(late.into())) {
+        Ok(_) => Ok(()),
+        Err(source) => Err(AttendError::Lost { address: address.to_owned(), source: source.into() }),
     }
 }
 
@@ -343,6 +366,8 @@ fn report(mut lasting: Lasting, tentative: Tentative, sent: &Sent, stopped: bool
     };
     let members = tentative.members.into_iter().filter_map(member).collect();
     let Lasting { digest, tag, epoch, .. } = lasting;
+    // It is another host's word.
+    let tag = tag.chars().filter(char::is_ascii_graphic).take(LONGEST_TAG).collect();
     JoinReport { digest, tag, application: tentative.application, epoch, stopped, members }
 }
 

@@ -247,7 +247,7 @@ impl Run<'_> {
             }
             Err(error) => Err(error),
         };
-        elsewhere::tell(&mut delegates, &committed, self.options.stop, self.watcher).await;
+        elsewhere::tell(delegates, &committed, self.options.stop, self.watcher).await;
         // Only now: hooks that CRIU runs after the release, or twice, find their session.
         self.close(rendezvous).await;
         committed
