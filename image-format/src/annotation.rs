@@ -7,7 +7,7 @@
 /// Version of the format, `MAJOR.MINOR`; readers refuse a newer major version.
 pub const FORMAT: &str = "io.syncpoint.format";
 /// The format version that this crate writes.
-pub const FORMAT_VERSION: &str = "1.0";
+pub const FORMAT_VERSION: &str = "1.1";
 /// Member id, on a checkpoint image and on its entry in a global checkpoint.
 pub const MEMBER: &str = "io.syncpoint.member";
 /// Comma-separated member ids that must exist before this one is created.
@@ -26,6 +26,12 @@ pub const DUMP_KIND: &str = "io.syncpoint.dump.kind";
 pub const LAYER_CONTENT: &str = "io.syncpoint.layer.content";
 /// On a layer: bytes of its plain tar, decimal. For people and for planning; nothing is allotted or trusted by it.
 pub const LAYER_PLAIN_SIZE: &str = "io.syncpoint.layer.plain-size";
+/// On a layer of pages: which link of a chain of generations it is, `GENERATION.PART`.
+pub const LAYER_LINK: &str = "io.syncpoint.layer.link";
+/// On a checkpoint image, and on its entry in a global checkpoint: how many generations its pages are in, decimal.
+pub const GENERATIONS: &str = "io.syncpoint.generations";
+/// On a checkpoint image, and on its entry in a global checkpoint: digest of the image whose chain of generations it continues.
+pub const BASE: &str = "io.syncpoint.base";
 /// Artifact type of a global checkpoint's index.
 pub const GLOBAL_ARTIFACT_TYPE: &str = "application/vnd.syncpoint.global-checkpoint.v1";
 /// Prefix of podman's annotations; `runtime.name` below it is what makes `podman run` restore an image.

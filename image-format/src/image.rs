@@ -10,9 +10,10 @@ pub use build::{BuildError, ImageMetadata, build_config, build_manifest};
 pub(crate) use build::{check_reserved, checked_created, document, oci_descriptor, write_error};
 
 use crate::annotation::{
-    CRIO_NAME, CRIU_PREFIX, DEPENDS_ON, DUMP_KIND, LAYER_CONTENT, LAYER_PLAIN_SIZE, MEDIA_CONFIG, MEDIA_MANIFEST,
-    MEMBER, PODMAN_PREFIX,
+    BASE, CRIO_NAME, CRIU_PREFIX, DEPENDS_ON, DUMP_KIND, GENERATIONS, LAYER_CONTENT, LAYER_LINK, LAYER_PLAIN_SIZE,
+    MEDIA_CONFIG, MEDIA_MANIFEST, MEMBER, PODMAN_PREFIX,
 };
+use crate::generation::{Chain, Link};
 use crate::json::{self, JsonError};
 use crate::version::{FormatVersion, FormatVersionError};
 use crate::{Compression, Descriptor, Digest, Document, DumpKind, LayerContent, Limits, MemberId};
@@ -143,6 +144,8 @@ pub struct LayerRef {
     pub compression: Compression,
     /// Bytes of the plain tar, as far as the image says; not checked, and so not to be relied on.
     pub plain_size: Option<u64>,
+    /// Which link of a chain of generations it is.
+    pub link: Option<Link>,
 }
 
 /// The checkpoint image of one member: this project's, podman's own, or one that follows CRI-O or checkpointctl.
@@ -156,6 +159,7 @@ pub struct CheckpointImage {
     kind: Option<DumpKind>,
     member: Option<MemberId>,
     depends_on: Vec<MemberId>,
+    chain: Option<Chain>,
 }
 
 impl CheckpointImage {
@@ -187,10 +191,12 @@ impl CheckpointImage {
         if member.as_ref().is_some_and(|member| depends_on.contains(member)) {
             return Err(annotation_error(DEPENDS_ON, "it names the member itself"));
         }
+        let layers = layers(manifest.layers())?;
         Ok(Self {
             manifest: document.descriptor(),
             config,
-            layers: layers(manifest.layers())?,
+            chain: chain(&annotations, &layers)?,
+            layers,
             version,
             kind: kind(&annotations)?,
             member,
@@ -239,6 +245,12 @@ impl CheckpointImage {
     #[must_use]
     pub fn member(&self) -> Option<MemberId> {
         self.member.clone()
+    }
+
+    /// The chain of generations in which its pages are; `None` if they lie as the engine laid them out.
+    #[must_use]
+    pub fn chain(&self) -> Option<&Chain> {
+        self.chain.as_ref()
     }
 
     /// The members that must exist before this one is created.
@@ -347,9 +359,20 @@ fn layers(descriptors: &[oci::Descriptor]) -> Result<Vec<LayerRef>, ImageError> 
         let said = |key: &str| layer.annotations().as_ref().and_then(|annotations| annotations.get(key));
         let content = said(LAYER_CONTENT).and_then(|text| text.parse().ok());
         let plain_size = said(LAYER_PLAIN_SIZE).and_then(|text| text.parse().ok());
-        Ok(LayerRef { descriptor, content, compression, plain_size })
+        let link = said(LAYER_LINK).and_then(|text| text.parse().ok());
+        Ok(LayerRef { descriptor, content, compression, plain_size, link })
     };
     descriptors.iter().enumerate().map(layer).collect()
+}
+
+/// The chain that the annotations name, if the layers are one.
+fn chain(annotations: &BTreeMap<String, String>, layers: &[LayerRef]) -> Result<Option<Chain>, ImageError> {
+    let Some(generations) = parsed::<u32>(annotations, GENERATIONS)? else {
+        return Ok(None);
+    };
+    let chain = Chain { generations, base: parsed(annotations, BASE)? };
+    chain.check(layers).map_err(|reason| annotation_error(GENERATIONS, reason))?;
+    Ok(Some(chain))
 }
 
 /// An annotation as a value of a type, if it is there and not empty.

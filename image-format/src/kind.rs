@@ -77,12 +77,14 @@ words!(
         State = "state",
         /// The root filesystem's diff, volumes, /dev/shm.
         Files = "files",
+        /// The table of pages of a dump whose pages are in generations.
+        Digests = "digests",
         /// Memory pages.
         Pages = "pages",
         /// Everything in one layer (`--layout plain`).
         Whole = "whole",
     }
-    "state, files, pages, whole"
+    "state, files, digests, pages, whole"
 );
 
 words!(

@@ -14,6 +14,7 @@ mod document;
 mod dump;
 mod facts;
 pub mod files;
+mod generation;
 mod global;
 mod id;
 mod image;
@@ -35,6 +36,7 @@ pub use digest::{Digest, HashReader, HashWriter, ParseDigestError};
 pub use document::{Document, canonical_json};
 pub use dump::{Captured, DumpError, DumpSource, RecognizeError};
 pub use facts::{Connection, CpuFact, Facts, FactsBuilder, FactsError, MountFact, NetworkFact, Pod, Process, Timings};
+pub use generation::{Base, BaseError, Chain, ChainLimits, Link, TableError};
 pub use global::{GlobalCheckpoint, GlobalError, MemberEntry, OrderError};
 pub use id::{ApplicationId, Epoch, MemberId, ParseIdError};
 pub use image::{

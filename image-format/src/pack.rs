@@ -1,34 +1,36 @@
 //! Makes a checkpoint image of a dump in one pass, without holding or copying it.
 
-use std::collections::{BTreeMap, HashSet};
+mod layers;
+
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
-use std::thread::{Scope, ScopedJoinHandle};
+use std::sync::Arc;
 
-use crate::archive::{ArchiveError, Entries, Entry, EntryKind, EntryName, Guard, parent};
+pub(crate) use self::layers::{OpenLayers, Slot};
+use crate::archive::{ArchiveError, Entries, Entry, EntryKind, EntryName, Guard};
 use crate::dump::{DumpError, DumpSource, Recognizer};
 use crate::facts::{Facts, FactsBuilder, FactsError};
+use crate::generation::{Base, Chain, ChainLimits, Dump, Generated, Generations};
 use crate::image::{BuildError, ImageMetadata, build_config, build_manifest};
-use crate::layer::{AppendError, LayerInfo, LayerWriter};
+use crate::layer::LayerInfo;
 use crate::pages::{Pages, Short};
-use crate::{BlobStore, Compression, Digest, Document, LayerContent, Limits, MemberId, timestamp};
-
-/// Plain bytes after which a layer of pages takes no further file. Blobs of bounded size are sent side by side, and
-/// those that arrived are not sent again after a break.
-const PAGES_LAYER: u64 = 256 << 20;
+use crate::{BlobStore, Compression, Document, LayerContent, Limits, MemberId, timestamp};
 
 /// How files are spread over layers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Layout {
-    /// By what changes together: state, files, pages.
+    /// By what changes together: state, files, pages; and pages in generations, so that the next image stores what changed.
     #[default]
+    Generations,
+    /// By what changes together, and files of pages as the engine laid them out.
     Split,
     /// All in one layer, in the dump's own order.
     Plain,
 }
 
 /// What a packed image shall be like.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct PackOptions {
     /// Which container of an application this is.
     pub member: Option<MemberId>,
@@ -42,9 +44,36 @@ pub struct PackOptions {
     pub created: Option<String>,
     /// Further annotations of the image.
     pub annotations: BTreeMap<String, String>,
+    /// The image with whose pages those of the dump are compared. Its layers must be in the store, or get there before the
+    /// manifest does.
+    pub base: Option<Arc<Base>>,
+    /// When a base is not used although there is one.
+    pub chain: ChainLimits,
+    /// A folder for files without a name, for what is compared and is too much for memory.
+    pub scratch: PathBuf,
     /// How much to take from the dump.
     pub limits: Limits,
 }
+
+impl Default for PackOptions {
+    fn default() -> Self {
+        Self {
+            member: None,
+            depends_on: Vec::new(),
+            compression: Compression::default(),
+            layout: Layout::default(),
+            created: None,
+            annotations: BTreeMap::new(),
+            base: None,
+            chain: ChainLimits::default(),
+            scratch: SCRATCH.into(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Where temporary files go if nobody says: a folder of the system that is not in memory.
+pub(crate) const SCRATCH: &str = "/var/tmp";
 
 /// A checkpoint image whose layers and config are stored. Its manifest is the caller's to store, last of all.
 #[derive(Debug, Clone)]
@@ -57,6 +86,10 @@ pub struct PackedImage {
     pub layers: Vec<LayerInfo>,
     /// What the dump says about itself.
     pub facts: Facts,
+    /// The chain of generations in which its pages are; none if they are packed as they were.
+    pub chain: Option<Chain>,
+    /// What a person may want to know of how the pages were packed, such as why there is no use of a base.
+    pub notes: Vec<String>,
 }
 
 /// Why a dump was not packed. Blobs that were complete by then may be in the store; nothing refers to them.
@@ -83,6 +116,15 @@ pub enum PackError {
         /// What it names.
         target: EntryName,
     },
+    /// Something that only a dump over another one has, behind pages that were taken for those of a whole one.
+    #[error("entry {entry} comes after pages to which it does not fit; the split layout can hold it")]
+    LateChain {
+        /// The file.
+        entry: EntryName,
+    },
+    /// What is compared does not fit into memory, and nowhere else.
+    #[error("cannot use a temporary file")]
+    Scratch(#[source] io::Error),
     /// The store did not take a blob.
     #[error("cannot store the {what}")]
     Store {
@@ -107,7 +149,8 @@ pub fn pack(source: DumpSource, options: &PackOptions, store: &dyn BlobStore) ->
     let path = source.path().to_owned();
     let mut entries = source.into_entries(&options.limits)?;
     let packed = std::thread::scope(|scope| {
-        let mut packer = Packer::new(scope, path.clone(), options, store);
+        let layers = OpenLayers::new(scope, path.clone(), options, store);
+        let mut packer = Packer::new(path.clone(), options, layers);
         while let Some(entry) = entries.next_entry().map_err(|source| packer.bad_content(source))? {
             packer.add(entry, &mut entries)?;
         }
@@ -121,6 +164,7 @@ pub fn pack(source: DumpSource, options: &PackOptions, store: &dyn BlobStore) ->
     let facts = packed.facts.finish(kind);
     let created = options.created.clone().unwrap_or_else(|| timestamp::rfc3339(packed.inventory_mtime));
 
+    let Generated { chain, notes } = packed.generated;
     let config = build_config(&facts, Some(&created), &packed.layers)?;
     put(store, &config).map_err(|source| PackError::Store { what: "config", source })?;
     let metadata = ImageMetadata {
@@ -128,9 +172,10 @@ pub fn pack(source: DumpSource, options: &PackOptions, store: &dyn BlobStore) ->
         depends_on: options.depends_on.clone(),
         created: Some(created),
         annotations: options.annotations.clone(),
+        chain: chain.clone(),
     };
     let manifest = build_manifest(&facts, &metadata, &config.descriptor(), &packed.layers)?;
-    Ok(PackedImage { manifest, config, layers: packed.layers, facts })
+    Ok(PackedImage { manifest, config, layers: packed.layers, facts, chain, notes })
 }
 
 fn put(store: &dyn BlobStore, document: &Document) -> io::Result<()> {
@@ -141,29 +186,21 @@ fn put(store: &dyn BlobStore, document: &Document) -> io::Result<()> {
 
 /// Deals the entries of one dump out to layers.
 struct Packer<'scope, 'env> {
-    scope: &'scope Scope<'scope, 'env>,
     path: PathBuf,
     options: &'env PackOptions,
-    store: &'env dyn BlobStore,
     guard: Guard,
     facts: FactsBuilder,
     recognizer: Recognizer,
     pages_files: Pages,
     inventory_mtime: Option<u64>,
-    open: BTreeMap<LayerContent, LayerWriter<'scope>>,
-    /// What the open layer of pages holds so far.
-    pages: HashSet<Digest>,
-    /// A layer of pages that is full and still being stored.
-    closing: Option<LayerThread<'scope>>,
-    /// Layers of pages that are stored.
-    closed: Vec<LayerInfo>,
+    layers: OpenLayers<'scope, 'env>,
+    generations: Generations<'env>,
 }
-
-type LayerThread<'scope> = ScopedJoinHandle<'scope, io::Result<LayerInfo>>;
 
 /// What is known when the last entry has passed.
 struct Packed {
     layers: Vec<LayerInfo>,
+    generated: Generated,
     facts: FactsBuilder,
     recognizer: Recognizer,
     pages_files: Pages,
@@ -171,26 +208,17 @@ struct Packed {
 }
 
 impl<'scope, 'env> Packer<'scope, 'env> {
-    fn new(
-        scope: &'scope Scope<'scope, 'env>,
-        path: PathBuf,
-        options: &'env PackOptions,
-        store: &'env dyn BlobStore,
-    ) -> Self {
+    fn new(path: PathBuf, options: &'env PackOptions, layers: OpenLayers<'scope, 'env>) -> Self {
         Self {
-            scope,
             path,
             options,
-            store,
             guard: Guard::new(&options.limits),
             facts: FactsBuilder::default(),
             recognizer: Recognizer::default(),
             pages_files: Pages::default(),
             inventory_mtime: None,
-            open: BTreeMap::new(),
-            pages: HashSet::new(),
-            closing: None,
-            closed: Vec::new(),
+            layers,
+            generations: Generations::new(options.base.as_deref(), options.chain, &options.scratch),
         }
     }
 
@@ -204,11 +232,36 @@ impl<'scope, 'env> Packer<'scope, 'env> {
             _ => {}
         }
         let head = self.read_head(&entry, content)?;
+        if self.options.layout == Layout::Generations && self.add_to_generation(&entry, &head, content)? {
+            return Ok(());
+        }
         let layer = self.layer_of(&entry);
         if layer == LayerContent::Pages {
-            self.prepare_pages(&entry)?;
+            self.layers.prepare_pages(&entry)?;
         }
-        self.append(layer, &entry, &mut head.chain(content))
+        self.layers.append(Slot::Content(layer), &entry, &mut head.chain(content))
+    }
+
+    /// Whether the entry is taken by the generation. `head` is all of a pagemap, and nothing of a file of pages.
+    fn add_to_generation(&mut self, entry: &Entry, head: &[u8], content: &mut dyn Read) -> Result<bool, PackError> {
+        self.generations.saw(entry)?;
+        match &entry.kind {
+            EntryKind::HardLink { target } if !self.generations.keep(target, &mut self.layers)? => {
+                let (entry, target) = (EntryName::new(&entry.name), EntryName::new(target));
+                return Err(PackError::HardLinkAcrossLayers { entry, target });
+            }
+            EntryKind::File { .. } => {}
+            EntryKind::HardLink { .. } | EntryKind::Symlink { .. } | EntryKind::Directory => return Ok(false),
+        }
+        let Ok(name) = str::from_utf8(&entry.name) else {
+            return Ok(false);
+        };
+        if self.generations.offer(name, entry, head)? {
+            return Ok(true);
+        }
+        let (architecture, criu) = (self.facts.architecture(), self.facts.criu_version());
+        let dump = Dump { member: self.options.member.as_ref(), architecture, criu, bytes: 0 };
+        self.generations.take(name, entry, content, dump, &mut self.layers)
     }
 
     /// Reads of a file what is worth knowing.
@@ -250,94 +303,27 @@ impl<'scope, 'env> Packer<'scope, 'env> {
     fn layer_of(&self, entry: &Entry) -> LayerContent {
         match (self.options.layout, &entry.kind) {
             (Layout::Plain, _) => LayerContent::Whole,
-            (Layout::Split, EntryKind::HardLink { target }) => content_of(target),
-            (Layout::Split, EntryKind::Directory) => content_of(&[&entry.name, &b"/"[..]].concat()),
-            (Layout::Split, _) => content_of(&entry.name),
-        }
-    }
-
-    /// Makes room for a file of pages, and for its folder: a layer must bring along the folders of its files, or engines
-    /// give them permissions of their own.
-    fn prepare_pages(&mut self, entry: &Entry) -> Result<(), PackError> {
-        let is_full = |layer: &mut LayerWriter<'_>| layer.plain_bytes() > PAGES_LAYER;
-        if self.open.get_mut(&LayerContent::Pages).is_some_and(is_full) {
-            self.close_pages()?;
-        }
-        if let EntryKind::HardLink { target } = &entry.kind
-            && !self.pages.contains(&Digest::of(target))
-        {
-            let (entry, target) = (EntryName::new(&entry.name), EntryName::new(target));
-            return Err(PackError::HardLinkAcrossLayers { entry, target });
-        }
-        if let Some(folder) = parent(&entry.name)
-            && self.pages.insert(Digest::of(folder))
-        {
-            let name = folder.to_vec();
-            let (kind, xattrs) = (EntryKind::Directory, BTreeMap::new());
-            let folder = Entry { name, kind, mode: 0o700, uid: 0, gid: 0, mtime: 0, xattrs };
-            self.append(LayerContent::Pages, &folder, &mut io::empty())?;
-        }
-        self.pages.insert(Digest::of(&entry.name));
-        Ok(())
-    }
-
-    /// At most two layers of pages are in memory: the open one, and one that is being stored.
-    fn close_pages(&mut self) -> Result<(), PackError> {
-        self.pages.clear();
-        let thread = self.open.remove(&LayerContent::Pages).map(LayerWriter::finish);
-        if let Some(before) = std::mem::replace(&mut self.closing, thread) {
-            self.closed.push(join(before)?);
-        }
-        Ok(())
-    }
-
-    fn append(&mut self, layer: LayerContent, entry: &Entry, content: &mut dyn Read) -> Result<(), PackError> {
-        if !self.open.contains_key(&layer) {
-            let writer = self
-                .store
-                .create()
-                .and_then(|sink| LayerWriter::start(self.scope, sink, self.options.compression, layer));
-            self.open.insert(layer, writer.map_err(|source| PackError::Store { what: "layer", source })?);
-        }
-        let Some(writer) = self.open.get_mut(&layer) else {
-            return Ok(());
-        };
-        match writer.append(entry, content) {
-            Ok(()) => Ok(()),
-            Err(AppendError::Content(source)) => Err(self.bad_content(source)),
-            Err(AppendError::Layer) => {
-                self.open.remove(&layer).map_or(Ok(()), |writer| join(writer.finish()).map(drop))
-            }
+            (_, EntryKind::HardLink { target }) => content_of(target),
+            (_, EntryKind::Directory) => content_of(&[&entry.name, &b"/"[..]].concat()),
+            (_, _) => content_of(&entry.name),
         }
     }
 
     fn finish(mut self) -> Result<Packed, PackError> {
-        self.close_pages()?;
-        let threads: Vec<_> = self.open.into_values().map(LayerWriter::finish).collect();
-        let mut pages = self.closed;
-        if let Some(thread) = self.closing {
-            pages.push(join(thread)?);
-        }
-        let mut layers = threads.into_iter().map(join).collect::<Result<Vec<_>, _>>()?;
-        layers.append(&mut pages);
-        let inventory_mtime = self.inventory_mtime.unwrap_or(0);
+        let generated = self.generations.finish(&mut self.layers)?;
         Ok(Packed {
-            layers,
+            layers: self.layers.finish()?,
+            generated,
             facts: self.facts,
             recognizer: self.recognizer,
             pages_files: self.pages_files,
-            inventory_mtime,
+            inventory_mtime: self.inventory_mtime.unwrap_or(0),
         })
     }
 
     fn bad_content(&self, source: ArchiveError) -> PackError {
         DumpError::Content { path: self.path.clone(), source }.into()
     }
-}
-
-fn join(thread: LayerThread<'_>) -> Result<LayerInfo, PackError> {
-    let result = thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread of a layer ended unexpectedly")));
-    result.map_err(|source| PackError::Store { what: "layer", source })
 }
 
 /// Which layer a file belongs to, by its name alone, so that packing an unpacked image gives the same layers.

@@ -172,7 +172,20 @@ impl PagemapEntry {
             Some(flags) => flags & 4 != 0,
             None => self.in_parent != Some(true),
         };
-        if present { self.count.unwrap_or(self.short_count.into()) } else { 0 }
+        if present { self.pages() } else { 0 }
+    }
+
+    /// Count of pages that a restore finds: in this dump's own pages file, or in those of its parent.
+    #[must_use]
+    pub fn restored(&self) -> u64 {
+        match self.flags {
+            Some(flags) if flags & 5 == 0 => 0,
+            Some(_) | None => self.pages(),
+        }
+    }
+
+    fn pages(&self) -> u64 {
+        self.count.unwrap_or(self.short_count.into())
     }
 }
 

@@ -42,7 +42,7 @@ pub enum ImageKind {
 
 impl ImageKind {
     /// The numbers at the head of the file.
-    fn magic(self) -> &'static [u32] {
+    pub(crate) fn magic(self) -> &'static [u32] {
         match self {
             Self::Inventory => &[0x5831_3116],
             Self::Pstree => &[COMMON, 0x5027_3030],
@@ -129,6 +129,13 @@ impl<'a> Records<'a> {
     /// [`CriuError::Truncated`] and [`CriuError::Record`].
     pub fn next_record<M: Message + Default>(&mut self) -> Result<Option<M>, CriuError> {
         let offset = self.offset;
+        let record = self.next_bytes()?;
+        record.map(M::decode).transpose().map_err(|source| CriuError::Record { offset, source })
+    }
+
+    /// The next record as it lies there.
+    pub(crate) fn next_bytes(&mut self) -> Result<Option<&'a [u8]>, CriuError> {
+        let offset = self.offset;
         let Some(rest) = self.bytes.get(offset..).filter(|rest| !rest.is_empty()) else {
             return Ok(None);
         };
@@ -137,7 +144,7 @@ impl<'a> Records<'a> {
         let len = usize::try_from((self.read_u32)(*len)).map_err(|_| truncated.clone())?;
         let record = rest.get(..len).ok_or(truncated)?;
         self.offset += 4 + len;
-        M::decode(record).map(Some).map_err(|source| CriuError::Record { offset, source })
+        Ok(Some(record))
     }
 
     /// The one record of a file that has one.

@@ -179,6 +179,16 @@ impl FactsBuilder {
         Ok(())
     }
 
+    /// The machine, as far as it is known by now.
+    pub(crate) fn architecture(&self) -> Option<&str> {
+        self.architecture
+    }
+
+    /// CRIU's version, as far as it is known by now.
+    pub(crate) fn criu_version(&self) -> Option<&str> {
+        self.log.criu_version.as_deref()
+    }
+
     /// Takes the annotations of a checkpoint image: what podman wrote there about its host stands in no file of the dump.
     pub fn add_image_annotations(&mut self, annotations: &BTreeMap<String, String>) {
         let podman = annotations.iter().filter_map(|(key, value)| {
@@ -220,7 +230,7 @@ impl FactsBuilder {
                 records.next_record::<PagemapHead>().map_err(criu)?;
                 let mut pages = self.pages.unwrap_or(0);
                 while let Some(entry) = records.next_record::<PagemapEntry>().map_err(criu)? {
-                    pages = pages.saturating_add(entry.present());
+                    pages = pages.saturating_add(entry.restored());
                 }
                 self.pages = Some(pages);
             }

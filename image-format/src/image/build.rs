@@ -6,14 +6,15 @@ use oci_spec::image as oci;
 
 use super::{MAX_LAYERS, write_depends_on};
 use crate::annotation::{
-    CREATED, DEPENDS_ON, DUMP_KIND, FORMAT, FORMAT_VERSION, LAYER_CONTENT, LAYER_PLAIN_SIZE, MEDIA_CONFIG,
-    MEDIA_MANIFEST, MEMBER,
+    BASE, CREATED, DEPENDS_ON, DUMP_KIND, FORMAT, FORMAT_VERSION, GENERATIONS, LAYER_CONTENT, LAYER_LINK,
+    LAYER_PLAIN_SIZE, MEDIA_CONFIG, MEDIA_MANIFEST, MEMBER,
 };
+use crate::generation::Chain;
 use crate::timestamp::is_rfc3339;
 use crate::{Descriptor, Document, Facts, LayerInfo, Limits, MemberId, canonical_json};
 
 /// Annotations that carry the format itself and cannot be chosen.
-const RESERVED: &[&str] = &[FORMAT, MEMBER, DEPENDS_ON, DUMP_KIND, CREATED];
+const RESERVED: &[&str] = &[FORMAT, MEMBER, DEPENDS_ON, DUMP_KIND, CREATED, GENERATIONS, BASE];
 
 /// Why a checkpoint image cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +76,8 @@ pub struct ImageMetadata {
     pub depends_on: Vec<MemberId>,
     /// When the dump was made, RFC 3339.
     pub created: Option<String>,
+    /// The chain of generations in which its pages are.
+    pub chain: Option<Chain>,
     /// Further annotations. They go before facts of the same key, so that a person can correct what a dump says.
     pub annotations: BTreeMap<String, String>,
 }
@@ -117,7 +120,8 @@ pub fn build_manifest(
         let mut descriptor = oci_descriptor("manifest", &layer.descriptor)?;
         let content = (LAYER_CONTENT.to_owned(), layer.content.to_string());
         let plain_size = (LAYER_PLAIN_SIZE.to_owned(), layer.diff_size.to_string());
-        descriptor.set_annotations(Some([content, plain_size].into()));
+        let link = layer.link.map(|link| (LAYER_LINK.to_owned(), link.to_string()));
+        descriptor.set_annotations(Some([content, plain_size].into_iter().chain(link).collect()));
         Ok(descriptor)
     });
     let manifest = oci::ImageManifestBuilder::default()
@@ -145,6 +149,9 @@ fn annotations(facts: &Facts, metadata: &ImageMetadata) -> Result<BTreeMap<Strin
     annotations.insert(FORMAT.to_owned(), FORMAT_VERSION.to_owned());
     if let Some(member) = &metadata.member {
         annotations.insert(MEMBER.to_owned(), member.to_string());
+    }
+    if let Some(chain) = &metadata.chain {
+        annotations.extend(chain.annotations());
     }
     if !metadata.depends_on.is_empty() {
         annotations.insert(DEPENDS_ON.to_owned(), write_depends_on(&metadata.depends_on));

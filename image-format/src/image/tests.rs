@@ -24,6 +24,7 @@ fn facts() -> Facts {
 fn layer(content: LayerContent, compression: Compression) -> LayerInfo {
     let blob = format!("{content} compressed");
     LayerInfo {
+        link: None,
         descriptor: Descriptor {
             media_type: compression.layer_media_type(),
             digest: Digest::of(blob.as_bytes()),
@@ -37,6 +38,7 @@ fn layer(content: LayerContent, compression: Compression) -> LayerInfo {
 
 fn metadata() -> ImageMetadata {
     ImageMetadata {
+        chain: None,
         member: Some("receive-0".parse().unwrap()),
         depends_on: vec!["emulator-0".parse().unwrap(), "queue".parse().unwrap()],
         created: Some("2026-02-03T04:05:06Z".to_owned()),

@@ -1,32 +1,70 @@
 //! Walks through the layers of an image: fetched, decompressed, hashed, checked.
 
 use std::io::{self, Read};
+use std::path::Path;
 use std::vec;
 
 use super::UnpackError;
 use crate::archive::{ArchiveError, ArchiveReader, Decoder, Entries, Entry, EntryKind, Guard};
 use crate::dump::{RecognizeError, Recognizer};
+use crate::generation::{AddError, Tables};
 use crate::image::{CheckpointImage, LayerRef};
 use crate::{BlobSource, Digest, Document, HashReader, LayerContent, Limits, timestamp};
 
 /// The layers of one image, one after the other. Nothing that came out of one may be relied on before
 /// [`Layers::next_layer`] or [`Layers::finish`] has returned without an error after it.
-pub(super) struct Layers<'a> {
+pub(crate) struct Layers<'a> {
     image: Digest,
     blobs: &'a dyn BlobSource,
     limits: Limits,
     created: u64,
+    architecture: String,
     rest: vec::IntoIter<(LayerRef, Digest)>,
     current: Option<Current>,
     guard: Guard,
     recognizer: Recognizer,
 }
 
-struct Current {
+/// One layer that is being read.
+pub(super) struct Current {
+    image: Digest,
     layer: Digest,
     diff_id: Digest,
     content: Option<LayerContent>,
-    reader: ArchiveReader<Plain>,
+    pub reader: ArchiveReader<Plain>,
+}
+
+impl Current {
+    pub fn open(
+        image: Digest,
+        (layer, diff_id): (LayerRef, Digest),
+        blobs: &dyn BlobSource,
+        limits: &Limits,
+    ) -> Result<Self, UnpackError> {
+        let digest = layer.descriptor.digest;
+        let fetch = |source| UnpackError::FetchLayer { image, layer: digest, source };
+        let blob = blobs.open(&layer.descriptor).map_err(fetch)?;
+        let plain = Decoder::new(blob, layer.compression, limits).map_err(fetch)?;
+        let reader = ArchiveReader::new(HashReader::new(plain), limits);
+        Ok(Self { image, layer: digest, diff_id, content: layer.content, reader })
+    }
+
+    /// The next entry, not looked at by anybody.
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, UnpackError> {
+        self.reader.next_entry().map_err(|source| self.failed(source))
+    }
+
+    pub fn failed(&self, source: ArchiveError) -> UnpackError {
+        UnpackError::Layer { image: self.image, layer: self.layer, source }
+    }
+
+    /// Reads what is left, and checks that the layer is what the config says.
+    pub fn close(mut self) -> Result<(), UnpackError> {
+        while self.next_entry()?.is_some() {}
+        let (image, layer) = (self.image, self.layer);
+        let (_, found, _) = self.reader.into_inner().finish();
+        if found == self.diff_id { Ok(()) } else { Err(UnpackError::DiffId { image, layer, found }) }
+    }
 }
 
 type Plain = HashReader<Decoder<Box<dyn Read + Send>>>;
@@ -46,7 +84,8 @@ impl<'a> Layers<'a> {
             image: digest,
             blobs,
             limits: limits.clone(),
-            created: config.created.and_then(|created| timestamp::seconds(&created)).unwrap_or(0),
+            architecture: config.architecture,
+            created: config.created.as_deref().and_then(timestamp::seconds).unwrap_or(0),
             rest: layers.into_iter(),
             current: None,
             guard: Guard::new(limits),
@@ -57,6 +96,43 @@ impl<'a> Layers<'a> {
     /// When the image was made, in seconds since 1970; 0 if it does not say.
     pub fn created(&self) -> u64 {
         self.created
+    }
+
+    /// The machine, as the config names it.
+    pub fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
+    /// Takes the links of the chain of generations out, with the digests of their plain contents.
+    pub fn take_links(&mut self) -> Vec<(LayerRef, Digest)> {
+        let (links, rest) = self.rest.by_ref().partition::<Vec<_>, _>(|(layer, _)| layer.link.is_some());
+        self.rest = rest.into_iter();
+        links
+    }
+
+    /// Reads the layer of digests, and takes it out.
+    pub fn read_tables(&mut self, generations: u32, scratch: &Path) -> Result<Tables, UnpackError> {
+        let is_digests = |(layer, _): &(LayerRef, Digest)| layer.content == Some(LayerContent::Digests);
+        let (tables, rest) = self.rest.by_ref().partition::<Vec<_>, _>(is_digests);
+        self.rest = rest.into_iter();
+        let mut read = Tables::new(generations, scratch);
+        for found in tables {
+            let image = self.image;
+            let digest = found.0.descriptor.digest;
+            let mut current = Current::open(image, found, self.blobs, &self.limits)?;
+            while let Some(mut entry) = current.next_entry()? {
+                if !self.guard.admit(&mut entry).map_err(|source| current.failed(source))? {
+                    continue;
+                }
+                read.add(&entry, &mut current.reader).map_err(|error| match error {
+                    AddError::Content(error) => current.failed(ArchiveError::read(error)),
+                    AddError::Table(source) => UnpackError::Table { image, layer: digest, source },
+                })?;
+            }
+            current.close()?;
+            read.finish().map_err(|source| UnpackError::Table { image, layer: digest, source })?;
+        }
+        Ok(read)
     }
 
     /// Leaves out layers by what they hold.
@@ -71,12 +147,7 @@ impl<'a> Layers<'a> {
         let Some((layer, diff_id)) = self.rest.next() else {
             return Ok(None);
         };
-        let (image, digest) = (self.image, layer.descriptor.digest);
-        let fetch = |source| UnpackError::FetchLayer { image, layer: digest, source };
-        let blob = self.blobs.open(&layer.descriptor).map_err(fetch)?;
-        let plain = Decoder::new(blob, layer.compression, &self.limits).map_err(fetch)?;
-        let reader = ArchiveReader::new(HashReader::new(plain), &self.limits);
-        self.current = Some(Current { layer: digest, diff_id, content: layer.content, reader });
+        self.current = Some(Current::open(self.image, (layer, diff_id), self.blobs, &self.limits)?);
         Ok(Some(Layer(self)))
     }
 
@@ -90,27 +161,14 @@ impl<'a> Layers<'a> {
     }
 
     fn close(&mut self) -> Result<(), UnpackError> {
-        let Some(mut current) = self.current.take() else {
-            return Ok(());
-        };
-        let (image, layer) = (self.image, current.layer);
-        while current.reader.next_entry().map_err(|source| UnpackError::Layer { image, layer, source })?.is_some() {}
-        let (_, found, _) = current.reader.into_inner().finish();
-        if found != current.diff_id {
-            return Err(UnpackError::DiffId { image, layer, found });
-        }
-        Ok(())
+        self.current.take().map_or(Ok(()), Current::close)
     }
 }
 
 /// The layer that is being read.
-pub(super) struct Layer<'l, 'a>(&'l mut Layers<'a>);
+pub(crate) struct Layer<'l, 'a>(&'l mut Layers<'a>);
 
 impl Layer<'_, '_> {
-    pub fn created(&self) -> u64 {
-        self.0.created
-    }
-
     pub fn next_entry(&mut self) -> Result<Option<Entry>, UnpackError> {
         let Some(current) = &mut self.0.current else {
             return Ok(None);

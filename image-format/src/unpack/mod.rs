@@ -3,29 +3,42 @@
 
 mod folder;
 mod layers;
+mod merge;
 mod spec;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use self::folder::Folder;
-use self::layers::Layers;
+pub(crate) use self::layers::Layers;
+use self::merge::{Merge, Replaced};
 pub use self::spec::SpecError;
 use self::spec::Specs;
-use crate::archive::{ArchiveError, CHUNK, END, Encoder, EntryKind, padding, write_header};
+use crate::archive::{ArchiveError, CHUNK, END, Encoder, Entry, EntryKind, EntryName, padding, write_header};
 use crate::dump::{RecognizeError, Recognizer};
 use crate::facts::{Facts, FactsBuilder, FactsError};
+use crate::generation::TableError;
 use crate::image::{CheckpointImage, ImageError};
+use crate::pack::SCRATCH;
 use crate::{BlobSource, Compression, Digest, LayerContent, Limits};
 
 /// How to unpack.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct UnpackOptions {
     /// Annotations to set in the container's runtime specification (`spec.dump`, or `config.json` of runc) on the way.
     pub spec_annotations: BTreeMap<String, String>,
+    /// A folder for files without a name, for tables of pages that are too much for memory.
+    pub scratch: PathBuf,
     /// How much to take from the image.
     pub limits: Limits,
+}
+
+impl Default for UnpackOptions {
+    fn default() -> Self {
+        Self { spec_annotations: BTreeMap::new(), scratch: SCRATCH.into(), limits: Limits::default() }
+    }
 }
 
 /// Why an image was not unpacked.
@@ -81,6 +94,36 @@ pub enum UnpackError {
         layer: Digest,
         /// What came out.
         found: Digest,
+    },
+    /// A table of pages cannot be used.
+    #[error("image {}: layer {layer} has no usable table of pages", image.short())]
+    Table {
+        /// Digest of the manifest.
+        image: Digest,
+        /// Digest of the layer.
+        layer: Digest,
+        /// Which entry, and why.
+        #[source]
+        source: TableError,
+    },
+    /// The chain of generations is not what the table of pages says.
+    #[error("image {}: entry {entry} {reason}", image.short())]
+    Chain {
+        /// Digest of the manifest.
+        image: Digest,
+        /// A file of the dump.
+        entry: EntryName,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A table of pages cannot be read back.
+    #[error("image {}: cannot read the tables of pages in a temporary file", image.short())]
+    Scratch {
+        /// Digest of the manifest.
+        image: Digest,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The layers hold no dump that is known.
     #[error("image {}: its layers hold no dump", image.short())]
@@ -144,24 +187,9 @@ pub fn unpack_archive<W: Write>(
     options: &UnpackOptions,
     out: W,
 ) -> Result<W, UnpackError> {
-    let mut layers = Layers::open(image, blobs, &options.limits)?;
-    let mut specs = Specs::new(image, options);
-    let mut out = Encoder::new(out, compression);
-    let mut buf = vec![0; CHUNK];
-    while let Some(mut layer) = layers.next_layer()? {
-        while let Some(mut entry) = layer.next_entry()? {
-            let spec = specs.replace(&mut entry, &mut layer)?;
-            write_header(&entry, layer.created(), &mut out).map_err(UnpackError::Write)?;
-            out.write_all(&spec).map_err(UnpackError::Write)?;
-            layer.copy(entry.size() - spec.len() as u64, &mut buf, |bytes| {
-                out.write_all(bytes).map_err(UnpackError::Write)
-            })?;
-            out.write_all(padding(entry.size())).map_err(UnpackError::Write)?;
-        }
-    }
-    layers.finish()?;
-    specs.finish()?;
-    out.write_all(&END).and_then(|()| out.finish()).map_err(UnpackError::Write)
+    let mut archive = Archive { out: Encoder::new(out, compression) };
+    unpack(Layers::open(image, blobs, &options.limits)?, image, blobs, options, &mut archive)?;
+    archive.out.write_all(&END).and_then(|()| archive.out.finish()).map_err(UnpackError::Write)
 }
 
 /// Writes the files of the dump into a folder that does not exist or is empty: folders with mode 0700, files with 0600,
@@ -176,24 +204,109 @@ pub fn unpack_folder(
     dir: &Path,
 ) -> Result<(), UnpackError> {
     let failed = |source| UnpackError::Folder { path: dir.to_owned(), source };
-    let mut layers = Layers::open(image, blobs, &options.limits)?;
-    let mut specs = Specs::new(image, options);
+    let layers = Layers::open(image, blobs, &options.limits)?;
     let folder = Folder::create(dir, layers.created()).map_err(failed)?;
+    let mut files = Files { folder, dir, file: None };
+    unpack(layers, image, blobs, options, &mut files)?;
+    files.folder.finish().map_err(failed)
+}
+
+/// What a dump is unpacked to.
+trait Target {
+    /// Makes an entry, whose time is in seconds since 1970.
+    fn begin(&mut self, entry: &Entry, created: u64) -> Result<(), UnpackError>;
+    /// Takes bytes of it.
+    fn write(&mut self, bytes: &[u8]) -> Result<(), UnpackError>;
+    /// Has all of them.
+    fn end(&mut self, entry: &Entry) -> Result<(), UnpackError>;
+}
+
+/// The entries of an image as they were in the dump.
+fn unpack<'a>(
+    mut layers: Layers<'a>,
+    image: &CheckpointImage,
+    blobs: &'a dyn BlobSource,
+    options: &UnpackOptions,
+    target: &mut dyn Target,
+) -> Result<(), UnpackError> {
+    let mut specs = Specs::new(image, options);
+    let mut merge = Merge::open(image, &mut layers, blobs, options)?;
+    let created = layers.created();
     let mut buf = vec![0; CHUNK];
     while let Some(mut layer) = layers.next_layer()? {
         while let Some(mut entry) = layer.next_entry()? {
-            let spec = specs.replace(&mut entry, &mut layer)?;
-            let Some(mut file) = folder.add(&entry).map_err(failed)? else {
-                continue;
-            };
-            file.write_all(&spec).map_err(failed)?;
-            layer.copy(entry.size() - spec.len() as u64, &mut buf, |bytes| file.write_all(bytes).map_err(failed))?;
-            folder.close(&file).map_err(failed)?;
+            let replaced = merge.as_mut().map_or(Ok(Replaced::No), |merge| merge.replace(&entry, &mut layer))?;
+            match replaced {
+                Replaced::No => {
+                    let spec = specs.replace(&mut entry, &mut layer)?;
+                    target.begin(&entry, created)?;
+                    target.write(&spec)?;
+                    layer.copy(entry.size() - spec.len() as u64, &mut buf, |bytes| target.write(bytes))?;
+                }
+                Replaced::Nothing => continue,
+                Replaced::Bytes(bytes) => {
+                    entry.kind = EntryKind::File { size: bytes.len() as u64 };
+                    target.begin(&entry, created)?;
+                    target.write(&bytes)?;
+                }
+            }
+            target.end(&entry)?;
         }
     }
     layers.finish()?;
-    specs.finish()?;
-    folder.finish().map_err(failed)
+    if let Some(merge) = merge {
+        merge.write(created, target)?;
+    }
+    specs.finish()
+}
+
+/// An archive that is being written.
+struct Archive<W: Write> {
+    out: Encoder<W>,
+}
+
+impl<W: Write> Target for Archive<W> {
+    fn begin(&mut self, entry: &Entry, created: u64) -> Result<(), UnpackError> {
+        write_header(entry, created, &mut self.out).map_err(UnpackError::Write)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), UnpackError> {
+        self.out.write_all(bytes).map_err(UnpackError::Write)
+    }
+
+    fn end(&mut self, entry: &Entry) -> Result<(), UnpackError> {
+        self.out.write_all(padding(entry.size())).map_err(UnpackError::Write)
+    }
+}
+
+/// A folder that is being filled.
+struct Files<'a> {
+    folder: Folder,
+    dir: &'a Path,
+    file: Option<File>,
+}
+
+impl Files<'_> {
+    fn failed(&self, source: io::Error) -> UnpackError {
+        UnpackError::Folder { path: self.dir.to_owned(), source }
+    }
+}
+
+impl Target for Files<'_> {
+    fn begin(&mut self, entry: &Entry, _: u64) -> Result<(), UnpackError> {
+        self.file = self.folder.add(entry).map_err(|source| self.failed(source))?;
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), UnpackError> {
+        let written = self.file.as_mut().map_or(Ok(()), |file| file.write_all(bytes));
+        written.map_err(|source| self.failed(source))
+    }
+
+    fn end(&mut self, _: &Entry) -> Result<(), UnpackError> {
+        let closed = self.file.take().map_or(Ok(()), |file| self.folder.close(&file));
+        closed.map_err(|source| self.failed(source))
+    }
 }
 
 /// Reads what the dump in an image says about itself. Of an image whose layers say what they hold, only the state is
@@ -205,7 +318,8 @@ pub fn read_state(image: &CheckpointImage, blobs: &dyn BlobSource, limits: &Limi
     let digest = image.manifest().digest;
     let not_a_dump = |source| UnpackError::NotADump { image: digest, source };
     let mut layers = Layers::open(image, blobs, limits)?;
-    layers.retain(|content| !matches!(content, Some(LayerContent::Files | LayerContent::Pages)));
+    layers
+        .retain(|content| !matches!(content, Some(LayerContent::Files | LayerContent::Digests | LayerContent::Pages)));
     let mut facts = FactsBuilder::default();
     facts.add_image_annotations(image.annotations());
     let mut recognizer = Recognizer::default();

@@ -26,7 +26,7 @@ const ARCHIVES: &[(&str, DumpKind)] = &[
 fn archives_of_every_engine_come_back_as_they_were() {
     for (name, kind) in ARCHIVES {
         let path = fixture(name);
-        for layout in [Layout::Split, Layout::Plain] {
+        for layout in [Layout::Generations, Layout::Split, Layout::Plain] {
             let store = Memory::default();
             let options = PackOptions { layout, ..PackOptions::default() };
             let packed = pack_path(&path, &options, &store);

@@ -2,6 +2,7 @@
 
 mod dumps;
 mod files;
+mod generations;
 mod hostile;
 mod raw;
 mod round_trip;

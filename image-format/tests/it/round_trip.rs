@@ -175,7 +175,7 @@ proptest! {
     fn archives_survive(
         items in vec(item(), 0..12),
         dotted in any::<bool>(),
-        layout in select(vec![Layout::Split, Layout::Plain]),
+        layout in select(vec![Layout::Generations, Layout::Split, Layout::Plain]),
         compression in select(Compression::ALL.to_vec()),
     ) {
         let archive = archive(&items, &inventory(), dotted);

@@ -1,0 +1,159 @@
+//! The checkpoint image before: what the pages of a new dump are compared with, and whose layers are used again.
+
+use std::path::Path;
+
+use super::{Link, Tables};
+use crate::annotation::CRIU_PREFIX;
+use crate::image::CheckpointImage;
+use crate::layer::LayerInfo;
+use crate::unpack::Layers;
+use crate::{BlobSource, Descriptor, Digest, LayerContent, Limits, MemberId, UnpackError};
+
+/// When a chain of generations ends and a new one begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChainLimits {
+    /// Generations of a chain; with 1, every image has all of its pages in layers of its own. At most 16.
+    pub generations: u32,
+    /// How large all generations of the base may be, in percent of the pages that the new dump has.
+    pub stored_percent: u32,
+    /// Bytes of pages in a layer. Where a generation would have more than 64 layers, they become larger.
+    pub part_bytes: u64,
+}
+
+impl Default for ChainLimits {
+    fn default() -> Self {
+        Self { generations: 8, stored_percent: 200, part_bytes: 256 << 20 }
+    }
+}
+
+/// A checkpoint image in generations whose table of pages was fetched.
+#[derive(Debug)]
+pub struct Base {
+    image: Digest,
+    member: Option<MemberId>,
+    architecture: String,
+    criu: Option<String>,
+    pub(super) generations: u32,
+    pub(super) links: Vec<LayerInfo>,
+    pub(super) tables: Tables,
+}
+
+/// Why an image cannot be the base of another one.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BaseError {
+    /// It has its pages in another form.
+    #[error("image {} does not have its pages in generations", image.short())]
+    NoGenerations {
+        /// Digest of the manifest.
+        image: Digest,
+    },
+    /// A layer without the annotation that says how large it is.
+    #[error("image {}: the layer of the link {link} does not say how large it is", image.short())]
+    NoSize {
+        /// Digest of the manifest.
+        image: Digest,
+        /// The link.
+        link: Link,
+    },
+    /// It cannot be read.
+    #[error(transparent)]
+    Image(#[from] UnpackError),
+}
+
+impl Base {
+    /// Fetches the table of pages. What does not fit in little memory goes into a file without a name in the folder `scratch`.
+    ///
+    /// # Errors
+    /// An image without generations, or one that is damaged.
+    pub fn load(
+        image: &CheckpointImage,
+        blobs: &dyn BlobSource,
+        limits: &Limits,
+        scratch: &Path,
+    ) -> Result<Self, BaseError> {
+        let digest = image.manifest().digest;
+        let chain = image.chain().ok_or(BaseError::NoGenerations { image: digest })?;
+        let mut layers = Layers::open(image, blobs, limits)?;
+        let mut links = Vec::new();
+        for (layer, diff_id) in layers.take_links() {
+            if let Some(link) = layer.link {
+                let diff_size = layer.plain_size.ok_or(BaseError::NoSize { image: digest, link })?;
+                let (descriptor, content) = (layer.descriptor, LayerContent::Pages);
+                links.push(LayerInfo { descriptor, diff_id, diff_size, content, link: Some(link) });
+            }
+        }
+        layers.retain(|content| content == Some(LayerContent::Digests));
+        let tables = layers.read_tables(chain.generations, scratch)?;
+        let annotations = image.annotations();
+        Ok(Self {
+            image: digest,
+            member: image.member(),
+            architecture: layers.architecture().to_owned(),
+            criu: annotations.get(&format!("{CRIU_PREFIX}criu.version")).cloned(),
+            generations: chain.generations,
+            links,
+            tables,
+        })
+    }
+
+    /// The image's manifest.
+    #[must_use]
+    pub fn image(&self) -> Digest {
+        self.image
+    }
+
+    /// The layers that an image over this base names again. They must be in the store before its manifest is.
+    pub fn layers(&self) -> impl Iterator<Item = &Descriptor> {
+        self.links.iter().map(|link| &link.descriptor)
+    }
+
+    /// Bytes of all generations.
+    fn stored(&self) -> u64 {
+        self.links.iter().fold(0, |sum, link| sum.saturating_add(link.diff_size))
+    }
+
+    /// Why a dump does not go over this base, if it does not: in words that go after "a new chain begins: ".
+    pub(super) fn refuses(&self, dump: &Dump<'_>, limits: &ChainLimits) -> Option<String> {
+        let Self { generations, architecture, .. } = self;
+        let limit = limits.generations.min(super::MAX_GENERATIONS);
+        let (stored, percent) = (self.stored(), limits.stored_percent);
+        let image = self.image.short();
+        if self.member.as_ref() != dump.member {
+            let name = |member: Option<&MemberId>| member.map_or("no member".to_owned(), MemberId::to_string);
+            return Some(format!(
+                "the base {image} is of {}, not of {}",
+                name(self.member.as_ref()),
+                name(dump.member)
+            ));
+        }
+        if Some(architecture.as_str()) != dump.architecture {
+            return Some(format!("the base {image} is of another machine ({architecture})"));
+        }
+        if let (Some(criu), Some(other)) = (&self.criu, dump.criu)
+            && criu != other
+        {
+            return Some(format!("the base {image} was written by CRIU {criu}, and this dump by {other}"));
+        }
+        if *generations >= limit {
+            return Some(format!("the base {image} has {generations} generations, and {limit} are the limit"));
+        }
+        if u128::from(stored) * 100 > u128::from(dump.bytes) * u128::from(percent) {
+            let bytes = dump.bytes;
+            return Some(format!(
+                "the base {image} stores {stored} bytes for {bytes} bytes of pages, over the limit of {percent} %"
+            ));
+        }
+        None
+    }
+}
+
+/// What is known of a dump when its first pages come.
+#[derive(Debug)]
+pub(crate) struct Dump<'a> {
+    pub member: Option<&'a MemberId>,
+    pub architecture: Option<&'a str>,
+    pub criu: Option<&'a str>,
+    /// Bytes of the pages that go into generations.
+    pub bytes: u64,
+}

@@ -1,0 +1,619 @@
+//! Makes a generation while a dump passes by.
+//!
+//! A pagemap that is understood is held until its file of pages comes, or until the end. The first such file decides whether
+//! there is a base to compare with. Pages that are all new go straight into the layer of a part; what is compared is put
+//! aside until the part is full or the dump is through, since a file in an archive says its size first.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use super::base::{Base, ChainLimits, Dump};
+use super::pagemap::{NotUnderstood, Pagemap, PagemapWriter, Place, Run};
+use super::table::{self, Known, MAX_PAGEMAP, RECORD, Source, Sources, digest_of};
+use super::{Link, OWN_FOLDER, PAGE, PAGE_LEN, Scratch};
+use crate::LayerContent;
+use crate::archive::{ArchiveError, CHUNK, Entry, EntryKind, read_full};
+use crate::pack::{OpenLayers, PackError, Slot};
+
+/// Parts of a generation; beyond, parts become larger. CRIU asks every link above a page for it.
+const PARTS: u64 = 64;
+/// Bytes of all pagemaps that are held.
+const HELD: u64 = MAX_PAGEMAP;
+
+/// The generation of a dump.
+#[derive(Debug)]
+pub(crate) struct Generations<'b> {
+    base: Option<&'b Base>,
+    limits: ChainLimits,
+    /// Whether pagemaps are still taken.
+    open: bool,
+    held: Vec<Held>,
+    by_name: HashMap<String, usize>,
+    /// By the number of the file of pages; nothing where two pagemaps name the same one.
+    by_pages: HashMap<u32, Option<usize>>,
+    /// Those whose pages came, in that order.
+    order: Vec<usize>,
+    link: Option<Link>,
+    next_pages_id: u32,
+    /// Bytes of pages of the part at hand, and how many it takes.
+    part: u64,
+    part_limit: u64,
+    pagemaps: Scratch,
+    runs: Scratch,
+    digests: Scratch,
+    /// Changed pages of the part at hand, and whose they are.
+    changed: Scratch,
+    segments: Vec<(usize, u64)>,
+    /// Why there is no base though one was given, and what else a person should know.
+    notes: Vec<String>,
+}
+
+/// A pagemap and what is known of its pages.
+#[derive(Debug)]
+struct Held {
+    name: String,
+    entry: Entry,
+    map: Pagemap,
+    /// Where the file's own bytes are.
+    bytes_at: u64,
+    bytes_len: u64,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Its pages have not come.
+    Waiting,
+    /// It is left as it is, and is written already.
+    Given,
+    Taken(Box<Taken>),
+}
+
+/// A pagemap whose pages are in the generation.
+#[derive(Debug)]
+struct Taken {
+    /// The entry of its file of pages.
+    pages: Entry,
+    /// The number in the names of its files of pages in the chain.
+    pages_id: u32,
+    /// Pages that have passed.
+    seen: u64,
+    /// How many of them are in this generation.
+    own: u64,
+    /// How many of these are in earlier parts.
+    own_before: u64,
+    runs_at: u64,
+    runs: u64,
+    /// The run that may still grow.
+    run: Option<Source>,
+    digests_at: u64,
+}
+
+impl<'b> Generations<'b> {
+    pub fn new(base: Option<&'b Base>, limits: ChainLimits, scratch: &Path) -> Self {
+        let scratch = || Scratch::new(scratch);
+        Self {
+            base,
+            limits,
+            open: true,
+            held: Vec::new(),
+            by_name: HashMap::new(),
+            by_pages: HashMap::new(),
+            order: Vec::new(),
+            link: None,
+            next_pages_id: 1,
+            part: 0,
+            part_limit: limits.part_bytes,
+            pagemaps: scratch(),
+            runs: scratch(),
+            digests: scratch(),
+            changed: scratch(),
+            segments: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// Holds a pagemap back. `false`: it is not one to hold.
+    pub fn offer(&mut self, name: &str, entry: &Entry, bytes: &[u8]) -> Result<bool, PackError> {
+        let file = name.strip_prefix("checkpoint/").filter(|file| file.starts_with("pagemap-") && !file.contains('/'));
+        let Some(file) = file.filter(|file| file.ends_with(".img") && self.open) else {
+            return Ok(false);
+        };
+        if bytes.len() as u64 != entry.size() || self.pagemaps.len() + entry.size() > HELD {
+            self.notes.push(format!("{name} is too large to be compared, and its pages are packed as they are"));
+            return Ok(false);
+        }
+        let map = match Pagemap::read(bytes) {
+            Ok(map) if map.pages == 0 => return Ok(false),
+            Ok(map) => map,
+            Err(NotUnderstood::HasParent) => {
+                // The dump has a chain of its own, which must stay where it is.
+                return self.give_up(entry, "it is a dump over another one").map(|()| false);
+            }
+            Err(NotUnderstood::Because(reason)) => {
+                self.notes.push(format!("{name} is packed as it is, with its pages: {reason}"));
+                return Ok(false);
+            }
+        };
+        let index = self.held.len();
+        self.by_pages.entry(map.pages_id).and_modify(|both| *both = None).or_insert(Some(index));
+        self.by_name.insert(name.to_owned(), index);
+        let (bytes_at, bytes_len) = (self.pagemaps.len(), entry.size());
+        self.pagemaps.write_all(bytes).map_err(PackError::Scratch)?;
+        let (name, entry) = (file.to_owned(), entry.clone());
+        self.held.push(Held { name, entry, map, bytes_at, bytes_len, state: State::Waiting });
+        Ok(true)
+    }
+
+    /// Looks at a name that the chain itself needs. What of the dump has it, keeps it.
+    pub fn saw(&mut self, entry: &Entry) -> Result<(), PackError> {
+        let name = &entry.name[..];
+        let below = |folder: &[u8]| name.strip_prefix(folder).is_some_and(|rest| matches!(rest, [] | [b'/', ..]));
+        let own = below(b"checkpoint/parent") || below(OWN_FOLDER.as_bytes()) || name.starts_with(b"checkpoint/gen-");
+        if own && self.open { self.give_up(entry, "it has files with names that a chain needs") } else { Ok(()) }
+    }
+
+    fn give_up(&mut self, entry: &Entry, reason: &str) -> Result<(), PackError> {
+        if self.link.is_some() {
+            return Err(PackError::LateChain { entry: crate::EntryName::new(&entry.name) });
+        }
+        self.open = false;
+        self.notes.push(format!("the dump's pages are packed as they are: {reason}"));
+        Ok(())
+    }
+
+    /// Before a hard link: what it names must stay a file of the dump. `false` if that is too late.
+    pub fn keep(&mut self, target: &[u8], layers: &mut OpenLayers<'_, '_>) -> Result<bool, PackError> {
+        let name = str::from_utf8(target).unwrap_or_default();
+        if let Some(index) = self.by_name.get(name).copied() {
+            match self.held[index].state {
+                State::Waiting => self.give(index, layers)?,
+                State::Given => {}
+                State::Taken(_) => return Ok(false),
+            }
+        }
+        let taken = |held: &Held| matches!(&held.state, State::Taken(taken) if taken.pages.name == target);
+        Ok(!self.held.iter().any(taken))
+    }
+
+    /// Writes a held pagemap as it was.
+    fn give(&mut self, index: usize, layers: &mut OpenLayers<'_, '_>) -> Result<(), PackError> {
+        let held = &mut self.held[index];
+        held.state = State::Given;
+        let mut bytes = self.pagemaps.reader(held.bytes_at, held.bytes_len);
+        layers.append(Slot::Content(LayerContent::State), &held.entry, &mut bytes)
+    }
+
+    /// Takes a file of pages, if its pagemap is held and counts as many. `false`: it is to be packed as it is.
+    pub fn take(
+        &mut self,
+        name: &str,
+        entry: &Entry,
+        content: &mut dyn Read,
+        dump: Dump<'_>,
+        layers: &mut OpenLayers<'_, '_>,
+    ) -> Result<bool, PackError> {
+        let id = name.strip_prefix("checkpoint/pages-").and_then(|rest| rest.strip_suffix(".img"));
+        let number = id.and_then(|id| id.parse::<u32>().ok().filter(|number| number.to_string() == id));
+        let held = number.filter(|_| self.open).and_then(|number| self.by_pages.get(&number).copied().flatten());
+        let Some(index) = held else {
+            return Ok(false);
+        };
+        let Held { map, state: State::Waiting, .. } = &self.held[index] else {
+            return Ok(false);
+        };
+        if map.pages.checked_mul(PAGE) != Some(entry.size()) {
+            return Ok(false);
+        }
+        if self.link.is_none() {
+            self.begin(dump);
+        }
+        let pages_id = self.chain_pages_id(index);
+        self.order.push(index);
+        let (runs_at, digests_at) = (self.runs.len(), self.digests.len());
+        self.held[index].state = State::Taken(Box::new(Taken {
+            pages: entry.clone(),
+            pages_id,
+            seen: 0,
+            own: 0,
+            own_before: 0,
+            runs_at,
+            runs: 0,
+            run: None,
+            digests_at,
+        }));
+        match self.base {
+            Some(base) => self.compare(index, base, content, layers)?,
+            None => self.pass(index, content, layers)?,
+        }
+        self.end_run(index)?;
+        Ok(true)
+    }
+
+    /// Decides whether there is a base, now that the pagemaps are known.
+    fn begin(&mut self, dump: Dump<'_>) {
+        let waiting = self.held.iter().filter(|held| matches!(held.state, State::Waiting));
+        let bytes = waiting.fold(0, |sum: u64, held| sum.saturating_add(held.map.pages.saturating_mul(PAGE)));
+        if let Some(base) = self.base
+            && let Some(reason) = base.refuses(&Dump { bytes, ..dump }, &self.limits)
+        {
+            self.notes.push(format!("a new chain begins: {reason}"));
+            self.base = None;
+        }
+        let smallest = self.limits.part_bytes.max(PAGE) / PAGE * PAGE;
+        self.part_limit = smallest.max((bytes / PARTS).next_multiple_of(PAGE));
+        let generation = self.base.map_or(1, |base| base.generations + 1);
+        self.link = Some(Link { generation, part: 1 });
+        let used = self.base.into_iter().flat_map(|base| base.tables.iter().map(|table| table.pages_id));
+        self.next_pages_id = used.max().unwrap_or(0).saturating_add(1);
+    }
+
+    /// A pagemap keeps its number for the length of the chain.
+    fn chain_pages_id(&mut self, index: usize) -> u32 {
+        let known = self.base.and_then(|base| base.tables.get(&self.held[index].name));
+        known.map(|table| table.pages_id).unwrap_or_else(|| {
+            let next = self.next_pages_id;
+            self.next_pages_id = next.saturating_add(1);
+            next
+        })
+    }
+
+    fn link(&self) -> Link {
+        self.link.unwrap_or(Link { generation: 1, part: 1 })
+    }
+
+    /// Every page is new: the file goes into one part after the other as it comes.
+    fn pass(&mut self, index: usize, content: &mut dyn Read, layers: &mut OpenLayers<'_, '_>) -> Result<(), PackError> {
+        let mut left = self.held[index].map.pages * PAGE;
+        while left > 0 {
+            if self.part >= self.part_limit {
+                self.close_part(layers)?;
+            }
+            let piece = left.min(self.part_limit - self.part);
+            self.open_part(layers)?;
+            let entry = self.pages_entry(index, piece);
+            let mut hashed = Hashed::new(content.take(piece), &mut self.digests);
+            layers.append(Slot::Link, &entry, &mut hashed)?;
+            self.part += piece;
+            left -= piece;
+            let generation = self.link().generation;
+            let mut pages = piece / PAGE;
+            while pages > 0 {
+                let some = pages.min(1 << 20);
+                self.saw_pages(index, generation, None, some as u32)?;
+                pages -= some;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts aside what is not in the base.
+    fn compare(
+        &mut self,
+        index: usize,
+        base: &'b Base,
+        content: &mut dyn Read,
+        layers: &mut OpenLayers<'_, '_>,
+    ) -> Result<(), PackError> {
+        let known = base.tables.get(&self.held[index].name);
+        let known = known.map(|table| Known::new(&base.tables, table)).transpose();
+        let mut known = known.map_err(PackError::Scratch)?;
+        let runs = self.held[index].map.runs.clone();
+        let mut addresses = runs.iter().flat_map(|run| (0..run.pages).map(|page| run.address + page * PAGE));
+        let generation = self.link().generation;
+        let mut block = vec![0; CHUNK];
+        let mut left = self.held[index].map.pages * PAGE;
+        while left > 0 {
+            let part = left.min(CHUNK as u64) as usize;
+            let read = read_full(content, &mut block[..part])
+                .map_err(|error| layers.bad_content(ArchiveError::read(error)))?;
+            if read < part {
+                return Err(layers.bad_content(ArchiveError::Truncated));
+            }
+            left -= part as u64;
+            for (page, address) in block[..part].chunks_exact(PAGE_LEN).zip(addresses.by_ref()) {
+                let digest = digest_of(page);
+                self.digests.write_all(&digest).map_err(PackError::Scratch)?;
+                let before = match &mut known {
+                    Some(known) => known.at(address).map_err(PackError::Scratch)?,
+                    None => None,
+                };
+                match before.filter(|(before, ..)| *before == digest) {
+                    Some((_, generation, place)) => self.saw_pages(index, generation, Some(place), 1)?,
+                    None => {
+                        if self.part >= self.part_limit {
+                            self.close_part(layers)?;
+                        }
+                        self.changed.write_all(page).map_err(PackError::Scratch)?;
+                        self.part += PAGE;
+                        match self.segments.last_mut() {
+                            Some((whose, bytes)) if *whose == index => *bytes += PAGE,
+                            _ => self.segments.push((index, PAGE)),
+                        }
+                        self.saw_pages(index, generation, None, 1)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes where pages are: at a place in an older generation, or next in this one.
+    fn saw_pages(&mut self, index: usize, generation: u32, place: Option<u64>, pages: u32) -> Result<(), PackError> {
+        let State::Taken(taken) = &mut self.held[index].state else {
+            return Ok(());
+        };
+        let place = place.unwrap_or_else(|| {
+            taken.own += u64::from(pages);
+            taken.own - u64::from(pages)
+        });
+        taken.seen += u64::from(pages);
+        if let Some(run) = &mut taken.run
+            && run.generation == generation
+            && run.index + u64::from(run.pages) == place
+            && let Some(sum) = run.pages.checked_add(pages)
+        {
+            run.pages = sum;
+            return Ok(());
+        }
+        let run = Source { index: place, pages, generation };
+        if let Some(run) = taken.run.replace(run) {
+            taken.runs += 1;
+            self.runs.write_all(&run.to_bytes()).map_err(PackError::Scratch)?;
+        }
+        Ok(())
+    }
+
+    fn end_run(&mut self, index: usize) -> Result<(), PackError> {
+        if let State::Taken(taken) = &mut self.held[index].state
+            && let Some(run) = taken.run.take()
+        {
+            taken.runs += 1;
+            self.runs.write_all(&run.to_bytes()).map_err(PackError::Scratch)?;
+        }
+        Ok(())
+    }
+
+    /// Where the link at hand lies.
+    fn folder(&self) -> String {
+        format!("checkpoint/{}", self.link().folder())
+    }
+
+    fn pages_entry(&self, index: usize, size: u64) -> Entry {
+        let id = match &self.held[index].state {
+            State::Taken(taken) => taken.pages_id,
+            State::Waiting | State::Given => 0,
+        };
+        file(&format!("{}/pages-{id}.img", self.folder()), size)
+    }
+
+    /// The link below the one at hand.
+    fn below(&self) -> Option<Link> {
+        let link = self.link();
+        match link.part {
+            1 => self.base.and_then(|base| base.links.last()).and_then(|layer| layer.link),
+            part => Some(Link { part: part - 1, ..link }),
+        }
+    }
+
+    fn open_part(&mut self, layers: &mut OpenLayers<'_, '_>) -> Result<(), PackError> {
+        if layers.is_open(Slot::Link) {
+            return Ok(());
+        }
+        layers.begin_link(self.link());
+        let folder = self.folder();
+        for name in ["checkpoint", &folder] {
+            layers.append(Slot::Link, &other(name, 0o700, EntryKind::Directory), &mut io::empty())?;
+        }
+        if let Some(below) = self.below() {
+            let target = format!("../{}", below.folder()).into_bytes();
+            let parent = other(&format!("{folder}/parent"), 0o777, EntryKind::Symlink { target });
+            layers.append(Slot::Link, &parent, &mut io::empty())?;
+        }
+        Ok(())
+    }
+
+    /// Writes what was put aside and the pagemaps of the link, and goes on to the next part.
+    fn close_part(&mut self, layers: &mut OpenLayers<'_, '_>) -> Result<(), PackError> {
+        self.open_part(layers)?;
+        let mut at = 0;
+        for (index, bytes) in std::mem::take(&mut self.segments) {
+            let entry = self.pages_entry(index, bytes);
+            layers.append(Slot::Link, &entry, &mut self.changed.reader(at, bytes))?;
+            at += bytes;
+        }
+        self.changed.clear().map_err(PackError::Scratch)?;
+        for index in 0..self.held.len() {
+            self.end_run(index)?;
+        }
+        let folder = self.folder();
+        // By name, whatever order the dump has.
+        let by_name: BTreeMap<&str, &Held> = self.held.iter().map(|held| (held.name.as_str(), held)).collect();
+        let mut written = Scratch::new(layers.scratch());
+        for (name, held) in by_name {
+            written.clear().map_err(PackError::Scratch)?;
+            if self.write_pagemap(held, &mut written).map_err(PackError::Scratch)? {
+                let entry = file(&format!("{folder}/{name}"), written.len());
+                layers.append(Slot::Link, &entry, &mut written.reader(0, written.len()))?;
+            }
+        }
+        layers.close_link()?;
+        for held in &mut self.held {
+            if let State::Taken(taken) = &mut held.state {
+                taken.own_before = taken.own;
+            }
+        }
+        self.part = 0;
+        self.link = self.link.map(|link| Link { part: link.part + 1, ..link });
+        Ok(())
+    }
+
+    /// The pagemap of the link at hand: the pages in it, and those in links below, since CRIU asks link by link. Of pages that
+    /// have not passed it is not known whether they are in the base; those that may be are said to be below, which is only
+    /// asked for if they are.
+    fn write_pagemap(&self, held: &Held, out: &mut Scratch) -> io::Result<bool> {
+        let known = self.base.and_then(|base| Some((&base.tables, base.tables.get(&held.name)?)));
+        let (taken, pages_id) = match (&held.state, known) {
+            (State::Taken(taken), _) => (Some(taken), taken.pages_id),
+            (State::Waiting | State::Given, Some((_, table))) => (None, table.pages_id),
+            (State::Waiting | State::Given, None) => return Ok(false),
+        };
+        let generation = self.link().generation;
+        let mut writer = PagemapWriter::new(out, pages_id, held.map.wide);
+        let mut any = false;
+        let (mut seen, mut sources) = match taken {
+            Some(taken) => (taken.seen, Sources::new(&self.runs, taken.runs_at, taken.runs)),
+            None => (0, Sources::new(&self.runs, 0, 0)),
+        };
+        let own_before = taken.map_or(0, |taken| taken.own_before);
+        let base_map = known.map(|(tables, table)| tables.pagemap(table)).transpose()?;
+        let mut base_runs = base_map.iter().flat_map(|map| &map.runs).copied().peekable();
+        let mut source: Option<Source> = None;
+        for run in &held.map.runs {
+            let mut rest = *run;
+            while seen > 0 && rest.pages > 0 {
+                let Some(at) = (match source.take() {
+                    Some(source) => Some(source),
+                    None => sources.next()?,
+                }) else {
+                    break;
+                };
+                let mut some = rest.pages.min(at.pages.into());
+                let here = at.generation == generation && at.index >= own_before;
+                if at.generation == generation && !here {
+                    some = some.min(own_before - at.index);
+                }
+                let place = if here { Place::Here } else { Place::Below };
+                writer.push(Run { address: rest.address, pages: some }, place)?;
+                any = true;
+                // No more than the source has, which is a number of 32 bits.
+                let pages = at.pages - some as u32;
+                source = (pages > 0).then_some(Source { index: at.index + some, pages, ..at });
+                rest = Run { address: rest.address + some * PAGE, pages: rest.pages - some };
+                seen = seen.saturating_sub(some);
+            }
+            while base_runs.next_if(|base| base.end() <= rest.address).is_some() {}
+            while let Some(base) = base_runs.peek().copied().filter(|base| rest.pages > 0 && base.address < rest.end())
+            {
+                let start = base.address.max(rest.address);
+                let end = base.end().min(rest.end());
+                writer.push(Run { address: start, pages: (end - start) / PAGE }, Place::Below)?;
+                any = true;
+                if base.end() > rest.end() {
+                    break;
+                }
+                base_runs.next();
+            }
+        }
+        if any {
+            writer.finish()?;
+        }
+        Ok(any)
+    }
+
+    /// Ends the generation: what is left of the pages, then what the top folder and the table have to say.
+    pub fn finish(mut self, layers: &mut OpenLayers<'_, '_>) -> Result<Generated, PackError> {
+        for index in 0..self.held.len() {
+            if matches!(self.held[index].state, State::Waiting) {
+                self.give(index, layers)?;
+            }
+        }
+        if self.link.is_none() {
+            return Ok(Generated { chain: None, notes: self.notes });
+        }
+        // A generation without a page has a link nevertheless.
+        if self.part > 0 || self.link().part == 1 {
+            self.close_part(layers)?;
+        }
+        let state = Slot::Content(LayerContent::State);
+        for index in &self.order {
+            let Held { name, entry, map, state: State::Taken(taken), .. } = &self.held[*index] else {
+                continue;
+            };
+            let below = map.all_below();
+            let size = below.len() as u64;
+            let pagemap =
+                Entry { name: format!("checkpoint/{name}").into(), kind: EntryKind::File { size }, ..entry.clone() };
+            layers.append(state, &pagemap, &mut &below[..])?;
+            let pages = Entry { kind: EntryKind::File { size: 0 }, ..taken.pages.clone() };
+            layers.append(state, &pages, &mut io::empty())?;
+        }
+        let target = self.below().map(Link::folder).unwrap_or_default().into_bytes();
+        layers.append(state, &other("checkpoint/parent", 0o777, EntryKind::Symlink { target }), &mut io::empty())?;
+        self.write_tables(layers)?;
+        let base = self.base.map(Base::image);
+        let chain = super::Chain { generations: self.link().generation, base };
+        let links = self.base.map(|base| base.links.clone()).unwrap_or_default();
+        layers.reuse(links);
+        Ok(Generated { chain: Some(chain), notes: self.notes })
+    }
+
+    fn write_tables(&self, layers: &mut OpenLayers<'_, '_>) -> Result<(), PackError> {
+        let digests = Slot::Content(LayerContent::Digests);
+        layers.append(digests, &other(OWN_FOLDER, 0o700, EntryKind::Directory), &mut io::empty())?;
+        for index in &self.order {
+            let Held { name, map, bytes_at, bytes_len, state: State::Taken(taken), .. } = &self.held[*index] else {
+                continue;
+            };
+            let pagemap = file(&format!("{OWN_FOLDER}/{name}"), *bytes_len);
+            layers.append(digests, &pagemap, &mut self.pagemaps.reader(*bytes_at, *bytes_len))?;
+            let head = table::head(taken.pages_id, self.link().generation, map.pages, taken.runs);
+            let runs = self.runs.reader(taken.runs_at, taken.runs * RECORD);
+            let found = self.digests.reader(taken.digests_at, map.pages * RECORD);
+            let name = format!("{OWN_FOLDER}/{}", table::table_name(name));
+            let entry = file(&name, table::size(map.pages, taken.runs));
+            layers.append(digests, &entry, &mut head.chain(runs).chain(found))?;
+        }
+        Ok(())
+    }
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub(crate) struct Generated {
+    pub chain: Option<super::Chain>,
+    pub notes: Vec<String>,
+}
+
+fn file(name: &str, size: u64) -> Entry {
+    other(name, 0o600, EntryKind::File { size })
+}
+
+fn other(name: &str, mode: u32, kind: EntryKind) -> Entry {
+    Entry { name: name.into(), kind, mode, uid: 0, gid: 0, mtime: 0, xattrs: BTreeMap::new() }
+}
+
+/// Passes pages on and keeps their digests.
+struct Hashed<'a, R> {
+    inner: R,
+    digests: &'a mut Scratch,
+    block: Vec<u8>,
+    used: usize,
+}
+
+impl<'a, R: Read> Hashed<'a, R> {
+    fn new(inner: R, digests: &'a mut Scratch) -> Self {
+        Self { inner, digests, block: Vec::new(), used: 0 }
+    }
+
+    fn fill(&mut self) -> io::Result<()> {
+        self.block.resize(CHUNK, 0);
+        self.used = 0;
+        let read = read_full(&mut self.inner, &mut self.block)?;
+        self.block.truncate(read);
+        self.block.chunks_exact(PAGE_LEN).try_for_each(|page| self.digests.write_all(&digest_of(page)))
+    }
+}
+
+impl<R: Read> Read for Hashed<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.used == self.block.len() {
+            self.fill()?;
+        }
+        let part = buf.len().min(self.block.len() - self.used);
+        buf[..part].copy_from_slice(&self.block[self.used..self.used + part]);
+        self.used += part;
+        Ok(part)
+    }
+}

@@ -1,0 +1,320 @@
+//! Puts files of pages together again from the generations that they are in.
+//!
+//! One stream a generation is open, and each goes through its layers once, as long as the processes come in the same order in
+//! all of them; where they do not, a stream begins anew. Every page is checked against its digest.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, Read};
+
+use super::layers::{Current, Layer, Layers};
+use super::{Target, UnpackError, UnpackOptions};
+use crate::archive::{ArchiveError, CHUNK, Entry, EntryKind, EntryName, read_full};
+use crate::generation::{PAGE, PAGE_LEN, Table, Tables, digest_of};
+use crate::image::{CheckpointImage, LayerRef};
+use crate::{BlobSource, Digest, Limits};
+
+/// Base-2 logarithm of the largest zstd window of a link. Several are open at the same time.
+const WINDOW_LOG: u32 = 23;
+
+/// The chain of an image that is being unpacked.
+pub(super) struct Merge<'a> {
+    image: Digest,
+    tables: Tables,
+    generations: Vec<Stream<'a>>,
+    /// The entries of the dump's files of pages, by their names, as they stand in the state.
+    pages: HashMap<String, Option<Entry>>,
+    /// Where the top folder's link must lead.
+    newest: Vec<u8>,
+}
+
+impl<'a> Merge<'a> {
+    /// Takes the chain out of an image's layers; nothing if there is none.
+    pub fn open(
+        image: &CheckpointImage,
+        layers: &mut Layers<'a>,
+        blobs: &'a dyn BlobSource,
+        options: &UnpackOptions,
+    ) -> Result<Option<Self>, UnpackError> {
+        let Some(chain) = image.chain() else {
+            return Ok(None);
+        };
+        let digest = image.manifest().digest;
+        let zstd_window_log = options.limits.zstd_window_log.min(WINDOW_LOG);
+        let limits = Limits { zstd_window_log, ..options.limits.clone() };
+        let mut generations: Vec<_> =
+            (0..chain.generations).map(|_| Stream::new(digest, blobs, limits.clone())).collect();
+        let mut newest = Vec::new();
+        for (layer, diff_id) in layers.take_links() {
+            let link = layer.link;
+            let stream = link.and_then(|link| generations.get_mut(link.generation as usize - 1));
+            if let (Some(link), Some(stream)) = (link, stream) {
+                newest = link.folder().into_bytes();
+                stream.parts.push((layer, diff_id));
+            }
+        }
+        let tables = layers.read_tables(chain.generations, &options.scratch)?;
+        let (size, limit) = (tables.pages().saturating_mul(PAGE), options.limits.total_bytes);
+        if size > limit {
+            let entry = EntryName::new(b"checkpoint/pages-*.img");
+            let source = ArchiveError::TooLarge { entry, size, limit };
+            let layer = image.manifest().digest;
+            return Err(UnpackError::Layer { image: digest, layer, source });
+        }
+        let pages = tables.iter().map(|table| (pages_name(table), None)).collect();
+        Ok(Some(Self { image: digest, tables, generations, pages, newest }))
+    }
+
+    /// Takes what an entry of the top folder stands for. `false`: it is a file like any other. `Some` bytes are to be
+    /// written in its place.
+    pub fn replace(&mut self, entry: &Entry, layer: &mut Layer<'_, '_>) -> Result<Replaced, UnpackError> {
+        let bad = |reason: &str| self.bad(&entry.name, reason);
+        if entry.name == b"checkpoint/parent" {
+            let parent = EntryKind::Symlink { target: self.newest.clone() };
+            return if entry.kind == parent {
+                Ok(Replaced::Nothing)
+            } else {
+                Err(bad("is not the link to the newest generation"))
+            };
+        }
+        let Some(name) = str::from_utf8(&entry.name).ok() else {
+            return Ok(Replaced::No);
+        };
+        if let Some(place) = self.pages.get(name) {
+            if place.is_some() || entry.kind != (EntryKind::File { size: 0 }) {
+                return Err(bad("has pages where they are in generations"));
+            }
+            self.pages.insert(name.to_owned(), Some(entry.clone()));
+            return Ok(Replaced::Nothing);
+        }
+        let table = name.strip_prefix("checkpoint/").and_then(|name| self.tables.get(name));
+        let Some(table) = table else {
+            return Ok(Replaced::No);
+        };
+        let failed = |source| UnpackError::Scratch { image: self.image, source };
+        let below = self.tables.pagemap(table).map_err(failed)?.all_below();
+        if entry.kind != (EntryKind::File { size: below.len() as u64 }) || layer.read_head(entry.size())? != below {
+            return Err(bad("does not name the pages that the table has"));
+        }
+        self.tables.pagemap_bytes(table).map(Replaced::Bytes).map_err(failed)
+    }
+
+    /// Writes all files of pages, and reads every layer to its end.
+    pub fn write(mut self, created: u64, target: &mut dyn Target) -> Result<(), UnpackError> {
+        let mut buf = vec![0; CHUNK];
+        for table in self.tables.iter() {
+            let name = pages_name(table);
+            let Some(Some(mut entry)) = self.pages.remove(&name) else {
+                return Err(self.bad(name.as_bytes(), "is missing, though the table has its pages"));
+            };
+            entry.kind = EntryKind::File { size: table.pages * PAGE };
+            target.begin(&entry, created)?;
+            merge(self.image, &self.tables, table, &mut self.generations, &mut buf, target)?;
+            target.end(&entry)?;
+        }
+        self.generations.into_iter().try_for_each(Stream::finish)
+    }
+
+    fn bad(&self, entry: &[u8], reason: &str) -> UnpackError {
+        UnpackError::Chain { image: self.image, entry: EntryName::new(entry), reason: reason.to_owned() }
+    }
+}
+
+/// What an entry stands for.
+pub(super) enum Replaced {
+    /// For itself.
+    No,
+    /// For something that comes later, or for nothing.
+    Nothing,
+    /// For a file of these bytes.
+    Bytes(Vec<u8>),
+}
+
+fn pages_name(table: &Table) -> String {
+    format!("checkpoint/pages-{}.img", table.dump_pages_id)
+}
+
+/// Writes the pages of one pagemap.
+fn merge(
+    image: Digest,
+    tables: &Tables,
+    table: &Table,
+    generations: &mut [Stream<'_>],
+    buf: &mut [u8],
+    target: &mut dyn Target,
+) -> Result<(), UnpackError> {
+    let failed = |source| UnpackError::Scratch { image, source };
+    let bad =
+        |reason: String| UnpackError::Chain { image, entry: EntryName::new(pages_name(table).as_bytes()), reason };
+    let (mut sources, mut digests) = (tables.sources(table), tables.digests(table, 0));
+    // Filled from several runs, so that short ones do not become short writes.
+    let mut filled = 0;
+    while let Some(source) = sources.next().map_err(failed)? {
+        let Some(stream) = generations.get_mut(source.generation as usize - 1) else {
+            return Err(bad(format!("is in the unknown generation {}", source.generation)));
+        };
+        let mut left = source.pages as usize;
+        let mut index = source.index;
+        while left > 0 {
+            let pages = left.min((buf.len() - filled) / PAGE_LEN);
+            let part = &mut buf[filled..filled + pages * PAGE_LEN];
+            if !stream.read(table.pages_id, index, part)? {
+                return Err(bad(format!("lacks page {index} of generation {}", source.generation)));
+            }
+            for page in part.chunks_exact(PAGE_LEN) {
+                if digests.next().map_err(failed)? != Some(digest_of(page)) {
+                    return Err(bad(format!("has a page in generation {} with another digest", source.generation)));
+                }
+            }
+            (left, index, filled) = (left - pages, index + pages as u64, filled + part.len());
+            if filled == buf.len() {
+                target.write(buf)?;
+                filled = 0;
+            }
+        }
+    }
+    target.write(&buf[..filled])
+}
+
+/// The pages of one generation, part after part.
+struct Stream<'a> {
+    image: Digest,
+    blobs: &'a dyn BlobSource,
+    limits: Limits,
+    parts: Vec<(LayerRef, Digest)>,
+    rest: VecDeque<(LayerRef, Digest)>,
+    started: bool,
+    current: Option<Current>,
+    /// The file of pages at hand: its number, and how many of its pages have not passed.
+    file: Option<(u32, u64)>,
+    /// How many pages of each file have passed, in all parts.
+    passed: HashMap<u32, u64>,
+    /// Bytes of all entries since the start.
+    bytes: u64,
+}
+
+impl<'a> Stream<'a> {
+    fn new(image: Digest, blobs: &'a dyn BlobSource, limits: Limits) -> Self {
+        Self {
+            image,
+            blobs,
+            limits,
+            parts: Vec::new(),
+            rest: VecDeque::new(),
+            started: false,
+            current: None,
+            file: None,
+            passed: HashMap::new(),
+            bytes: 0,
+        }
+    }
+
+    /// Reads pages that follow one another. `false`: they are not all there.
+    fn read(&mut self, pages_id: u32, mut index: u64, mut buf: &mut [u8]) -> Result<bool, UnpackError> {
+        if !self.started || self.passed.get(&pages_id).is_some_and(|passed| *passed > index) {
+            self.start();
+        }
+        while !buf.is_empty() {
+            let here = self.passed.get(&pages_id).copied().unwrap_or(0);
+            match self.file {
+                Some((number, left)) if number == pages_id && index < here + left => {
+                    self.skip(index - here)?;
+                    let pages = (left - (index - here)).min((buf.len() / PAGE_LEN) as u64);
+                    let (part, further) = buf.split_at_mut(pages as usize * PAGE_LEN);
+                    self.read_pages(part)?;
+                    (index, buf) = (index + pages, further);
+                }
+                Some((_, left)) => {
+                    self.pass(left);
+                    self.file = None;
+                }
+                None => {
+                    if !self.next_file()? {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn start(&mut self) {
+        self.rest = self.parts.iter().cloned().collect();
+        (self.started, self.current, self.file) = (true, None, None);
+        self.passed.clear();
+        self.bytes = 0;
+    }
+
+    /// Counts pages of the file at hand as gone.
+    fn pass(&mut self, pages: u64) {
+        if let Some((number, left)) = &mut self.file {
+            *left -= pages;
+            *self.passed.entry(*number).or_default() += pages;
+        }
+    }
+
+    fn skip(&mut self, pages: u64) -> Result<(), UnpackError> {
+        let bytes = pages * PAGE;
+        self.pass(pages);
+        let Some(current) = &mut self.current else { return Ok(()) };
+        let skipped = io::copy(&mut (&mut current.reader).take(bytes), &mut io::sink());
+        match skipped.map_err(|error| current.failed(ArchiveError::read(error)))? == bytes {
+            true => Ok(()),
+            false => Err(current.failed(ArchiveError::Truncated)),
+        }
+    }
+
+    fn read_pages(&mut self, buf: &mut [u8]) -> Result<(), UnpackError> {
+        self.pass((buf.len() / PAGE_LEN) as u64);
+        let Some(current) = &mut self.current else { return Ok(()) };
+        let read = read_full(&mut current.reader, buf);
+        match read.map_err(|error| current.failed(ArchiveError::read(error)))? == buf.len() {
+            true => Ok(()),
+            false => Err(current.failed(ArchiveError::Truncated)),
+        }
+    }
+
+    /// Goes on to the next file of pages. What else lies in a link is for CRIU alone.
+    fn next_file(&mut self) -> Result<bool, UnpackError> {
+        loop {
+            let Some(current) = &mut self.current else {
+                let Some(part) = self.rest.pop_front() else {
+                    return Ok(false);
+                };
+                self.current = Some(Current::open(self.image, part, self.blobs, &self.limits)?);
+                continue;
+            };
+            match current.next_entry()? {
+                Some(entry) => {
+                    self.bytes = self.bytes.saturating_add(entry.size());
+                    let limit = self.limits.total_bytes;
+                    if self.bytes > limit {
+                        let (entry, size) = (EntryName::new(&entry.name), entry.size());
+                        return Err(current.failed(ArchiveError::TooLarge { entry, size, limit }));
+                    }
+                    if let Some(number) = pages_of(&entry) {
+                        self.file = Some((number, entry.size() / PAGE));
+                        return Ok(true);
+                    }
+                }
+                None => self.current.take().map_or(Ok(()), Current::close)?,
+            }
+        }
+    }
+
+    fn finish(mut self) -> Result<(), UnpackError> {
+        if !self.started {
+            self.start();
+        }
+        while self.next_file()? {}
+        Ok(())
+    }
+}
+
+/// The number of a file of pages.
+fn pages_of(entry: &Entry) -> Option<u32> {
+    let EntryKind::File { .. } = entry.kind else {
+        return None;
+    };
+    let name = str::from_utf8(&entry.name).ok()?.rsplit('/').next()?;
+    name.strip_prefix("pages-")?.strip_suffix(".img")?.parse().ok()
+}
