@@ -7,6 +7,7 @@
 
 mod args;
 mod cancel;
+mod chain;
 mod commands;
 mod context;
 mod environment;

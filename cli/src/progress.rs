@@ -186,6 +186,10 @@ impl Observer for Reporter {
     fn warning(&self, warning: &str) {
         self.warn(warning);
     }
+
+    fn note(&self, note: &str) {
+        Reporter::note(self, note);
+    }
 }
 
 /// A store as the format sees it, whose streams are watched and end when the command is told to stop.

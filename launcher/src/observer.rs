@@ -138,6 +138,8 @@ pub trait Observer: Send + Sync {
     fn member(&self, member: &MemberId, step: MemberStep);
     /// Something is worth a person's attention, and does not stop it.
     fn warning(&self, warning: &str);
+    /// Something is as it should be, and may interest a person.
+    fn note(&self, note: &str);
 }
 
 /// The silent one.
@@ -145,4 +147,5 @@ impl Observer for () {
     fn phase(&self, _: Phase) {}
     fn member(&self, _: &MemberId, _: MemberStep) {}
     fn warning(&self, _: &str) {}
+    fn note(&self, _: &str) {}
 }

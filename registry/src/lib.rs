@@ -1,5 +1,6 @@
 //! Where images live: OCI registries over TLS and OCI layouts, behind one trait.
 
+mod base;
 mod bridge;
 mod catalogue;
 mod copy;
@@ -17,6 +18,7 @@ mod store;
 mod tls;
 mod verify;
 
+pub use base::{FindBaseError, find_base};
 pub use bridge::Bridge;
 pub use catalogue::{CatalogueError, Listed, catalogue, newest, under_tag};
 pub use copy::{CopyError, CopyOptions, CopyReport, copy};

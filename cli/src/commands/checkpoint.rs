@@ -17,6 +17,7 @@ use launcher::{
 use registry::Reference;
 use serde::Serialize;
 
+use crate::chain::Chains;
 use crate::commands::sign::Identity;
 use crate::context::Context;
 use crate::error::{CommandError, While, place};
@@ -85,6 +86,13 @@ pub struct CheckpointArgs {
     /// How layers are compressed
     #[arg(long, value_name = "HOW", default_value = "zstd", value_parser = words(Compression::ALL, Compression::as_str))]
     compression: Compression,
+
+    /// Store all pages of every member again, whatever is in the line before
+    #[arg(long)]
+    rebase: bool,
+
+    #[command(flatten)]
+    chains: Chains,
 
     /// Where the checkpoint is kept until it is permanent, with room for all members, packed
     #[arg(long, value_name = "DIR", default_value = launcher::WORK_DIR)]
@@ -294,6 +302,8 @@ pub async fn run(mut args: CheckpointArgs, context: &Context) -> Result<(), Comm
             hold: args.freeze_timeout.map_or(usual.deadlines.hold, |time| time.0),
         },
         compression: args.compression,
+        chain: (&args.chains).into(),
+        rebase: args.rebase,
         work_dir: args.work_dir.clone(),
         jobs: args.transport.jobs(),
         cancel: context.cancel.token(),

@@ -6,13 +6,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
-use image_format::{Compression, DumpSource, Layout, MemberId, PackOptions, PackedImage};
-use registry::{Bridge, Reference};
+use image_format::{Artifact, Base, Chain, Compression, DumpSource, Layout, MemberId, PackOptions, PackedImage};
+use registry::{Bridge, Reference, Store, find_base};
 use serde::Serialize;
 use tokio::runtime::Handle;
 
+use crate::chain::Chains;
 use crate::context::Context;
 use crate::error::{CommandError, While};
+use crate::exit::Exit;
 use crate::output::{Format, Report, size};
 use crate::progress::Watched;
 use crate::store;
@@ -26,8 +28,9 @@ use crate::values::{KeyValue, MemberList, words};
 /// folder of `runc checkpoint --image-path`; it is recognised by its content. The image goes straight into the store,
 /// and `podman run` restores it by itself where the dump is podman's. The same dump gives the same digests on any machine.
 #[derive(Debug, Args)]
-#[command(after_long_help = "With --json: {reference, digest, tag, kind, member, depends_on, \
-layers: [{content, digest, size, diff_id, diff_size}]}; member is null where none was given.")]
+#[command(after_long_help = "With --json: {reference, digest, tag, kind, member, depends_on, generations, base, \
+layers: [{content, link, digest, size, diff_id, diff_size, reused}]}; member is null where none was given, generations and link are where \
+pages are not in generations, and base is where no other image's layers are used.")]
 pub struct PackArgs {
     /// The dump: an archive or a folder
     #[arg(value_name = "DUMP")]
@@ -54,8 +57,15 @@ pub struct PackArgs {
     compression: Compression,
 
     /// Which layers: by what changes together, or one with everything
-    #[arg(long, value_name = "HOW", default_value = "split")]
+    #[arg(long, value_name = "HOW", default_value = "generations")]
     layout: LayoutWord,
+
+    /// Store only pages that are not in this earlier image of the same member, which must be in the same place as --to
+    #[arg(long, value_name = "REF")]
+    base: Option<Reference>,
+
+    #[command(flatten)]
+    chains: Chains,
 
     /// The time of the image, RFC 3339; the time of the dump if not given
     #[arg(long, value_name = "TIME")]
@@ -75,7 +85,9 @@ pub struct PackArgs {
 /// Which layers, on the command line.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum LayoutWord {
-    /// By what changes together: state, files, pages
+    /// By what changes together: state, files, pages, and pages so that a later image has to store only what changed
+    Generations,
+    /// By what changes together, and files of pages as the engine laid them out
     Split,
     /// One layer with everything, as the engine lays it out
     Plain,
@@ -84,6 +96,7 @@ enum LayoutWord {
 impl From<LayoutWord> for Layout {
     fn from(word: LayoutWord) -> Self {
         match word {
+            LayoutWord::Generations => Self::Generations,
             LayoutWord::Split => Self::Split,
             LayoutWord::Plain => Self::Plain,
         }
@@ -99,24 +112,30 @@ struct Packed {
     kind: String,
     member: Option<MemberId>,
     depends_on: Vec<MemberId>,
+    generations: Option<u32>,
+    base: Option<String>,
     layers: Vec<PackedLayer>,
 }
 
 #[derive(Debug, Serialize)]
 struct PackedLayer {
     content: String,
+    link: Option<String>,
     digest: String,
     size: u64,
     diff_id: String,
     diff_size: u64,
+    reused: bool,
 }
 
 impl Report for Packed {
     fn human(&self, out: &mut dyn fmt::Write) -> fmt::Result {
         writeln!(out, "{} dump", self.kind)?;
         for layer in &self.layers {
-            let PackedLayer { content, size: stored, diff_size, .. } = layer;
-            writeln!(out, "{content:<8}{:>11}   plain {:>11}", size(*stored), size(*diff_size))?;
+            let PackedLayer { content, link, size: stored, diff_size, reused, .. } = layer;
+            let content = link.as_ref().map_or(content.clone(), |link| format!("{content} {link}"));
+            let reused = if *reused { "   there already" } else { "" };
+            writeln!(out, "{content:<10}{:>11}   plain {:>11}{reused}", size(*stored), size(*diff_size))?;
         }
         writeln!(out, "{}", self.reference)
     }
@@ -129,16 +148,22 @@ impl Report for Packed {
 /// Packs.
 pub async fn run(args: PackArgs, context: &Context) -> Result<(), CommandError> {
     let tag = store::tag_to_write(&args.to)?.clone();
+    let store = store::create(&args.to, &args.transport, context).await?;
+    let base = match &args.base {
+        Some(reference) => base(reference, &args, &store, context).await?,
+        None => None,
+    };
     let options = PackOptions {
         member: args.member,
         depends_on: args.depends_on.0,
         compression: args.compression,
         layout: args.layout.into(),
+        base: base.map(Arc::new),
+        chain: (&args.chains).into(),
         created: args.created,
         annotations: BTreeMap::from_iter(args.annotation.into_iter().map(|KeyValue(key, value)| (key, value))),
         ..PackOptions::default()
     };
-    let store = store::create(&args.to, &args.transport, context).await?;
     let blobs = Watched::new(Bridge::new(Handle::current(), Arc::clone(&store)), context);
     let (dump, bundle, packing) = (args.dump.clone(), args.bundle, options.clone());
     let packed = blocking(move || {
@@ -146,13 +171,56 @@ pub async fn run(args: PackArgs, context: &Context) -> Result<(), CommandError> 
         Ok(image_format::pack(source, &packing, &blobs)?)
     });
     let image = packed.await.doing(|| format!("{} cannot be packed", args.dump.display()))?;
+    image.notes.iter().for_each(|note| context.reporter.note(note));
     store.put_manifest(&image.manifest, Some(&tag)).await?;
     context.output.print(args.format, &report(&args.to, tag.to_string(), options, &image))
 }
 
+/// Fetches what is needed of the base. One that cannot be used makes the image larger and not worse, and is told.
+async fn base(
+    reference: &Reference,
+    args: &PackArgs,
+    store: &Arc<dyn Store>,
+    context: &Context,
+) -> Result<Option<Base>, CommandError> {
+    if reference.location() != args.to.location() {
+        let error = CommandError::usage(format!("the base {reference} is not where {} is", args.to));
+        return Err(
+            error.hint("layers are used again within one repository or layout: `syncpoint copy` the base there first")
+        );
+    }
+    let find = async {
+        let root = store::resolve(&**store, reference).await?;
+        let manifest = match (store::artifact(&**store, &root).await?, &args.member) {
+            (Artifact::Member(_), _) => root.digest,
+            (Artifact::Global(global), Some(member)) => match global.member(member) {
+                Some(entry) => entry.manifest.digest,
+                None => return Err(CommandError::usage(format!("there is no member {member} in {reference}"))),
+            },
+            (Artifact::Global(_), None) => {
+                return Err(CommandError::usage(format!(
+                    "{reference} is a whole application, and --member is not given"
+                )));
+            }
+        };
+        Ok(find_base(store, &manifest, PackOptions::default().scratch).await?)
+    };
+    match find.await {
+        Ok(base) => Ok(Some(base)),
+        Err(error) if error.exit() == Exit::Usage => Err(error),
+        Err(error) => {
+            context.reporter.note(&format!("a new chain begins: {}", error.lines().join("; ")));
+            Ok(None)
+        }
+    }
+}
+
 fn report(to: &Reference, tag: String, options: PackOptions, image: &PackedImage) -> Packed {
+    let generations = image.chain.as_ref().map(|chain| chain.generations);
     let layer = |layer: &image_format::LayerInfo| PackedLayer {
         content: layer.content.to_string(),
+        link: layer.link.map(|link| link.to_string()),
+        reused: layer.link.is_some_and(|link| Some(link.generation) != generations),
         digest: layer.descriptor.digest.to_string(),
         size: layer.descriptor.size,
         diff_id: layer.diff_id.to_string(),
@@ -165,6 +233,8 @@ fn report(to: &Reference, tag: String, options: PackOptions, image: &PackedImage
         kind: image.facts.kind.to_string(),
         member: options.member,
         depends_on: options.depends_on,
+        generations,
+        base: image.chain.as_ref().and_then(|chain: &Chain| chain.base).map(|base| base.to_string()),
         layers: image.layers.iter().map(layer).collect(),
     }
 }

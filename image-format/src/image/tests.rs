@@ -36,9 +36,25 @@ fn layer(content: LayerContent, compression: Compression) -> LayerInfo {
     }
 }
 
+fn link(generation: u32, part: u32) -> LayerInfo {
+    let link = Link { generation, part };
+    let blob = format!("pages of {link}");
+    let descriptor = Descriptor {
+        media_type: Compression::None.layer_media_type(),
+        digest: Digest::of(blob.as_bytes()),
+        size: blob.len() as u64,
+    };
+    LayerInfo {
+        link: Some(link),
+        descriptor,
+        diff_id: Digest::of(link.to_string().as_bytes()),
+        ..layer(LayerContent::Pages, Compression::None)
+    }
+}
+
 fn metadata() -> ImageMetadata {
     ImageMetadata {
-        chain: None,
+        chain: Some(Chain { generations: 2, base: Some(Digest::of(b"base")) }),
         member: Some("receive-0".parse().unwrap()),
         depends_on: vec!["emulator-0".parse().unwrap(), "queue".parse().unwrap()],
         created: Some("2026-02-03T04:05:06Z".to_owned()),
@@ -51,7 +67,10 @@ fn sample() -> (Document, Document) {
     let layers = [
         layer(LayerContent::State, Compression::Zstd),
         layer(LayerContent::Files, Compression::Gzip),
-        layer(LayerContent::Pages, Compression::None),
+        layer(LayerContent::Digests, Compression::Zstd),
+        link(1, 1),
+        link(1, 2),
+        link(2, 1),
     ];
     let config = build_config(&facts(), metadata().created.as_deref(), &layers).unwrap();
     let manifest = build_manifest(&facts(), &metadata(), &config.descriptor(), &layers).unwrap();
@@ -90,11 +109,17 @@ fn what_is_built_is_what_is_read() {
     assert_eq!(image.member(), metadata().member);
     assert_eq!(image.depends_on(), metadata().depends_on);
     assert_eq!(image.kind(), Some(DumpKind::Podman));
+    assert_eq!(image.chain(), metadata().chain.as_ref());
+    let links: Vec<_> = image.layers().iter().filter_map(|layer| layer.link).map(|link| link.to_string()).collect();
+    assert_eq!(links, ["1.1", "1.2", "2.1"]);
     assert_eq!(image.version().map(|version| version.to_string()).as_deref(), Some(FORMAT_VERSION));
     let layers: Vec<_> = image.layers().iter().map(|layer| (layer.content, layer.compression)).collect();
     let expected = [
         (Some(LayerContent::State), Compression::Zstd),
         (Some(LayerContent::Files), Compression::Gzip),
+        (Some(LayerContent::Digests), Compression::Zstd),
+        (Some(LayerContent::Pages), Compression::None),
+        (Some(LayerContent::Pages), Compression::None),
         (Some(LayerContent::Pages), Compression::None),
     ];
     assert_eq!(layers, expected);
@@ -166,7 +191,7 @@ fn order_unknown_fields_and_white_space_mean_nothing() {
         value.as_object().unwrap().iter().rev().map(|(key, value)| format!("{key:?} :\n\t{value:#}")).collect();
     let document = Document::new(MEDIA_MANIFEST, format!(" {{ {} }} ", reversed.join(" , ")).into_bytes());
     let image = CheckpointImage::parse(&document).unwrap();
-    assert_eq!(image.layers().len(), 3);
+    assert_eq!(image.layers().len(), 6);
     assert_eq!(image.annotations()["io.syncpoint.someday"], "new");
 }
 
@@ -192,7 +217,7 @@ fn manifests_that_cannot_be_used_are_refused() {
         (|m| m["annotations"] = Value::Null, "no annotation says so"),
         (
             |m| m["annotations"][FORMAT] = json!("2.0"),
-            "format version 2.0, and this program reads up to 1.0: use a newer",
+            "format version 2.0, and this program reads up to 1.1: use a newer",
         ),
         (|m| *m = json!({"annotations": {FORMAT: "3.1"}, "layers": "different"}), "format version 3.1"),
         (|m| m["annotations"][FORMAT] = json!("one"), "not of the form MAJOR.MINOR"),
@@ -255,7 +280,7 @@ fn configs_must_fit_their_manifests() {
         let document = Document::new(MEDIA_CONFIG, serde_json::to_vec(&value).unwrap());
         message(&image.parse_config(&document).unwrap_err())
     };
-    assert!(parse(|c| c["rootfs"]["diff_ids"] = json!([])).contains("3 layers in its manifest and 0 in its config"));
+    assert!(parse(|c| c["rootfs"]["diff_ids"] = json!([])).contains("6 layers in its manifest and 0 in its config"));
     assert!(parse(|c| c["rootfs"]["diff_ids"][0] = json!("md5:1")).contains("not SHA-256"));
     assert!(parse(|c| c["rootfs"] = json!(1)).contains("a config that cannot be read"));
 }
@@ -288,6 +313,7 @@ fn annotations_that_are_given_go_before_facts() {
     let (config, _) = sample();
     let mut metadata = metadata();
     metadata.annotations.insert(format!("{PODMAN_PREFIX}runtime.name"), "crun".to_owned());
+    metadata.chain = None;
     let layers = [layer(LayerContent::Whole, Compression::Zstd)];
     let manifest = build_manifest(&facts(), &metadata, &config.descriptor(), &layers).unwrap();
     let image = CheckpointImage::parse(&manifest).unwrap();

@@ -159,12 +159,15 @@ fn machine() -> impl Strategy<Value = Machine> {
     processes.prop_shuffle().prop_map(Machine)
 }
 
+/// Pages of processes that change or go, what another machine has, and what happens to whole processes.
+type Step = (Vec<(usize, u64, Option<u16>)>, Machine, u8);
+
 /// What becomes of memory: pages that change, come or go, and whole processes of another machine.
-fn step() -> impl Strategy<Value = (Vec<(usize, u64, Option<u16>)>, Machine, u8)> {
+fn step() -> impl Strategy<Value = Step> {
     (vec((0..5_usize, 0..40_u64, prop::option::weighted(0.8, 4..9_u16)), 0..20), machine(), 0..8_u8)
 }
 
-fn apply(machine: &Machine, (changes, other, how): &(Vec<(usize, u64, Option<u16>)>, Machine, u8)) -> Machine {
+fn apply(machine: &Machine, (changes, other, how): &Step) -> Machine {
     let mut next = machine.clone();
     match how {
         0 => next = other.clone(),

@@ -16,6 +16,8 @@ use crate::Phase;
 pub(super) struct Line {
     pub(super) epoch: Epoch,
     predecessor: Option<Digest>,
+    /// The end of the line.
+    pub(super) last: Option<GlobalCheckpoint>,
     tag: Tag,
 }
 
@@ -31,7 +33,8 @@ pub(super) async fn line(
         Some(tag) => tag.clone(),
         None => format!("epoch-{epoch}").parse()?,
     };
-    let line = Line { epoch, predecessor: last.map(|last| last.root.digest), tag };
+    let predecessor = last.as_ref().map(|last| last.root.digest);
+    let line = Line { epoch, predecessor, last: last.map(|last| last.global), tag };
     line.check(under_tag(&*destination.store, &line.tag).await?.as_ref(), application)?;
     Ok(line)
 }
@@ -78,7 +81,7 @@ async fn try_commit(
     let members = tentative.members.iter().filter_map(|member| {
         let manifest = member.manifest.clone()?;
         let (id, depends_on) = (member.id.clone(), member.depends_on.clone());
-        Some(MemberEntry { id, depends_on, manifest, annotations: Default::default() })
+        Some(MemberEntry { id, depends_on, manifest, annotations: member.annotations.clone() })
     });
     let mut timeline = tentative.timeline.clone();
     let with_sent = |member: &TentativeMember| {

@@ -12,6 +12,7 @@
 //!
 //! Two decisions, never one: tasks go on as soon as all votes are in; the checkpoint is permanent only with its tag.
 
+mod base;
 mod capture;
 mod commit;
 mod elsewhere;
@@ -41,6 +42,7 @@ pub use self::members::MembersError;
 pub use self::options::{CheckpointOptions, Destination, Elsewhere, Joining, Signer, Wanted};
 pub use self::sweep::{Pending, pending};
 
+use self::base::Bases;
 use self::members::{Member, resolve};
 use self::record::{Tentative, TentativeMember};
 use self::seat::Seat;
@@ -146,7 +148,8 @@ pub async fn checkpoint(
         timeline: Timeline { started: rfc3339(commit::now()), ..Timeline::default() },
         whole: false,
     };
-    let mut run = Run { destination, options, members, roll_call, workspace, tentative, watcher };
+    let bases = base::find(&line, &members, destination, options, workspace.path(), watcher).await;
+    let mut run = Run { destination, options, members, roll_call, workspace, tentative, watcher, bases };
     match run.run().await {
         Ok(report) => {
             remove(run.workspace, watcher);
@@ -213,6 +216,7 @@ struct Run<'a> {
     workspace: Workspace,
     tentative: Tentative,
     watcher: &'a dyn Watcher,
+    bases: Bases,
 }
 
 impl Run<'_> {
@@ -232,6 +236,7 @@ impl Run<'_> {
             workspace: &mut self.workspace,
             tentative: &mut tentative,
             watcher: self.watcher,
+            bases: &self.bases,
             begun,
             resumable: self.options.elsewhere.is_none(),
         };
@@ -364,6 +369,7 @@ fn tentative(member: &Member) -> TentativeMember {
         engine: member.engine,
         container: member.source.container.clone(),
         manifest: None,
+        annotations: BTreeMap::new(),
         bytes: 0,
         timeline: MemberTimeline::new(member.id.clone()),
     }

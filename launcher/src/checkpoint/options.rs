@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use coordinator::{Deadlines, Listen, TlsFiles};
-use image_format::{ApplicationId, Compression, MemberId};
+use image_format::{ApplicationId, ChainLimits, Compression, MemberId};
 use registry::sign::PrivateKey;
 use registry::{Store, Tag};
 use tokio_util::sync::CancellationToken;
@@ -98,6 +98,10 @@ pub struct CheckpointOptions {
     pub deadlines: Deadlines,
     /// How layers are compressed.
     pub compression: Compression,
+    /// When a member's chain of generations ends, and a new one begins.
+    pub chain: ChainLimits,
+    /// Begin a new chain of every member now: all of its pages are stored.
+    pub rebase: bool,
     /// Transfers, and members that are packed, at the same time.
     pub jobs: usize,
     /// Cancelled, it ends the checkpoint: the application runs on, and nothing is tagged.
@@ -122,6 +126,8 @@ impl CheckpointOptions {
                 hold: std::time::Duration::from_secs(10),
             },
             compression: Compression::default(),
+            chain: ChainLimits::default(),
+            rebase: false,
             jobs: 4,
             cancel: CancellationToken::new(),
         }

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use image_format::{Captured, DumpSource, MemberId, PackOptions, PackedImage, Span, pack};
+use image_format::{Captured, Chain, DumpSource, MemberId, PackOptions, PackedImage, Span, pack};
 use registry::{Bridge, CopyOptions, Create, Location, Settings, Store, copy};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout};
 
+use super::base::Bases;
 use super::capture::Copies;
 use super::error::{CheckpointError, CheckpointErrorKind};
 use super::members::Member;
@@ -34,6 +35,8 @@ pub(super) struct Phase2<'a> {
     pub(super) workspace: &'a mut Workspace,
     pub(super) tentative: &'a mut Tentative,
     pub(super) watcher: &'a dyn Watcher,
+    /// What the members' pages are compared with.
+    pub(super) bases: &'a Bases,
     /// When the session began.
     pub(super) begun: Instant,
     /// Whether a checkpoint that is packed can be finished later: one of this host alone.
@@ -154,6 +157,8 @@ impl Phase2<'_> {
         noted.timeline.packed = Some(Span { begin, end });
         noted.bytes = image.layers.iter().map(|layer| layer.descriptor.size).sum();
         noted.manifest = Some(image.manifest.descriptor());
+        noted.annotations = image.chain.as_ref().map(Chain::annotations).unwrap_or_default();
+        image.notes.iter().for_each(|note| self.watcher.note(&format!("{}: {note}", noted.id)));
         self.watcher.member(&noted.id, MemberStep::Packed { bytes: noted.bytes });
         match send(&noted, store, self.destination, self.options.jobs, self.watcher).await {
             Ok(bytes) => {
@@ -180,6 +185,9 @@ impl Phase2<'_> {
             member: Some(id.clone()),
             depends_on: member.depends_on.clone(),
             compression: self.options.compression,
+            base: self.bases.get(id).cloned(),
+            chain: self.options.chain,
+            scratch: self.workspace.path().to_owned(),
             ..PackOptions::default()
         };
         let bridge = Bridge::new(Handle::current(), Arc::clone(store));

@@ -1,5 +1,6 @@
 //! What is written down about a checkpoint that is not permanent yet.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use coordinator::SessionId;
@@ -34,6 +35,9 @@ pub(crate) struct TentativeMember {
     pub(crate) container: String,
     /// Its image in the tentative store, once it is packed.
     pub(crate) manifest: Option<Descriptor>,
+    /// What its entry in the global checkpoint says besides.
+    #[serde(default)]
+    pub(crate) annotations: BTreeMap<String, String>,
     /// Bytes of its layers, as they are stored.
     pub(crate) bytes: u64,
     pub(crate) timeline: MemberTimeline,

@@ -4,6 +4,7 @@
 
 mod checkpoint;
 mod demo;
+mod generations;
 mod interrupted;
 mod memory;
 mod peers;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use clap::Args;
 use image_format::{
     ApplicationId, Artifact, BlobSink, BlobStore, CheckpointImage, Compression, Descriptor, Digest, DumpSource, Epoch,
-    Facts, GlobalCheckpoint, LayerContent, MemberId, PackOptions, Timeline, annotation,
+    Facts, GlobalCheckpoint, LayerContent, Layout, MemberId, PackOptions, Timeline, annotation,
 };
 use registry::sign::{Depth, Finding, VerifyReport};
 use registry::{Reference, Store};
@@ -182,7 +182,7 @@ fn path(what: &OsString) -> Option<&Path> {
 async fn dump(path: &Path, bundle: Option<PathBuf>, context: &Context) -> Result<Inspection, CommandError> {
     let (dump, nowhere) = (path.to_owned(), Nowhere(context.cancel.clone()));
     let packed = blocking(move || {
-        let options = PackOptions { compression: Compression::None, ..PackOptions::default() };
+        let options = PackOptions { compression: Compression::None, layout: Layout::Split, ..PackOptions::default() };
         Ok(image_format::pack(DumpSource::open(&dump, bundle.as_deref())?, &options, &nowhere)?)
     });
     let packed = packed.await.doing(|| format!("{} cannot be read", path.display()))?;
@@ -321,7 +321,7 @@ async fn known_facts(
     context: &Context,
 ) -> Result<Option<Facts>, CommandError> {
     for layer in image.layers() {
-        let says = !matches!(layer.content, Some(LayerContent::Files | LayerContent::Pages));
+        let says = !matches!(layer.content, Some(LayerContent::Files | LayerContent::Digests | LayerContent::Pages));
         if says && store.blob_size(&layer.descriptor.digest).await?.is_none() {
             return Ok(None);
         }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
-use image_format::{ApplicationId, Digest, Epoch, GlobalCheckpoint, GlobalError, MemberEntry, MemberId};
+use image_format::{ApplicationId, Chain, Digest, Epoch, GlobalCheckpoint, GlobalError, MemberEntry, MemberId};
 use registry::{CopyOptions, Reference, Store, Tag};
 use serde::Serialize;
 
@@ -192,7 +192,8 @@ async fn part(
         return Err(CommandError::usage(format!("the image says that it is the member {other}")));
     }
     let depends_on = depends_on.map_or_else(|| image.depends_on().to_vec(), |list| list.0.clone());
-    let entry = MemberEntry { id: id.clone(), depends_on, manifest: root, annotations: BTreeMap::new() };
+    let annotations = image.chain().map(Chain::annotations).unwrap_or_default();
+    let entry = MemberEntry { id: id.clone(), depends_on, manifest: root, annotations };
     let created = state::created(&*store, &image).await?;
     Ok(Part { store, entry, created })
 }

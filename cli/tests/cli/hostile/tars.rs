@@ -204,6 +204,7 @@ fn image_of(layout: &Layout, blob: &Path) {
     let compression = Compression::of_content(&blob.head);
     blob.descriptor.media_type = compression.layer_media_type();
     let layer = LayerInfo {
+        link: None,
         descriptor: blob.descriptor,
         diff_id: Digest::of(b"whatever it holds"),
         diff_size: 0,

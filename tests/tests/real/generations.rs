@@ -1,0 +1,131 @@
+//! Generations: a line of checkpoints of which each stores what changed, every one of them restored by unmodified podman.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use image_format::Digest;
+use serde_json::Value;
+use syncpoint_tests::{Ledger, Registry, command, run, wait_until};
+use tempfile::TempDir;
+
+use crate::setup::digest_of;
+
+const MIB: u64 = 64;
+
+/// What `podman logs` last said of the counter.
+fn count(container: &str) -> u64 {
+    let line = run(&mut command("podman", ["logs", "--tail", "1", container]));
+    line.trim().split(' ').nth(1).and_then(|count| count.parse().ok()).unwrap_or_default()
+}
+
+/// The files of a plain archive, by name.
+fn files(archive: &Path) -> BTreeMap<String, Digest> {
+    let mut files = BTreeMap::new();
+    let mut tar = tar::Archive::new(File::open(archive).unwrap());
+    for entry in tar.entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let name = entry.path().unwrap().to_string_lossy().trim_start_matches("./").to_owned();
+        if entry.header().entry_type().is_file() {
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content).unwrap();
+            files.insert(name, Digest::of(&content));
+        }
+    }
+    files
+}
+
+/// Dumps a container that runs on, packs it over the image before, and checks that what is unpacked is what was dumped.
+fn checkpoint(registry: &Registry, folder: &Path, container: &str, number: u32, more: &[&str]) -> (Value, u64) {
+    let repository = registry.repository("sdp/generations");
+    let path = |name: String| folder.join(name).to_str().unwrap().to_owned();
+    let (dump, unpacked) = (path(format!("{container}-{number}.tar")), path(format!("{container}-{number}-again.tar")));
+    let export = ["container", "checkpoint", "--leave-running", "--compress", "none", "--export"];
+    run(command("podman", export).arg(&dump).arg(container));
+    let to = format!("{repository}:{container}-{number}");
+    let base = format!("{repository}:{container}-{}", number - 1);
+    let mut pack = registry.syncpoint(["pack", &dump, "--to", &to, "--member", container, "--json"]);
+    pack.args(["--compression", "none"]).args(more);
+    if number > 1 {
+        pack.args(["--base", &base]);
+    }
+    let packed: Value = serde_json::from_str(&run(&mut pack)).unwrap();
+    let new = packed["layers"].as_array().unwrap().iter().filter(|layer| layer["reused"] == false);
+    let sent = new.map(|layer| layer["size"].as_u64().unwrap()).sum();
+    run(&mut registry.syncpoint(["unpack", &to, "--to", &unpacked, "--compression", "none"]));
+    assert!(files(dump.as_ref()) == files(unpacked.as_ref()), "{container} {number}: every file as it was dumped");
+    std::fs::remove_file(unpacked).unwrap();
+    (packed, sent)
+}
+
+/// Restores one image of the line by itself, and sees that it goes on.
+fn restore(registry: &Registry, container: &str, number: u32, past: u64) {
+    let reference = format!("{}:{container}-{number}", registry.repository("sdp/generations"));
+    let digest = digest_of(registry, &reference);
+    let by_digest = format!("{}@{digest}", registry.repository("sdp/generations"));
+    run(&mut registry.tool("podman", ["run", "--detach", &by_digest]));
+    wait_until("it counts on", || count(container) > past);
+    // Long enough to have looked at all of its memory, which ends it when one page is not what it was.
+    std::thread::sleep(std::time::Duration::from_secs(12));
+    let now = count(container);
+    wait_until("it counts still", || count(container) > now);
+    run(&mut command("podman", ["rm", "--force", "--time", "0", container]));
+}
+
+#[test]
+fn a_line_of_three_is_restored_by_podman_at_each_point() {
+    let registry = Registry::start(5060);
+    let ledger = Ledger;
+    ledger.wipe();
+    let folder = TempDir::new_in("/var/tmp").unwrap();
+    let ballast = MIB.to_string();
+    let options = ["writer", "--interval-ms", "1", "--print-every", "50", "--state", "/counter"];
+    ledger.run("line", &[], &[&options[..], &["--ballast-mib", &ballast, "--churn-percent", "2"]].concat());
+    wait_until("it counts", || count("line") > 100);
+    let mut at = Vec::new();
+    for number in 1..=3 {
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        at.push(count("line"));
+        let (packed, sent) = checkpoint(&registry, folder.path(), "line", number, &[]);
+        println!("checkpoint {number}: {sent} bytes of layers sent, {} MiB of memory", MIB);
+        assert_eq!(packed["generations"], number, "{packed}");
+        if number > 1 {
+            let all = MIB << 20;
+            assert!(sent * 100 < all * 15, "{sent} bytes where a twentieth changed");
+        }
+    }
+    ledger.wipe();
+    for (number, at) in (1..).zip(at) {
+        restore(&registry, "line", number, at);
+    }
+}
+
+/// Several processes and threads that share memory, some of which end before the second checkpoint.
+#[test]
+fn processes_that_come_and_go_are_restored_from_generations() {
+    let registry = Registry::start(5061);
+    let ledger = Ledger;
+    ledger.wipe();
+    let folder = TempDir::new_in("/var/tmp").unwrap();
+    let image = "localhost/syncpoint-demo:1";
+    ledger.run("warm", &[], &["writer"]);
+    ledger.wipe();
+    let script = "for n in 1 2 3; do /bin/ledger writer --state /c$n --marker /dev/shm/m$n --print-every 1000000000 \
+                  --ballast-mib 4 --churn-percent 5 & done; \
+                  i=0; while :; do i=$((i+1)); echo count $i; [ $i = 40 ] && kill %2; /bin/busybox sleep 0.05; done";
+    run(command("podman", ["run", "--detach", "--name", "family", image, "/bin/sh", "-c"]).arg(script));
+    let mut at = Vec::new();
+    for (number, past) in [(1, 10), (2, 60), (3, 80)] {
+        wait_until("it counts", || count("family") > past);
+        at.push(count("family"));
+        // Parts of a mebibyte would be too many: one of the smallest that are useful.
+        let (packed, sent) = checkpoint(&registry, folder.path(), "family", number, &[]);
+        println!("checkpoint {number}: {sent} bytes of layers sent, generation {}", packed["generations"]);
+        assert_eq!(packed["generations"], number, "{packed}");
+    }
+    ledger.wipe();
+    for (number, at) in (1..).zip(at) {
+        restore(&registry, "family", number, at);
+    }
+}
