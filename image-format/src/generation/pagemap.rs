@@ -75,7 +75,9 @@ impl Pagemap {
             return Err(NotUnderstood::Because("it has flags that are not known"));
         }
         let pages = entry.count.unwrap_or(entry.short_count.into());
-        if pages == 0 || pages as u32 != entry.short_count {
+        // CRIU 4.2 writes 0 where it has a count of 64 bits.
+        let fits = entry.short_count == 0 && entry.count.is_some() || u64::from(entry.short_count) == pages;
+        if pages == 0 || !fits {
             return Err(NotUnderstood::Because("it has counts of pages that are not known"));
         }
         let run = Run { address: entry.address, pages };
@@ -170,8 +172,9 @@ impl<W: Write> PagemapWriter<W> {
             Place::Below => IN_PARENT,
         };
         let count = self.wide.then_some(pages);
-        // The low half, which is what CRIU writes too where it does not fit.
-        let short_count = pages as u32;
+        // As CRIU 4.2 does.
+        let short_count = if self.wide { Ok(0) } else { u32::try_from(pages) };
+        let short_count = short_count.map_err(|_| io::Error::other("a run of over 2^32 pages"))?;
         self.record(&PagemapEntry { address, short_count, in_parent: None, flags: Some(flags), count })
     }
 
@@ -200,7 +203,7 @@ mod tests {
 
     #[test]
     fn what_criu_writes_is_understood() {
-        let wide = PagemapEntry { count: Some(2), ..entry(0x9000, 2, Some(PRESENT)) };
+        let wide = PagemapEntry { count: Some(2), ..entry(0x9000, 0, Some(PRESENT)) };
         let entries = [entry(0x1000, 3, Some(PRESENT | LAZY)), entry(0x4000, 1, None), wide];
         let map = Pagemap::read(&file(&entries)).unwrap();
         let runs = [(0x1000, 3), (0x4000, 1), (0x9000, 2)].map(|(address, pages)| Run { address, pages });
@@ -210,7 +213,7 @@ mod tests {
         assert_eq!(Pagemap::read(&below), Err(NotUnderstood::HasParent));
         let mut records = Records::open(ImageKind::Pagemap, &below).unwrap();
         assert_eq!(records.next_record(), Ok(Some(PagemapHead { pages_id: 7 })));
-        let joined = PagemapEntry { count: Some(4), ..entry(0x1000, 4, Some(IN_PARENT)) };
+        let joined = PagemapEntry { count: Some(4), ..entry(0x1000, 0, Some(IN_PARENT)) };
         assert_eq!(records.next_record(), Ok(Some(joined)));
     }
 
@@ -229,7 +232,7 @@ mod tests {
             (vec![entry(0x2000, 2, present), entry(0x3000, 1, present)], "addresses"),
             (vec![entry(0x2000, 1, present), entry(0x1000, 1, present)], "addresses"),
             (vec![entry(!0xfff, 1, present)], "addresses"),
-            (vec![PagemapEntry { count: Some(u64::MAX), ..entry(0, u32::MAX, present) }], "addresses"),
+            (vec![PagemapEntry { count: Some(u64::MAX), ..entry(0, 0, present) }], "addresses"),
         ] {
             let found = Pagemap::read(&file(&bad));
             assert!(matches!(found, Err(NotUnderstood::Because(text)) if text.contains(why)), "{bad:?}: {found:?}");

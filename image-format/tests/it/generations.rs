@@ -37,7 +37,7 @@ fn pagemap(pages_id: u32, pages: &Pages, wide: bool) -> Vec<u8> {
         let flags = Some(if start % 2 == 0 { 4 } else { 6 });
         PagemapEntry {
             address: start * PAGE as u64,
-            short_count: count as u32,
+            short_count: if wide { 0 } else { count as u32 },
             in_parent: None,
             flags,
             count: wide.then_some(count),
