@@ -156,12 +156,14 @@ pub fn pack(source: DumpSource, options: &PackOptions, store: &dyn BlobStore) ->
         }
         packer.finish()
     })?;
-    if let Some(Short { pages, found, pagemap, counted }) = packed.pages_files.short() {
+    let kind = packed.recognizer.finish().map_err(|source| DumpError::Unknown { path: path.clone(), source });
+    let facts = kind.map(|kind| packed.facts.finish(kind));
+    let processes: Vec<u32> = facts.iter().flat_map(|facts| &facts.processes).map(|process| process.pid).collect();
+    if let Some(Short { pages, found, pagemap, counted }) = packed.pages_files.short(&processes) {
         let (pages, pagemap) = (EntryName::new(pages.as_bytes()), EntryName::new(pagemap.as_bytes()));
         return Err(DumpError::Short { path, pages, found, pagemap, counted }.into());
     }
-    let kind = packed.recognizer.finish().map_err(|source| DumpError::Unknown { path, source })?;
-    let facts = packed.facts.finish(kind);
+    let facts = facts?;
     let created = options.created.clone().unwrap_or_else(|| timestamp::rfc3339(packed.inventory_mtime));
 
     let Generated { chain, notes } = packed.generated;

@@ -17,8 +17,8 @@ const FLAGS: u32 = 7;
 pub(crate) struct Pages {
     /// Bytes, by the name of the file of pages.
     files: BTreeMap<String, u64>,
-    /// By the name of the file of pages: what the largest of its pagemaps counts, in bytes, and that pagemap's name.
-    counted: BTreeMap<String, (u64, String)>,
+    /// By the name of the file of pages and of a pagemap: what that pagemap counts, in bytes.
+    counted: BTreeMap<(String, String), u64>,
 }
 
 /// A file of pages that is too short.
@@ -61,10 +61,7 @@ impl Pages {
             pages = pages.saturating_add(entry.present());
         }
         let counted = pages.saturating_mul(PAGE);
-        let known = self.counted.entry(format!("{folder}/pages-{}.img", head.pages_id)).or_default();
-        if counted > known.0 {
-            *known = (counted, name.to_owned());
-        }
+        self.counted.insert((format!("{folder}/pages-{}.img", head.pages_id), name.to_owned()), counted);
         Ok(())
     }
 
@@ -77,10 +74,16 @@ impl Pages {
         }
     }
 
-    /// The first file that has fewer bytes than a pagemap counts, or is not there at all.
-    pub fn short(self) -> Option<Short> {
+    /// The first file that has fewer bytes than a pagemap counts, or is not there at all. Only pagemaps of processes that the
+    /// dump has are looked at, if they are known: podman exports what an earlier checkpoint of the container left behind.
+    pub fn short(self, processes: &[u32]) -> Option<Short> {
         let mut counted = self.counted.into_iter();
-        counted.find_map(|(pages, (counted, pagemap))| {
+        counted.find_map(|((pages, pagemap), counted)| {
+            let process =
+                pagemap.strip_prefix("checkpoint/pagemap-").and_then(|rest| rest.strip_suffix(".img")?.parse().ok());
+            if process.is_some_and(|process| !processes.is_empty() && !processes.contains(&process)) {
+                return None;
+            }
             let found = self.files.get(&pages).copied().unwrap_or(0);
             (found < counted).then_some(Short { pages, found, pagemap, counted })
         })
@@ -121,7 +124,7 @@ mod tests {
     fn short(files: &[(&str, u64, &[u8])]) -> Option<Short> {
         let mut pages = Pages::default();
         files.iter().for_each(|(name, size, bytes)| pages.add(name, *size, bytes).unwrap());
-        pages.short()
+        pages.short(&[42])
     }
 
     #[test]
@@ -137,7 +140,7 @@ mod tests {
         linked.add("checkpoint/pages-1.img", 5 * 4096, &[]).unwrap();
         linked.link("checkpoint/pages-3.img", "checkpoint/pages-1.img");
         linked.add(maps.0, maps.1, maps.2).unwrap();
-        assert_eq!(linked.short(), None);
+        assert_eq!(linked.short(&[]), None);
         let expected = |found| Short {
             pages: "checkpoint/pages-3.img".to_owned(),
             found,
@@ -146,6 +149,9 @@ mod tests {
         };
         assert_eq!(short(&[maps, file(5 * 4096 - 1)]), Some(expected(5 * 4096 - 1)));
         assert_eq!(short(&[maps]), Some(expected(0)));
+        let mut left_behind = Pages::default();
+        left_behind.add("checkpoint/pagemap-42.img", len, &map).unwrap();
+        assert_eq!(left_behind.short(&[41]), None);
         let before = map_of("pre-checkpoint/pagemap-42.img");
         assert_eq!(short(&[before, file(1 << 20)]).unwrap().pages, "pre-checkpoint/pages-3.img");
         assert_eq!(short(&[map_of("elsewhere/pagemap-42.img")]), None);

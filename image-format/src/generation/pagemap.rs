@@ -66,6 +66,12 @@ impl Pagemap {
         Ok(map)
     }
 
+    /// The number of the file of pages that a pagemap names, whatever else it holds.
+    pub fn pages_id(bytes: &[u8]) -> Option<u32> {
+        let mut records = Records::open(ImageKind::Pagemap, bytes).ok()?;
+        records.next_record::<PagemapHead>().ok()?.map(|head| head.pages_id)
+    }
+
     fn add(&mut self, entry: &PagemapEntry) -> Result<(), NotUnderstood> {
         let flags = entry.flags.unwrap_or(if entry.in_parent == Some(true) { IN_PARENT } else { PRESENT });
         if entry.in_parent == Some(true) || flags & IN_PARENT != 0 {

@@ -120,6 +120,21 @@ impl<'b> Generations<'b> {
         let Some(file) = file.filter(|file| file.ends_with(".img") && self.open) else {
             return Ok(false);
         };
+        let id = Pagemap::pages_id(bytes);
+        let taken = |held: &Held| id == Some(held.map.pages_id) && matches!(held.state, State::Taken(_));
+        if self.held.iter().any(taken) {
+            // Its pages are in the generation, by another pagemap.
+            return Err(PackError::LateChain { entry: crate::EntryName::new(&entry.name) });
+        }
+        let held = self.hold(file, name, entry, bytes)?;
+        if let Some(id) = id.filter(|_| !held) {
+            // podman exports what an earlier checkpoint left behind, so that two pagemaps can name one file.
+            self.by_pages.insert(id, None);
+        }
+        Ok(held)
+    }
+
+    fn hold(&mut self, file: &str, name: &str, entry: &Entry, bytes: &[u8]) -> Result<bool, PackError> {
         if bytes.len() as u64 != entry.size() || self.pagemaps.len() + entry.size() > HELD {
             self.notes.push(format!("{name} is too large to be compared, and its pages are packed as they are"));
             return Ok(false);

@@ -48,7 +48,8 @@ fn archives_of_every_engine_come_back_as_they_were() {
 #[test]
 fn layers_are_split_by_what_changes_together() {
     let store = Memory::default();
-    let packed = pack_path(&fixture("podman-zstd.tar.zst"), &PackOptions::default(), &store);
+    let options = PackOptions { layout: Layout::Split, ..PackOptions::default() };
+    let packed = pack_path(&fixture("podman-zstd.tar.zst"), &options, &store);
     let contents: Vec<_> = packed.layers.iter().map(|layer| layer.content).collect();
     assert_eq!(contents, [LayerContent::State, LayerContent::Files, LayerContent::Pages]);
     let names = |index: usize| -> Vec<String> {
