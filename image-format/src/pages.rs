@@ -124,7 +124,7 @@ mod tests {
     fn short(files: &[(&str, u64, &[u8])]) -> Option<Short> {
         let mut pages = Pages::default();
         files.iter().for_each(|(name, size, bytes)| pages.add(name, *size, bytes).unwrap());
-        pages.short(&[42])
+        pages.short(&[1, 42])
     }
 
     #[test]
