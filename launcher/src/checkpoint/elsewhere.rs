@@ -1,7 +1,7 @@
 //! Members on other hosts, as the coordinating host deals with them: it waits for their launchers, checks what these say is
 //! in the store, and tells them what became of the checkpoint.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use coordinator::wire::control::{Attend, Permanent, Stored};
@@ -93,7 +93,16 @@ fn tentative(attend: Attend) -> Result<TentativeMember, CheckpointErrorKind> {
         reason: error.to_string(),
     })?;
     let timeline = MemberTimeline::new(member.clone());
-    Ok(TentativeMember { id: member, depends_on, engine, container, manifest: None, bytes: 0, timeline })
+    Ok(TentativeMember {
+        id: member,
+        depends_on,
+        engine,
+        container,
+        manifest: None,
+        annotations: BTreeMap::new(),
+        bytes: 0,
+        timeline,
+    })
 }
 
 /// After an abort: what the host of the member that it failed at has to say of it.

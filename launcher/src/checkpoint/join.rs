@@ -21,6 +21,7 @@ use registry::Reference;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::base::Bases;
 use super::error::{CheckpointError, CheckpointErrorKind};
 use super::members::{Member, resolve};
 use super::options::{CheckpointOptions, Destination, Joining};
@@ -291,7 +292,10 @@ impl Part<'_> {
             let dumped = session::run(seat, members, &covers, workspace, &self.options.cancel, self.watcher).await;
             let mut dumped = dumped.map_err(|broken| broken_off(broken, self.options))?;
             self.watcher.phase(Phase::Pack);
+            // The line is the first host's to look at; members of others store all of their pages.
+            let bases = Bases::new();
             let mut phase2 = Phase2 {
+                bases: &bases,
                 destination: self.destination,
                 options: self.options,
                 workspace,
