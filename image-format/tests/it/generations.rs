@@ -256,3 +256,63 @@ fn a_change_costs_what_it_changed() {
     assert_eq!(second.chain.unwrap().base, Some(first.manifest.digest()));
     assert!(contents.iter().any(|(content, _)| *content == LayerContent::Digests));
 }
+
+fn one_process(pages: u64) -> Machine {
+    Machine(vec![("pagemap-1.img".to_owned(), (0..pages).map(|number| (number, number as u16)).collect())])
+}
+
+/// The layer of digests of an image, with another content in its place: every reader must refuse it.
+fn with_table(packed: &PackedImage, store: &Memory, change: impl FnOnce(&mut Vec<u8>)) -> String {
+    let layer = packed.layers.iter().find(|layer| layer.content == LayerContent::Digests).unwrap();
+    let mut tar = store.0.lock().unwrap()[&layer.descriptor.digest].clone();
+    let at = tar.windows(8).position(|window| window == b"synctab\x01").unwrap();
+    let mut table = tar[at..].to_vec();
+    change(&mut table);
+    tar.truncate(at);
+    tar.extend(table);
+    let other = store.clone();
+    // Under the old name, so that only what is in it can be found wrong.
+    other.0.lock().unwrap().insert(layer.descriptor.digest, tar);
+    let error = Base::load(&image_of(packed), &other, &Limits::default(), &std::env::temp_dir()).unwrap_err();
+    let error: &dyn std::error::Error = &error;
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[test]
+fn tables_that_lie_are_refused() {
+    let set =
+        |at: usize, bytes: &'static [u8]| move |table: &mut Vec<u8>| table[at..at + bytes.len()].copy_from_slice(bytes);
+    for (at, bytes, why) in [
+        (0, &b"other"[..], "no table of pages"),
+        (7, &[2], "version 2"),
+        (12, &[9], "generation 9"),
+        (16, &[6], "not 128 bytes"),
+        (24, &[255, 255, 255, 255, 255, 255, 255, 255], "not 128 bytes"),
+        (32, &[0, 0, 0, 0, 0, 0, 0, 255], "passes the end"),
+        (40, &[4], "runs for 4 pages"),
+        (40, &[0], "empty or goes backwards"),
+        (44, &[0], "unknown generation 0"),
+        (44, &[2], "unknown generation 2"),
+    ] {
+        let store = Memory::default();
+        let packed = pack_bytes(&dump(&one_process(5)), &options(None, ChainLimits::default()), &store).unwrap();
+        let said = with_table(&packed, &store, set(at, bytes));
+        assert!(said.contains(why) && said.contains("pagemap-1.table"), "{at}: {said}");
+    }
+}
+
+#[test]
+fn a_base_of_another_member_begins_a_new_chain() {
+    let store = Memory::default();
+    let first = pack_bytes(&dump(&one_process(5)), &options(None, ChainLimits::default()), &store).unwrap();
+    let other = PackOptions {
+        member: Some("n".parse().unwrap()),
+        ..options(Some(base_of(&first, &store)), ChainLimits::default())
+    };
+    let packed = pack_bytes(&dump(&one_process(5)), &other, &store).unwrap();
+    assert_eq!(packed.chain.unwrap().generations, 1);
+    assert!(packed.notes[0].contains("is of m, not of n"), "{:?}", packed.notes);
+    let small = ChainLimits { stored_percent: 50, ..ChainLimits::default() };
+    let packed = pack_bytes(&dump(&one_process(5)), &options(Some(base_of(&first, &store)), small), &store).unwrap();
+    assert!(packed.notes[0].contains("over the limit of 50 %"), "{:?}", packed.notes);
+}

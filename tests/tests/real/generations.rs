@@ -10,7 +10,7 @@ use serde_json::Value;
 use syncpoint_tests::{Ledger, Registry, command, run, wait_until};
 use tempfile::TempDir;
 
-use crate::setup::digest_of;
+use crate::setup::{Keys, digest_of};
 
 const MIB: u64 = 64;
 
@@ -138,4 +138,34 @@ fn processes_that_come_and_go_are_restored_from_generations() {
     for (number, at) in (1..).zip(at) {
         restore(&registry, "family", number, at);
     }
+}
+
+#[test]
+fn a_second_checkpoint_of_an_application_sends_what_changed_and_is_restored() {
+    let registry = Registry::start(5062);
+    let (keys, work) = (Keys::generate(), TempDir::new().unwrap());
+    let (work, key) = (work.path().to_str().unwrap(), keys.private());
+    let repository = registry.repository("sdp/line");
+    let ledger = Ledger::start(&["--ballast-mib", "32", "--churn-percent", "1"]);
+    for epoch in 1..=2 {
+        let checkpoint =
+            ["checkpoint", "--application", "ledger", "--to", &repository, "--compression", "none", "--json"];
+        let signed = ["--sign-by", &key, "--work-dir", work];
+        let said = run(&mut registry.syncpoint([&checkpoint[..], &signed].concat()));
+        let report: Value = serde_json::from_str(&said).unwrap();
+        for member in report["members"].as_array().unwrap() {
+            let [sent, bytes] = ["sent", "bytes"].map(|key| member[key].as_u64().unwrap());
+            println!("epoch {epoch}: {} sends {sent} of {bytes} bytes", member["id"]);
+            assert!(epoch == 1 || sent < 16 << 20, "{member}");
+        }
+    }
+    let tag = format!("{repository}:epoch-2");
+    let index = run(&mut registry.tool("skopeo", ["inspect", "--raw", &format!("docker://{tag}")]));
+    let index: Value = serde_json::from_str(&index).unwrap();
+    for entry in index["manifests"].as_array().unwrap() {
+        assert_eq!(entry["annotations"]["io.syncpoint.generations"], "2", "{entry}");
+    }
+    ledger.wipe();
+    run(&mut registry.syncpoint(["restore", &tag, "--key", &keys.public()]));
+    ledger.counters_past(ledger.said().into_iter().max().unwrap_or_default());
 }
