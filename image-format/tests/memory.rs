@@ -5,8 +5,8 @@ use std::io::{self, BufWriter, Cursor, Read, Write};
 use std::path::Path;
 
 use image_format::{
-    BlobSink, BlobSource, BlobStore, CheckpointImage, Compression, Descriptor, Digest, DumpSource, LayerContent,
-    PackOptions, UnpackOptions, pack, unpack_archive,
+    Base, BlobSink, BlobSource, BlobStore, CheckpointImage, Compression, Descriptor, Digest, DumpSource, LayerContent,
+    Limits, PackOptions, UnpackOptions, pack, unpack_archive,
 };
 
 /// Bytes that packing and unpacking may need at most, for a dump of any size.
@@ -119,6 +119,8 @@ fn memory_does_not_grow_with_the_dump() {
         unpack_archive(&image, &store, Compression::Zstd, &UnpackOptions::default(), io::sink()).unwrap();
         assert!(peak() < BOUND, "{compression}: {} bytes", peak());
     }
+    generations(scratch.path(), &blobs);
+    assert!(peak() < BOUND, "generations: {} bytes", peak());
     refuse_bombs(scratch.path());
     assert!(peak() < BOUND, "bombs: {} bytes", peak());
 }
@@ -142,4 +144,54 @@ fn refuse_bombs(scratch: &Path) {
         let blobs = Folder(scratch);
         assert!(pack(DumpSource::open(&path, None).unwrap(), &PackOptions::default(), &blobs).is_err());
     }
+}
+
+/// The same with pages that are compared: half a gigabyte, all of it other pages than before, and then put together again.
+fn generations(scratch: &Path, blobs: &Path) {
+    let dump = scratch.join("generation");
+    let mut base = None;
+    for seed in [1, 2] {
+        write_whole_dump(&dump, seed);
+        let store = Folder(blobs);
+        let options =
+            PackOptions { base, compression: Compression::None, scratch: scratch.into(), ..PackOptions::default() };
+        let packed = pack(DumpSource::open(&dump, None).unwrap(), &options, &store).unwrap();
+        assert_eq!(packed.chain.as_ref().unwrap().generations, seed as u32, "{:?}", packed.notes);
+        let image = CheckpointImage::parse(&packed.manifest).unwrap();
+        let options = UnpackOptions { scratch: scratch.into(), ..UnpackOptions::default() };
+        unpack_archive(&image, &store, Compression::None, &options, io::sink()).unwrap();
+        base = Some(Base::load(&image, &store, &Limits::default(), scratch).unwrap().into());
+    }
+}
+
+fn write_whole_dump(path: &Path, seed: u64) {
+    let real = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/dumps/podman-none.tar");
+    let mut dump = tar::Builder::new(BufWriter::new(File::create(path).unwrap()));
+    for entry in tar::Archive::new(File::open(real).unwrap()).entries().unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.path_bytes().into_owned();
+        if !name.starts_with(b"checkpoint/pages-") && !name.starts_with(b"checkpoint/pagemap-") {
+            dump.append(&entry.header().clone(), entry).unwrap();
+        }
+    }
+    let (pages, size) = (4 * PAGES_FILE / 4096, 4 * PAGES_FILE);
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o600);
+    // pages_id 1; address 0x10000, no short count, present, that many pages.
+    let mut entry = vec![0x08, 0x80, 0x80, 0x04, 0x10, 0, 0x20, 4, 0x28];
+    let mut left = pages;
+    while left > 0 {
+        entry.push((left & 0x7f) as u8 | if left > 0x7f { 0x80 } else { 0 });
+        left >>= 7;
+    }
+    let mut map: Vec<u8> = [0x5456_4319_u32, 0x5608_4025, 2].iter().flat_map(|word| word.to_le_bytes()).collect();
+    map.extend([8, 1]);
+    map.extend((entry.len() as u32).to_le_bytes());
+    map.extend(entry);
+    header.set_size(map.len() as u64);
+    dump.append_data(&mut header, "checkpoint/pagemap-1.img", &map[..]).unwrap();
+    header.set_size(size);
+    let content = io::BufReader::with_capacity(64 << 10, Pages(seed)).take(size);
+    dump.append_data(&mut header, "checkpoint/pages-1.img", content).unwrap();
+    dump.into_inner().unwrap().flush().unwrap();
 }

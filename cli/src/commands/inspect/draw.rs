@@ -174,8 +174,9 @@ fn describe(node: &mut Node, member: &Member) {
 /// What is known of a layer, in columns.
 fn line(layer: &Layer) -> String {
     let content = layer.content.map_or("unnamed", LayerContent::as_str);
+    let content = layer.link.as_ref().map_or_else(|| content.to_owned(), |link| format!("{content} {link}"));
     let parts = [
-        Some(format!("{content:<7}")),
+        Some(format!("{content:<9}")),
         layer.compression.map(|how| format!("{how:<4}")),
         layer.size.map(|stored| format!("{:>10}", size(stored))),
         layer.plain_size.map(|plain| format!("plain {:>10}", size(plain))),

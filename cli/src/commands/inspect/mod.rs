@@ -39,7 +39,7 @@ use crate::transport::Transport;
     after_long_help = "With --json: {what, reference, digest, global, members, signatures, problems}. what is global-checkpoint, \
 checkpoint-image or dump; global is {application, epoch, created, predecessor, start_order, annotations, timeline} or null, its timeline being what \
 docs/timeline.schema.json says or null; members is \
-[{id, depends_on, digest, layers, facts}], layers [{content, compression, digest, size, plain_size}], facts what the dump says about \
+[{id, depends_on, digest, layers, facts}], layers [{content, link, compression, digest, size, plain_size}], facts what the dump says about \
 itself (null if the layer that says it is missing); signatures is [{manifest, form, good}], good being null without --key."
 )]
 pub struct InspectArgs {
@@ -115,6 +115,7 @@ struct Member {
 #[derive(Debug, Serialize)]
 struct Layer {
     content: Option<LayerContent>,
+    link: Option<String>,
     compression: Option<Compression>,
     digest: Option<Digest>,
     size: Option<u64>,
@@ -188,6 +189,7 @@ async fn dump(path: &Path, bundle: Option<PathBuf>, context: &Context) -> Result
     let packed = packed.await.doing(|| format!("{} cannot be read", path.display()))?;
     let layer = |layer: &image_format::LayerInfo| Layer {
         content: Some(layer.content),
+        link: None,
         compression: None,
         digest: None,
         size: None,
@@ -305,6 +307,7 @@ async fn member(
     let image = store::member(&**store, &manifest).await?;
     let layer = |layer: &image_format::LayerRef| Layer {
         content: layer.content,
+        link: layer.link.map(|link| link.to_string()),
         compression: Some(layer.compression),
         digest: Some(layer.descriptor.digest),
         size: Some(layer.descriptor.size),
