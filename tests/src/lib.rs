@@ -15,7 +15,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 pub use ledger::{Ledger, MEMBERS, depends_on};
-pub use processes::Process;
+pub use processes::{Process, send};
 pub use registry::Registry;
 pub use task::Task;
 

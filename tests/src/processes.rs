@@ -78,7 +78,11 @@ impl Process {
     }
 }
 
-pub(crate) fn send(pid: i32, signal: Signal) {
+/// Sends a signal; a process that is gone by now is fine.
+///
+/// # Panics
+/// When it may not be sent.
+pub fn send(pid: i32, signal: Signal) {
     match kill(Pid::from_raw(pid), signal) {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
         Err(error) => panic!("signal {signal} to {pid}: {error}"),

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 
 use nix::sys::signal::Signal;
-use syncpoint_tests::{Ledger, Process, Registry, command, run, run_failing, wait_until};
+use syncpoint_tests::{Ledger, Process, Registry, command, run, run_failing, send, wait_until};
 use tempfile::TempDir;
 
 use crate::setup::{Keys, Wiped, files_below, global};
@@ -137,18 +137,25 @@ fn whatever_is_killed_at_whichever_barrier_nothing_runs_and_a_new_restore_succee
 
 /// Holds another member back before `barrier`, kills, and lets it go. Gives a text for the table if the launcher cannot.
 fn strike(victim: Victim, barrier: &str, launcher: &mut Child) -> Option<String> {
-    let held = match barrier {
-        // No CRIU yet that could be told to be the auditor's: its podman is held.
-        "pre-restore" => {
-            let podman = Process::wait_for("the auditor's podman", |process| {
-                process.command.contains("container restore") && process.command.contains("auditor")
-            });
-            podman.signal(Signal::SIGSTOP);
-            podman.pid
-        }
-        "post-restore" => hold_criu("pre-restore"),
-        _ => hold_criu("post-restore"),
+    // No CRIU yet that could be told to be the auditor's: its podman is held.
+    let podman = Process::wait_for("the auditor's podman", |process| {
+        process.command.contains("container restore") && process.command.contains("auditor")
+    });
+    podman.signal(Signal::SIGSTOP);
+    let mut held = podman.pid;
+    // Whoever comes to a barrier last does not wait there. So the two others hold each other back by turns: each waits for sure
+    // while the other one is held, and its CRIU is stopped there before that one goes on.
+    let before: &[_] = match barrier {
+        "pre-restore" => &[],
+        "post-restore" => &[("consumer", "pre-restore")],
+        _ => &[("consumer", "pre-restore"), ("auditor", "post-restore")],
     };
+    for (member, step) in before {
+        let hook = Process::wait_for(&format!("the {member}'s hook"), |process| process.is_hook(member, step));
+        hook.signal_parent(Signal::SIGSTOP);
+        send(held, Signal::SIGCONT);
+        held = hook.parent;
+    }
     let hook = Process::wait_for("the producer's hook", |process| process.is_hook("producer", barrier));
     match victim {
         Victim::Launcher => launcher.kill().unwrap(),
@@ -156,17 +163,8 @@ fn strike(victim: Victim, barrier: &str, launcher: &mut Child) -> Option<String>
         Victim::Hook => hook.signal(Signal::SIGKILL),
     }
     std::thread::sleep(std::time::Duration::from_millis(50));
-    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(held), Signal::SIGCONT);
+    send(held, Signal::SIGCONT);
     matches!(victim, Victim::Launcher).then(|| "(killed)".to_owned())
-}
-
-/// Stops the CRIU of a member, not the victim's, while it waits for its hook at `step`; gives its process id. Whoever comes
-/// to a barrier last does not wait there, so it is either of the two.
-fn hold_criu(step: &str) -> i32 {
-    let waits = |process: &Process| ["consumer", "auditor"].iter().any(|member| process.is_hook(member, step));
-    let hook = Process::wait_for("a hook that waits", waits);
-    hook.signal_parent(Signal::SIGSTOP);
-    hook.parent
 }
 
 #[test]

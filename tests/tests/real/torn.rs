@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use syncpoint_tests::{Ledger, Process, Registry, command, run, run_failing, wait_until};
+use syncpoint_tests::{Ledger, Process, Registry, command, run, run_failing, send, wait_until};
 
 use crate::setup::Keys;
 
@@ -109,7 +109,7 @@ fn strike(victim: Victim, barrier: &str, producer: &Producer, syncpoint: &mut Ch
             FIVE.iter().filter(|member| **member != "producer").any(|member| process.is_hook(member, step))
         });
         hook.signal_parent(Signal::SIGSTOP);
-        go_on(held);
+        send(held, Signal::SIGCONT);
         held = hook.parent;
     }
     let hook = find(syncpoint, "the producer's hook", |process| process.is_hook("producer", barrier));
@@ -121,12 +121,7 @@ fn strike(victim: Victim, barrier: &str, producer: &Producer, syncpoint: &mut Ch
         Victim::Registry => registry.kill(),
     }
     std::thread::sleep(Duration::from_millis(50));
-    go_on(held);
-}
-
-/// It may be gone by now.
-fn go_on(pid: i32) {
-    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGCONT);
+    send(held, Signal::SIGCONT);
 }
 
 /// Waits for a process, as long as syncpoint runs.
