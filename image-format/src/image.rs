@@ -148,6 +148,14 @@ pub struct LayerRef {
     pub link: Option<Link>,
 }
 
+impl LayerRef {
+    /// Whether what the dump says about itself may be in it: it holds the state, or does not say what it holds.
+    #[must_use]
+    pub fn may_hold_state(&self) -> bool {
+        !matches!(self.content, Some(LayerContent::Files | LayerContent::Digests | LayerContent::Pages))
+    }
+}
+
 /// The checkpoint image of one member: this project's, podman's own, or one that follows CRI-O or checkpointctl.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckpointImage {

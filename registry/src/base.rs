@@ -6,7 +6,7 @@ use std::sync::Arc;
 use image_format::{Base, BaseError, CheckpointImage, Digest, ImageError, Limits};
 use tokio::runtime::Handle;
 
-use crate::{Bridge, Store, StoreError};
+use crate::{Bridge, Store, StoreError, first_missing};
 
 /// Why an image cannot be a base. Whoever packs then stores all pages.
 #[derive(Debug, thiserror::Error)]
@@ -57,10 +57,8 @@ pub async fn find_base(store: &Arc<dyn Store>, manifest: &Digest, scratch: PathB
     let bridge = Bridge::new(Handle::current(), Arc::clone(store));
     let load = move || Base::load(&image, &bridge, &Limits::default(), &scratch);
     let base = tokio::task::spawn_blocking(load).await??;
-    for layer in base.layers() {
-        if store.blob_size(&layer.digest).await? != Some(layer.size) {
-            return Err(FindBaseError::Gone { store: name(), image: *manifest, layer: layer.digest });
-        }
+    if let Some(layer) = first_missing(&**store, base.layers()).await? {
+        return Err(FindBaseError::Gone { store: name(), image: *manifest, layer: layer.digest });
     }
     Ok(base)
 }

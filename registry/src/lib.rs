@@ -29,5 +29,5 @@ pub use open::{Create, open};
 pub use reference::{Location, ParseReferenceError, Reference, Selector, Tag};
 pub use remote::RemoteStore;
 pub use settings::Settings;
-pub use store::{BlobReader, BlobUpload, BlobWriter, Progress, Put, Reopen, Store, StoreError};
+pub use store::{BlobReader, BlobUpload, BlobWriter, Progress, Put, Reopen, Store, StoreError, first_missing};
 pub use tls::TlsError;

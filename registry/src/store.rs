@@ -220,3 +220,19 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Deletes a tag (the manifest stays, where the store tells the two apart).
     async fn delete_tag(&self, tag: &Tag) -> Result<(), StoreError>;
 }
+
+/// The first of these blobs that the store does not have in its size.
+///
+/// # Errors
+/// A store that does not answer.
+pub async fn first_missing<'d>(
+    store: &dyn Store,
+    blobs: impl IntoIterator<Item = &'d Descriptor, IntoIter: Send>,
+) -> Result<Option<&'d Descriptor>, StoreError> {
+    for blob in blobs {
+        if store.blob_size(&blob.digest).await? != Some(blob.size) {
+            return Ok(Some(blob));
+        }
+    }
+    Ok(None)
+}

@@ -9,7 +9,7 @@
 use std::io::{self, Write};
 use std::num::NonZero;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::{JoinHandle, available_parallelism, spawn};
+use std::thread::{available_parallelism, spawn};
 
 use zstd::bulk::Compressor;
 use zstd::zstd_safe::compress_bound;
@@ -33,24 +33,26 @@ const MOST_WORKERS: usize = 8;
 pub(crate) struct Frames<W: Write> {
     out: W,
     plain: Vec<u8>,
+    /// Started one by one, for as long as there are more frames than workers.
     workers: Vec<Worker>,
+    most_workers: usize,
     /// Frames handed to workers, and taken back from them: the workers take turns.
     given: usize,
     taken: usize,
     spare: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// A thread that compresses one frame after the other.
+/// A thread that compresses one frame after the other. It ends when nobody gives it any more.
 struct Worker {
     frames: SyncSender<(Vec<u8>, Vec<u8>)>,
     compressed: Receiver<io::Result<(Vec<u8>, Vec<u8>)>>,
-    _thread: JoinHandle<()>,
 }
 
 impl<W: Write> Frames<W> {
     pub fn new(out: W) -> Self {
         let plain = Vec::with_capacity(CHUNK);
-        Self { out, plain, workers: Vec::new(), given: 0, taken: 0, spare: Vec::new() }
+        let most_workers = available_parallelism().map_or(1, NonZero::get).min(MOST_WORKERS);
+        Self { out, plain, workers: Vec::new(), most_workers, given: 0, taken: 0, spare: Vec::new() }
     }
 
     /// Writes what is left and gives the writer back.
@@ -67,8 +69,7 @@ impl<W: Write> Frames<W> {
 
     /// Hands the frame to the worker whose turn it is.
     fn give(&mut self) -> io::Result<()> {
-        let most = available_parallelism().map_or(1, NonZero::get).min(MOST_WORKERS);
-        if self.workers.len() < most && self.given == self.workers.len() {
+        if self.workers.len() < self.most_workers && self.given == self.workers.len() {
             self.workers.push(Worker::start()?);
         }
         // Each worker has one frame in hand and one waiting.
@@ -116,7 +117,7 @@ impl Worker {
         let (frames, given) = sync_channel::<(Vec<u8>, Vec<u8>)>(1);
         let (done, compressed) = sync_channel(2);
         let mut compressor = FrameCompressor::new()?;
-        let thread = spawn(move || {
+        spawn(move || {
             for (plain, mut out) in given {
                 let frame = compressor.compress(&plain, &mut out).map(|()| (plain, out));
                 // Whoever gave the frame may have given up.
@@ -125,7 +126,7 @@ impl Worker {
                 }
             }
         });
-        Ok(Self { frames, compressed, _thread: thread })
+        Ok(Self { frames, compressed })
     }
 }
 

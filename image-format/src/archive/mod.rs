@@ -44,6 +44,18 @@ pub(crate) struct Entry {
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
+impl Entry {
+    /// One that no dump has as an entry, with the permissions, owner and time that such entries have.
+    pub fn plain(name: impl Into<Vec<u8>>, kind: EntryKind) -> Self {
+        let mode = match kind {
+            EntryKind::Directory => 0o700,
+            EntryKind::Symlink { .. } => 0o777,
+            EntryKind::File { .. } | EntryKind::HardLink { .. } => 0o600,
+        };
+        Self { name: name.into(), kind, mode, uid: 0, gid: 0, mtime: 0, xattrs: BTreeMap::new() }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum EntryKind {
     File {

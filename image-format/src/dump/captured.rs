@@ -110,17 +110,16 @@ impl Entries for Replaced {
             return Ok(Some(entry));
         }
         self.current = None;
-        let xattrs = BTreeMap::new();
         if let Some(name) = self.folders.pop_first() {
-            let kind = EntryKind::Directory;
-            return Ok(Some(Entry { name, kind, mode: 0o700, uid: 0, gid: 0, mtime: 0, xattrs }));
+            return Ok(Some(Entry::plain(name, EntryKind::Directory)));
         }
         let Some(file) = self.added.next() else {
             return Ok(None);
         };
-        let (name, kind, mtime) = (file.name.clone(), EntryKind::File { size: file.size }, file.mtime);
+        let plain = Entry::plain(file.name.as_slice(), EntryKind::File { size: file.size });
+        let entry = Entry { mtime: file.mtime, ..plain };
         self.current = Some(file);
-        Ok(Some(Entry { name, kind, mode: 0o600, uid: 0, gid: 0, mtime, xattrs }))
+        Ok(Some(entry))
     }
 }
 

@@ -1,7 +1,6 @@
 //! Reads a dump that lies in a folder: in sorted order, owned by nobody in particular, so that every copy of the folder
 //! gives the same entries.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File, FileType, Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -141,13 +140,8 @@ fn open_file(path: &Path, seen: &Metadata) -> io::Result<Option<File>> {
 }
 
 fn plain_entry(name: &[u8], kind: EntryKind, metadata: &Metadata) -> Entry {
-    let mode = match kind {
-        EntryKind::Directory => 0o700,
-        EntryKind::Symlink { .. } => 0o777,
-        _ => 0o600,
-    };
     let mtime = u64::try_from(metadata.mtime()).unwrap_or(0);
-    Entry { name: name.to_vec(), kind, mode, uid: 0, gid: 0, mtime, xattrs: BTreeMap::new() }
+    Entry { mtime, ..Entry::plain(name, kind) }
 }
 
 fn prefixed(prefix: &[u8], name: &[u8]) -> Vec<u8> {

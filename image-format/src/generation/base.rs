@@ -83,7 +83,6 @@ impl Base {
                 links.push(LayerInfo { descriptor, diff_id, diff_size, content, link: Some(link) });
             }
         }
-        layers.retain(|content| content == Some(LayerContent::Digests));
         let tables = layers.read_tables(chain.generations, scratch)?;
         let annotations = image.annotations();
         Ok(Self {

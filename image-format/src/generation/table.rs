@@ -278,10 +278,9 @@ impl Tables {
         Sources::new(&self.data, table.table_at + HEAD, table.runs)
     }
 
-    /// The digests of its pages from a place on.
-    pub fn digests(&self, table: &Table, from: u64) -> Digests<'_> {
-        let at = table.table_at + HEAD + (table.runs + from) * RECORD;
-        Digests { records: Records::new(&self.data, at, table.pages.saturating_sub(from)) }
+    /// The digests of its pages, each a [`PageDigest`].
+    pub fn digests(&self, table: &Table) -> Records<'_> {
+        Records::new(&self.data, table.table_at + HEAD + table.runs * RECORD, table.pages)
     }
 }
 
@@ -321,7 +320,7 @@ fn copy(from: &mut impl Read, to: &mut Scratch) -> Result<u64, AddError> {
 
 /// Records of 16 bytes, some thousand of them at a time.
 #[derive(Debug)]
-struct Records<'a> {
+pub(crate) struct Records<'a> {
     data: &'a Scratch,
     at: u64,
     left: u64,
@@ -336,7 +335,7 @@ impl<'a> Records<'a> {
         Self { data, at, left: records, block: Vec::new(), used: 0 }
     }
 
-    fn next(&mut self) -> io::Result<Option<[u8; RECORD as usize]>> {
+    pub fn next(&mut self) -> io::Result<Option<[u8; RECORD as usize]>> {
         if self.used == self.block.len() {
             if self.left == 0 {
                 return Ok(None);
@@ -354,7 +353,7 @@ impl<'a> Records<'a> {
     }
 
     /// Leaves records out.
-    fn skip(&mut self, records: u64) {
+    pub fn skip(&mut self, records: u64) {
         let here = ((self.block.len() - self.used) as u64 / RECORD).min(records);
         self.used += (here * RECORD) as usize;
         let further = (records - here).min(self.left);
@@ -379,22 +378,6 @@ impl<'a> Sources<'a> {
     }
 }
 
-/// The digests of the pages of one pagemap.
-#[derive(Debug)]
-pub(crate) struct Digests<'a> {
-    records: Records<'a>,
-}
-
-impl Digests<'_> {
-    pub fn next(&mut self) -> io::Result<Option<PageDigest>> {
-        self.records.next()
-    }
-
-    pub fn skip(&mut self, pages: u64) {
-        self.records.skip(pages);
-    }
-}
-
 /// Walks through the pages of a base by rising addresses.
 #[derive(Debug)]
 pub(crate) struct Known<'a> {
@@ -406,7 +389,7 @@ pub(crate) struct Known<'a> {
     source: Option<Source>,
     /// The first page that `source` names.
     source_at: u64,
-    digests: Digests<'a>,
+    digests: Records<'a>,
     /// The page whose digest comes next.
     digest_at: u64,
 }
@@ -420,7 +403,7 @@ impl<'a> Known<'a> {
             sources: tables.sources(table),
             source: None,
             source_at: 0,
-            digests: tables.digests(table, 0),
+            digests: tables.digests(table),
             digest_at: 0,
         })
     }

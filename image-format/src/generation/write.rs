@@ -90,6 +90,17 @@ struct Taken {
     digests_at: u64,
 }
 
+impl Taken {
+    /// Writes the run that grew so far, if there is one.
+    fn end_run(&mut self, runs: &mut Scratch) -> Result<(), PackError> {
+        let Some(run) = self.run.take() else {
+            return Ok(());
+        };
+        self.runs += 1;
+        runs.write_all(&run.to_bytes()).map_err(PackError::Scratch)
+    }
+}
+
 impl<'b> Generations<'b> {
     pub fn new(base: Option<&'b Base>, limits: ChainLimits, scratch: &Path) -> Self {
         let scratch = || Scratch::new(scratch);
@@ -372,22 +383,16 @@ impl<'b> Generations<'b> {
             run.pages = sum;
             return Ok(());
         }
-        let run = Source { index: place, pages, generation };
-        if let Some(run) = taken.run.replace(run) {
-            taken.runs += 1;
-            self.runs.write_all(&run.to_bytes()).map_err(PackError::Scratch)?;
-        }
+        taken.end_run(&mut self.runs)?;
+        taken.run = Some(Source { index: place, pages, generation });
         Ok(())
     }
 
     fn end_run(&mut self, index: usize) -> Result<(), PackError> {
-        if let State::Taken(taken) = &mut self.held[index].state
-            && let Some(run) = taken.run.take()
-        {
-            taken.runs += 1;
-            self.runs.write_all(&run.to_bytes()).map_err(PackError::Scratch)?;
+        match &mut self.held[index].state {
+            State::Taken(taken) => taken.end_run(&mut self.runs),
+            State::Waiting | State::Given => Ok(()),
         }
-        Ok(())
     }
 
     /// Where the link at hand lies.
@@ -419,11 +424,11 @@ impl<'b> Generations<'b> {
         layers.begin_link(self.link());
         let folder = self.folder();
         for name in ["checkpoint", &folder] {
-            layers.append(Slot::Link, &other(name, 0o700, EntryKind::Directory), &mut io::empty())?;
+            layers.append(Slot::Link, &Entry::plain(name, EntryKind::Directory), &mut io::empty())?;
         }
         if let Some(below) = self.below() {
             let target = format!("../{}", below.folder()).into_bytes();
-            let parent = other(&format!("{folder}/parent"), 0o777, EntryKind::Symlink { target });
+            let parent = Entry::plain(format!("{folder}/parent"), EntryKind::Symlink { target });
             layers.append(Slot::Link, &parent, &mut io::empty())?;
         }
         Ok(())
@@ -555,7 +560,7 @@ impl<'b> Generations<'b> {
             layers.append(state, &pages, &mut io::empty())?;
         }
         let target = self.below().map(Link::folder).unwrap_or_default().into_bytes();
-        layers.append(state, &other("checkpoint/parent", 0o777, EntryKind::Symlink { target }), &mut io::empty())?;
+        layers.append(state, &Entry::plain("checkpoint/parent", EntryKind::Symlink { target }), &mut io::empty())?;
         self.write_tables(layers)?;
         let base = self.base.map(Base::image);
         let chain = super::Chain { generations: self.link().generation, base };
@@ -566,7 +571,7 @@ impl<'b> Generations<'b> {
 
     fn write_tables(&self, layers: &mut OpenLayers<'_, '_>) -> Result<(), PackError> {
         let digests = Slot::Content(LayerContent::Digests);
-        layers.append(digests, &other(OWN_FOLDER, 0o700, EntryKind::Directory), &mut io::empty())?;
+        layers.append(digests, &Entry::plain(OWN_FOLDER, EntryKind::Directory), &mut io::empty())?;
         for index in &self.order {
             let Held { name, map, bytes_at, bytes_len, state: State::Taken(taken), .. } = &self.held[*index] else {
                 continue;
@@ -592,11 +597,7 @@ pub(crate) struct Generated {
 }
 
 fn file(name: &str, size: u64) -> Entry {
-    other(name, 0o600, EntryKind::File { size })
-}
-
-fn other(name: &str, mode: u32, kind: EntryKind) -> Entry {
-    Entry { name: name.into(), kind, mode, uid: 0, gid: 0, mtime: 0, xattrs: BTreeMap::new() }
+    Entry::plain(name, EntryKind::File { size })
 }
 
 /// Passes pages on and keeps their digests.

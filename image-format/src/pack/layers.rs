@@ -107,10 +107,7 @@ impl<'scope, 'env> OpenLayers<'scope, 'env> {
         if let Some(folder) = parent(&entry.name)
             && self.pages.insert(Digest::of(folder))
         {
-            let name = folder.to_vec();
-            let (kind, xattrs) = (EntryKind::Directory, BTreeMap::new());
-            let folder = Entry { name, kind, mode: 0o700, uid: 0, gid: 0, mtime: 0, xattrs };
-            self.append(slot, &folder, &mut io::empty())?;
+            self.append(slot, &Entry::plain(folder, EntryKind::Directory), &mut io::empty())?;
         }
         self.pages.insert(Digest::of(&entry.name));
         Ok(())

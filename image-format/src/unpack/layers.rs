@@ -105,18 +105,13 @@ impl<'a> Layers<'a> {
 
     /// Takes the links of the chain of generations out, with the digests of their plain contents.
     pub fn take_links(&mut self) -> Vec<(LayerRef, Digest)> {
-        let (links, rest) = self.rest.by_ref().partition::<Vec<_>, _>(|(layer, _)| layer.link.is_some());
-        self.rest = rest.into_iter();
-        links
+        self.take(|layer| layer.link.is_some())
     }
 
     /// Reads the layer of digests, and takes it out.
     pub fn read_tables(&mut self, generations: u32, scratch: &Path) -> Result<Tables, UnpackError> {
-        let is_digests = |(layer, _): &(LayerRef, Digest)| layer.content == Some(LayerContent::Digests);
-        let (tables, rest) = self.rest.by_ref().partition::<Vec<_>, _>(is_digests);
-        self.rest = rest.into_iter();
         let mut read = Tables::new(generations, scratch);
-        for found in tables {
+        for found in self.take(|layer| layer.content == Some(LayerContent::Digests)) {
             let image = self.image;
             let digest = found.0.descriptor.digest;
             let mut current = Current::open(image, found, self.blobs, &self.limits)?;
@@ -135,10 +130,15 @@ impl<'a> Layers<'a> {
         Ok(read)
     }
 
-    /// Leaves out layers by what they hold.
-    pub fn retain(&mut self, wanted: impl Fn(Option<LayerContent>) -> bool) {
-        let kept: Vec<_> = self.rest.by_ref().filter(|(layer, _)| wanted(layer.content)).collect();
-        self.rest = kept.into_iter();
+    /// Leaves out the layers that say nothing about the dump.
+    pub fn keep_state(&mut self) {
+        self.take(|layer| !layer.may_hold_state());
+    }
+
+    fn take(&mut self, wanted: impl Fn(&LayerRef) -> bool) -> Vec<(LayerRef, Digest)> {
+        let (taken, rest) = self.rest.by_ref().partition::<Vec<_>, _>(|(layer, _)| wanted(layer));
+        self.rest = rest.into_iter();
+        taken
     }
 
     /// The next layer, after the one before was read to its end and found to be what the config says.

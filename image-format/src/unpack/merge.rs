@@ -145,7 +145,7 @@ fn merge(
     let failed = |source| UnpackError::Scratch { image, source };
     let bad =
         |reason: String| UnpackError::Chain { image, entry: EntryName::new(pages_name(table).as_bytes()), reason };
-    let (mut sources, mut digests) = (tables.sources(table), tables.digests(table, 0));
+    let (mut sources, mut digests) = (tables.sources(table), tables.digests(table));
     // Filled from several runs, so that short ones do not become short writes.
     let mut filled = 0;
     while let Some(source) = sources.next().map_err(failed)? {

@@ -22,7 +22,7 @@ use crate::facts::{Facts, FactsBuilder, FactsError};
 use crate::generation::TableError;
 use crate::image::{CheckpointImage, ImageError};
 use crate::pack::SCRATCH;
-use crate::{BlobSource, Compression, Digest, LayerContent, Limits};
+use crate::{BlobSource, Compression, Digest, Limits};
 
 /// How to unpack.
 #[derive(Debug, Clone)]
@@ -318,8 +318,7 @@ pub fn read_state(image: &CheckpointImage, blobs: &dyn BlobSource, limits: &Limi
     let digest = image.manifest().digest;
     let not_a_dump = |source| UnpackError::NotADump { image: digest, source };
     let mut layers = Layers::open(image, blobs, limits)?;
-    layers
-        .retain(|content| !matches!(content, Some(LayerContent::Files | LayerContent::Digests | LayerContent::Pages)));
+    layers.keep_state();
     let mut facts = FactsBuilder::default();
     facts.add_image_annotations(image.annotations());
     let mut recognizer = Recognizer::default();

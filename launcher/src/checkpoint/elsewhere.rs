@@ -1,14 +1,14 @@
 //! Members on other hosts, as the coordinating host deals with them: it waits for their launchers, checks what these say is
 //! in the store, and tells them what became of the checkpoint.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use coordinator::wire::control::{Attend, Permanent, Stored};
 use coordinator::{Delegate, RollCall};
 use futures_util::future::try_join_all;
 use image_format::{CheckpointImage, Descriptor, MemberId, MemberTimeline};
-use registry::{Store, StoreError};
+use registry::{Store, StoreError, first_missing};
 use tokio::time::timeout;
 
 use super::error::{CheckpointError, CheckpointErrorKind};
@@ -92,17 +92,7 @@ fn tentative(attend: Attend) -> Result<TentativeMember, CheckpointErrorKind> {
         member: member.clone(),
         reason: error.to_string(),
     })?;
-    let timeline = MemberTimeline::new(member.clone());
-    Ok(TentativeMember {
-        id: member,
-        depends_on,
-        engine,
-        container,
-        manifest: None,
-        annotations: BTreeMap::new(),
-        bytes: 0,
-        timeline,
-    })
+    Ok(TentativeMember::new(member, depends_on, engine, container))
 }
 
 /// After an abort: what the host of the member that it failed at has to say of it.
@@ -173,18 +163,19 @@ async fn check(
     if image.layers().iter().map(|layer| layer.descriptor.size).sum::<u64>() != stored.bytes {
         return Err(wrong("its layers have another size".to_owned()));
     }
-    for blob in image.layers().iter().map(|layer| &layer.descriptor).chain([image.config()]) {
-        if store.blob_size(&blob.digest).await? != Some(blob.size) {
-            return Err(wrong(format!("the blob {} of {} bytes is not in {}", blob.digest, blob.size, store.name())));
+    let blobs = image.layers().iter().map(|layer| &layer.descriptor).chain([image.config()]);
+    match first_missing(store, blobs).await? {
+        None => Ok(manifest),
+        Some(Descriptor { digest, size, .. }) => {
+            Err(wrong(format!("the blob {digest} of {size} bytes is not in {}", store.name())))
         }
     }
-    Ok(manifest)
 }
 
 /// Notes what the members of other hosts have become.
 pub(super) fn note(tentative: &mut Tentative, sent: &mut Sent, stored: Vec<(MemberId, Stored)>) {
     for (id, stored) in stored {
-        let Some(member) = tentative.members.iter_mut().find(|member| member.id == id) else { continue };
+        let Some(member) = tentative.member_mut(&id) else { continue };
         let sensible = |span: Option<image_format::Span>| span.filter(|span| span.begin <= span.end);
         member.manifest = Some(stored.manifest);
         member.bytes = stored.bytes;

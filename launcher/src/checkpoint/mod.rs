@@ -304,12 +304,15 @@ impl Run<'_> {
         let Some(roll_call) = self.roll_call.take() else {
             return Rendezvous::start(run_root, plan, hook_program).await;
         };
-        let depends_on = |id: &MemberId| self.tentative.members.iter().find(|member| member.id == *id);
         let summons = |attend: &Attend, session| Summons {
             session,
             to: self.destination.reference.clone(),
             stop: self.options.stop,
-            depends_on: depends_on(&attend.member).map(|member| member.depends_on.clone()).unwrap_or_default(),
+            depends_on: self
+                .tentative
+                .member(&attend.member)
+                .map(|member| member.depends_on.clone())
+                .unwrap_or_default(),
         };
         Rendezvous::start_attended(run_root, plan, hook_program, roll_call, summons).await
     }
@@ -363,16 +366,8 @@ async fn stop(members: &[Member], digest: Digest, watcher: &dyn Watcher) -> Resu
 }
 
 fn tentative(member: &Member) -> TentativeMember {
-    TentativeMember {
-        id: member.id.clone(),
-        depends_on: member.depends_on.clone(),
-        engine: member.engine,
-        container: member.source.container.clone(),
-        manifest: None,
-        annotations: BTreeMap::new(),
-        bytes: 0,
-        timeline: MemberTimeline::new(member.id.clone()),
-    }
+    let Member { id, depends_on, engine, source, .. } = member;
+    TentativeMember::new(id.clone(), depends_on.clone(), *engine, source.container.clone())
 }
 
 fn note_times(tentative: &mut Tentative, timings: &Timings) {

@@ -80,7 +80,7 @@ impl Phase2<'_> {
         let mut ends: BTreeMap<MemberId, oneshot::Sender<Result<(), String>>> = BTreeMap::new();
         let mut fates = FuturesUnordered::new();
         for member in members {
-            let Some(noted) = self.tentative.members.iter().find(|noted| noted.id == member.id) else { continue };
+            let Some(noted) = self.tentative.member(&member.id) else { continue };
             let (end, engine) = oneshot::channel();
             ends.insert(member.id.clone(), end);
             let (archive, copies) = (dumping.archives.remove(&member.id), dumping.copies.remove(&member.id));
@@ -124,11 +124,9 @@ impl Phase2<'_> {
             return Err(failed(error));
         }
         for packed in packed {
-            self.tentative
-                .members
-                .iter_mut()
-                .filter(|noted| noted.id == packed.id)
-                .for_each(|noted| *noted = packed.clone());
+            if let Some(noted) = self.tentative.member_mut(&packed.id) {
+                *noted = packed;
+            }
         }
         self.tentative.whole = self.resumable;
         let written = self.workspace.write(self.tentative);

@@ -26,6 +26,18 @@ pub(crate) struct Tentative {
     pub(crate) whole: bool,
 }
 
+impl Tentative {
+    /// The member of this id.
+    pub(crate) fn member(&self, id: &MemberId) -> Option<&TentativeMember> {
+        self.members.iter().find(|member| member.id == *id)
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn member_mut(&mut self, id: &MemberId) -> Option<&mut TentativeMember> {
+        self.members.iter_mut().find(|member| member.id == *id)
+    }
+}
+
 /// One member of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TentativeMember {
@@ -41,4 +53,12 @@ pub(crate) struct TentativeMember {
     /// Bytes of its layers, as they are stored.
     pub(crate) bytes: u64,
     pub(crate) timeline: MemberTimeline,
+}
+
+impl TentativeMember {
+    /// One that is not dumped yet.
+    pub(crate) fn new(id: MemberId, depends_on: Vec<MemberId>, engine: EngineKind, container: String) -> Self {
+        let timeline = MemberTimeline::new(id.clone());
+        Self { id, depends_on, engine, container, manifest: None, annotations: BTreeMap::new(), bytes: 0, timeline }
+    }
 }

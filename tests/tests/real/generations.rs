@@ -78,18 +78,19 @@ fn checkpoint(registry: &Registry, folder: &Path, container: &str, number: u32, 
     (packed, sent)
 }
 
-/// Restores one image of the line by itself, and sees that it goes on.
-fn restore(registry: &Registry, container: &str, number: u32, past: u64) {
-    let reference = format!("{}:{container}-{number}", registry.repository("sdp/generations"));
-    let digest = digest_of(registry, &reference);
-    let by_digest = format!("{}@{digest}", registry.repository("sdp/generations"));
-    run(&mut registry.tool("podman", ["run", "--detach", &by_digest]));
-    wait_until("it counts on", || count(container) > past);
-    // Long enough to have looked at all of its memory, which ends it when one page is not what it was.
-    std::thread::sleep(std::time::Duration::from_secs(12));
-    let now = count(container);
-    wait_until("it counts still", || count(container) > now);
-    run(&mut command("podman", ["rm", "--force", "--time", "0", container]));
+/// Restores each image of the line by itself, and sees that it goes on from where it was.
+fn restore_each(registry: &Registry, container: &str, counted: &[u64]) {
+    let repository = registry.repository("sdp/generations");
+    for (number, past) in (1..).zip(counted) {
+        let digest = digest_of(registry, &format!("{repository}:{container}-{number}"));
+        run(&mut registry.tool("podman", ["run", "--detach", &format!("{repository}@{digest}")]));
+        wait_until("it counts on", || count(container) > *past);
+        // Long enough to have looked at all of its memory, which ends it when one page is not what it was.
+        std::thread::sleep(std::time::Duration::from_secs(12));
+        let now = count(container);
+        wait_until("it counts still", || count(container) > now);
+        run(&mut command("podman", ["rm", "--force", "--time", "0", container]));
+    }
 }
 
 #[test]
@@ -113,9 +114,7 @@ fn a_line_of_three_is_restored_by_podman_at_each_point() {
         }
     }
     ledger.wipe();
-    for (number, at) in (1..).zip(at) {
-        restore(&registry, "line", number, at);
-    }
+    restore_each(&registry, "line", &at);
 }
 
 /// Several processes and threads that share memory, some of which end before the second checkpoint.
@@ -135,9 +134,7 @@ fn processes_that_come_and_go_are_restored_from_generations() {
         assert_eq!(packed["generations"], number, "{packed}");
     }
     ledger.wipe();
-    for (number, at) in (1..).zip(at) {
-        restore(&registry, "family", number, at);
-    }
+    restore_each(&registry, "family", &at);
 }
 
 #[test]

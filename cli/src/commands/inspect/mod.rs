@@ -324,8 +324,7 @@ async fn known_facts(
     context: &Context,
 ) -> Result<Option<Facts>, CommandError> {
     for layer in image.layers() {
-        let says = !matches!(layer.content, Some(LayerContent::Files | LayerContent::Digests | LayerContent::Pages));
-        if says && store.blob_size(&layer.descriptor.digest).await?.is_none() {
+        if layer.may_hold_state() && store.blob_size(&layer.descriptor.digest).await?.is_none() {
             return Ok(None);
         }
     }
