@@ -8,7 +8,7 @@ use coordinator::{AttendError, Hook};
 use image_format::{ArchiveError, ArtifactError, DumpError, GlobalError, ImageError, MemberId, PackError, UnpackError};
 use launcher::{CheckpointError, CheckpointErrorKind, LoadError, RestoreError, RestoreErrorKind};
 use registry::sign::{Finding, KeyError, SignError};
-use registry::{CatalogueError, CopyError, LoginError, ParseReferenceError, StoreError};
+use registry::{CatalogueError, CopyError, LoginError, ParseReferenceError, PruneError, StoreError};
 
 use crate::cancel::Interrupted;
 use crate::exit::Exit;
@@ -201,6 +201,9 @@ fn known(error: &(dyn Error + 'static)) -> Option<Known> {
         return listed(error);
     }
     if let Some(error) = error.downcast_ref() {
+        return prune(error);
+    }
+    if let Some(error) = error.downcast_ref() {
         return sign(error);
     }
     if let Some(error) = error.downcast_ref() {
@@ -262,6 +265,14 @@ fn listed(error: &CatalogueError) -> Option<Known> {
     match error {
         CatalogueError::Store(error) => store(error),
         CatalogueError::Member { .. } => Some((Exit::Usage, None)),
+        _ => None,
+    }
+}
+
+fn prune(error: &PruneError) -> Option<Known> {
+    match error {
+        PruneError::Store(error) => store(error),
+        PruneError::NoRule => Some((Exit::Usage, Some("say what to keep, such as --keep-last 10"))),
         _ => None,
     }
 }

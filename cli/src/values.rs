@@ -90,6 +90,35 @@ impl FromStr for Time {
     }
 }
 
+/// An age, which unlike [`Time`] may be nothing, and long: `0s`, `30m`, `12h`, `7d`, `4w`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Age(pub Duration);
+
+/// Why a text is no age. The message goes after the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no time such as \"30s\", \"12h\", \"7d\" or \"4w\"")]
+pub struct ParseAgeError;
+
+impl FromStr for Age {
+    type Err = ParseAgeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let milliseconds: u64 = match unit {
+            "ms" => 1,
+            "s" => 1000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            "w" => 604_800_000,
+            _ => return Err(ParseAgeError),
+        };
+        let number: u64 = number.parse().map_err(|_| ParseAgeError)?;
+        number.checked_mul(milliseconds).map(Duration::from_millis).map(Self).ok_or(ParseAgeError)
+    }
+}
+
 /// One word of a closed set; `--help` and completions list them.
 pub fn words<T>(all: &'static [T], word: fn(T) -> &'static str) -> impl TypedValueParser<Value = T>
 where
@@ -119,6 +148,16 @@ mod tests {
         }
         for long in ["1441m", "18446744073709551615m"] {
             assert_eq!(long.parse::<Time>(), Err(ParseTimeError::TooLong), "{long:?}");
+        }
+    }
+
+    #[test]
+    fn ages_may_be_long_or_nothing() {
+        for (text, seconds) in [("0s", 0), ("90s", 90), ("36h", 129_600), ("7d", 604_800), ("2w", 1_209_600)] {
+            assert_eq!(text.parse(), Ok(Age(Duration::from_secs(seconds))), "{text}");
+        }
+        for bad in ["", "7", "-1d", "1y", "1.5h", "d", "99999999999999999999w", "18446744073709551615w"] {
+            assert_eq!(bad.parse::<Age>(), Err(ParseAgeError), "{bad:?}");
         }
     }
 

@@ -48,6 +48,6 @@ pub use layer::LayerInfo;
 pub use limits::Limits;
 pub use pack::{Layout, PackError, PackOptions, PackedImage, pack};
 pub use timeline::{BarrierTime, MemberTimeline, Span, Timeline, TimelineError};
-pub use timestamp::rfc3339;
+pub use timestamp::{rfc3339, rfc3339_seconds};
 pub use unpack::{SpecError, UnpackError, UnpackOptions, read_state, unpack_archive, unpack_folder};
 pub use version::{FormatVersion, FormatVersionError};

@@ -60,7 +60,8 @@ fn date(day: u64) -> (u64, u64, u64) {
 }
 
 /// The seconds since 1970 of a text, its fraction dropped; `None` before 1970 or if it is no RFC 3339 text.
-pub(crate) fn seconds(text: &str) -> Option<u64> {
+#[must_use]
+pub fn rfc3339_seconds(text: &str) -> Option<u64> {
     if !is_rfc3339(text) {
         return None;
     }
@@ -121,16 +122,16 @@ mod tests {
             (LAST, "9999-12-31T23:59:59Z"),
         ] {
             assert_eq!(rfc3339(number), text);
-            assert_eq!(seconds(text), Some(number));
+            assert_eq!(rfc3339_seconds(text), Some(number));
         }
         assert_eq!(rfc3339(u64::MAX), rfc3339(LAST));
-        assert_eq!(seconds("2026-11-23T01:56:25.8873416+01:30"), Some(1_795_393_585));
-        assert_eq!(seconds("2026-11-22T22:56:25-01:30"), Some(1_795_393_585));
+        assert_eq!(rfc3339_seconds("2026-11-23T01:56:25.8873416+01:30"), Some(1_795_393_585));
+        assert_eq!(rfc3339_seconds("2026-11-22T22:56:25-01:30"), Some(1_795_393_585));
         for bad in ["", "2026-11-23", "1969-12-31T23:59:59Z", "0001-01-01T00:00:00Z", "é"] {
-            assert_eq!(seconds(bad), None, "{bad}");
+            assert_eq!(rfc3339_seconds(bad), None, "{bad}");
         }
         for day in (0..2_932_896).step_by(7) {
-            assert_eq!(seconds(&rfc3339(day * DAY)), Some(day * DAY));
+            assert_eq!(rfc3339_seconds(&rfc3339(day * DAY)), Some(day * DAY));
         }
     }
 }

@@ -57,6 +57,8 @@ pub async fn find_base(store: &Arc<dyn Store>, manifest: &Digest, scratch: PathB
     let bridge = Bridge::new(Handle::current(), Arc::clone(store));
     let load = move || Base::load(&image, &bridge, &Limits::default(), &scratch);
     let base = tokio::task::spawn_blocking(load).await??;
+    let layers: Vec<Digest> = base.layers().map(|layer| layer.digest).collect();
+    store.hold(&layers).await?;
     if let Some(layer) = first_missing(&**store, base.layers()).await? {
         return Err(FindBaseError::Gone { store: name(), image: *manifest, layer: layer.digest });
     }

@@ -61,6 +61,10 @@ pub async fn catalogue(
         })
         .buffered(jobs.max(1))
         .map(|(tag, entry)| match entry {
+            // One damaged or missing manifest must not hide the others.
+            Err(CatalogueError::Store(
+                error @ (StoreError::NotFound { .. } | StoreError::Corrupt { .. } | StoreError::TooLarge { .. }),
+            )) => Ok((tag, Err(CatalogueError::Store(error)))),
             Err(CatalogueError::Store(error)) => Err(error),
             entry => Ok((tag, entry)),
         });

@@ -137,7 +137,11 @@ pub async fn copy(
     for manifest in &tree.manifests {
         let document = &manifest.document;
         // A root without a tag is put even where it is, so that a layout lists it.
-        let listed = document.digest() != root.digest || options.tag.is_some();
+        let is_root = document.digest() == root.digest;
+        let listed = !is_root || options.tag.is_some();
+        if !is_root {
+            to.hold(&[document.digest()]).await?;
+        }
         if !(listed && to.has_manifest(&document.digest()).await?) {
             to.put_manifest(document, None).await?;
             report.manifests += 1;

@@ -11,6 +11,7 @@ mod login;
 mod open;
 mod reference;
 mod remote;
+mod retention;
 mod retry;
 mod settings;
 pub mod sign;
@@ -28,6 +29,10 @@ pub use login::{LoginError, login, logout};
 pub use open::{Create, open};
 pub use reference::{Location, ParseReferenceError, Reference, Selector, Tag};
 pub use remote::RemoteStore;
+pub use retention::{
+    Candidate, Decision, Glob, Kept, ParseGlobError, Policy, PruneError, PruneOptions, PruneReport, Pruned, Reason,
+    Removal, Removed, is_pin, prune,
+};
 pub use settings::Settings;
 pub use store::{BlobReader, BlobUpload, BlobWriter, Progress, Put, Reopen, Store, StoreError, first_missing};
 pub use tls::TlsError;

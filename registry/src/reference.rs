@@ -35,6 +35,13 @@ impl Tag {
     pub(crate) fn of_digest(digest: &Digest, suffix: &'static str) -> Self {
         Self(format!("sha256-{}{suffix}", digest.hex()))
     }
+
+    /// The manifest that this tag says something about, if it is one like `sha256-<hex>` or `sha256-<hex>.sig`.
+    pub(crate) fn about(&self) -> Option<Digest> {
+        let (hex, rest) = self.0.strip_prefix("sha256-")?.split_at_checked(64)?;
+        let digest = format!("sha256:{hex}").parse().ok()?;
+        (rest.is_empty() || rest.starts_with('.')).then_some(digest)
+    }
 }
 
 impl FromStr for Tag {

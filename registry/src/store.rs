@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use image_format::{Descriptor, Digest, Document};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::retention::{Removal, Removed};
 use crate::{Selector, Tag};
 
 /// A blob being read. It ends with an error instead of end-of-file when the bytes do not match digest and size.
@@ -216,6 +217,14 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Puts a manifest that has a `subject`, and makes it findable by [`Store::referrers`] of that subject.
     async fn put_referrer(&self, subject: &Digest, document: &Document) -> Result<(), StoreError>;
+
+    /// Says that these manifests and blobs, as far as they are there, are going to be referred to, so that nobody who removes
+    /// what nothing refers to takes them away meanwhile. To be asked before one looks whether they are there.
+    async fn hold(&self, contents: &[Digest]) -> Result<(), StoreError>;
+
+    /// Removes global checkpoints, their tags first, and all that only they refer to. Nothing that another tag leads to goes, also
+    /// if the tag is set at the same time.
+    async fn remove(&self, removal: &Removal) -> Result<Removed, StoreError>;
 
     /// Deletes a tag (the manifest stays, where the store tells the two apart).
     async fn delete_tag(&self, tag: &Tag) -> Result<(), StoreError>;

@@ -12,6 +12,7 @@ mod list;
 mod login;
 mod man;
 mod pack;
+mod prune;
 mod restore;
 mod sign;
 mod unpack;
@@ -43,6 +44,7 @@ pub enum Command {
     Pull(copy::CopyArgs),
     List(list::ListArgs),
     Inspect(inspect::InspectArgs),
+    Prune(prune::PruneArgs),
     Unpack(unpack::UnpackArgs),
     Restore(restore::RestoreArgs),
     Key(key::KeyArgs),
@@ -72,6 +74,7 @@ pub async fn run(command: Command, context: &Context) -> Result<(), CommandError
         Command::Copy(args) | Command::Push(args) | Command::Pull(args) => copy::run(args, context).await,
         Command::List(args) => list::run(args, context).await,
         Command::Inspect(args) => inspect::run(args, context).await,
+        Command::Prune(args) => prune::run(args, context).await,
         Command::Unpack(args) => unpack::run(args, context).await,
         Command::Restore(args) => restore::run(args, context).await,
         Command::Join(args) => join::run(args, context).await,

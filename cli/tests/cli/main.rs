@@ -7,6 +7,7 @@ mod exits;
 mod flow;
 mod hostile;
 mod manual;
+mod prune;
 #[path = "../../../image-format/tests/it/raw.rs"]
 mod raw;
 mod same;

@@ -85,7 +85,7 @@ impl<'a> Layers<'a> {
             blobs,
             limits: limits.clone(),
             architecture: config.architecture,
-            created: config.created.as_deref().and_then(timestamp::seconds).unwrap_or(0),
+            created: config.created.as_deref().and_then(timestamp::rfc3339_seconds).unwrap_or(0),
             rest: layers.into_iter(),
             current: None,
             guard: Guard::new(limits),

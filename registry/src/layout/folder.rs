@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use image_format::Digest;
 use nix::fcntl::OFlag;
@@ -24,6 +24,8 @@ const MAX_MARKER: u64 = 4 << 10;
 const LOCK_LIMIT: Duration = Duration::from_secs(60);
 const PRIVATE: &str = ".syncpoint";
 const TEMPORARY_PREFIX: &str = "blob-";
+/// Files that were removed by a rename and are to be deleted.
+const REMOVED_PREFIX: &str = "gone-";
 const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
 /// One layout's folder.
@@ -34,6 +36,15 @@ pub(super) struct Folder {
     lock_limit: Duration,
     /// Whether [`Folder::prepare`] was through.
     prepared: Mutex<bool>,
+}
+
+/// What the lock of a layout is held for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lock {
+    /// Blobs get their names, or become young.
+    Shared,
+    /// `index.json` changes, or files are removed.
+    Exclusive,
 }
 
 #[derive(Deserialize)]
@@ -63,7 +74,7 @@ impl Folder {
         }
         folder.refuse_other_content()?;
         folder.check_folders()?;
-        let _lock = folder.lock()?;
+        let _lock = folder.lock(Lock::Exclusive)?;
         if folder.check_marker()?.is_none() {
             if folder.read_file(&folder.dir.join("index.json"), "index.json", MAX_INDEX)?.is_none() {
                 folder.replace_index(empty_index)?;
@@ -220,7 +231,79 @@ impl Folder {
 
     /// Keeps a finished blob under its digest. Its name is durable after [`Folder::sync_blobs`].
     pub(super) fn keep_blob(&self, file: NamedTempFile, digest: &Digest) -> Result<(), StoreError> {
-        self.keep(file, &self.blob_path(digest))
+        let target = self.blob_path(digest);
+        file.as_file().sync_all().map_err(|error| self.io_error(&format!("writing {}", target.display()), error))?;
+        // Who removes files must not take the new one for the old one.
+        let _lock = self.lock(Lock::Shared)?;
+        self.name_file(file, &target)
+    }
+
+    /// Makes a blob young, so that it is not removed before something refers to it. `false` where it is not there in this size,
+    /// or is somebody else's: then it is to be written again.
+    pub(super) fn touch_blob(&self, digest: &Digest, size: Option<u64>) -> Result<bool, StoreError> {
+        let _lock = self.lock(Lock::Shared)?;
+        match self.open_blob(digest)? {
+            Some((file, found)) if size.is_none_or(|size| size == found) => {
+                Ok(file.set_modified(SystemTime::now()).is_ok())
+            }
+            Some(_) | None => Ok(false),
+        }
+    }
+
+    /// When a blob was written or made young: the time of the last change of its inode, which nobody can set.
+    pub(super) fn blob_time(&self, digest: &Digest) -> Result<Option<SystemTime>, StoreError> {
+        match fs::symlink_metadata(self.blob_path(digest)) {
+            Ok(metadata) => Ok(Some(changed(&metadata))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.io_error(&format!("looking for blob {digest}"), error)),
+        }
+    }
+
+    /// All files that are named like blobs, with their sizes and times.
+    pub(super) fn list_blobs(&self) -> Result<Vec<(Digest, u64, SystemTime)>, StoreError> {
+        let failed = |error| self.io_error("listing the blobs", error);
+        let entries = match fs::read_dir(self.blobs()) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            let digest = entry.file_name().to_str().and_then(|hex| format!("sha256:{hex}").parse().ok());
+            let Some(digest) = digest else { continue };
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_file() => found.push((digest, metadata.len(), changed(&metadata))),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Takes a blob out of the layout, quickly; [`Folder::delete_removed`] frees its space. To be called with the lock held.
+    pub(super) fn remove_blob(&self, digest: &Digest) -> Result<(), StoreError> {
+        let target = self.dir.join(PRIVATE).join(format!("{REMOVED_PREFIX}{}", digest.hex()));
+        fs::rename(self.blob_path(digest), target)
+            .map_err(|error| self.io_error(&format!("removing blob {digest}"), error))
+    }
+
+    /// Deletes what was removed, which may take its time. Several may do so at once.
+    pub(super) fn delete_removed(&self) -> Result<(), StoreError> {
+        self.sync(&self.blobs())?;
+        let failed = |error| self.io_error("deleting removed blobs", error);
+        for entry in fs::read_dir(self.dir.join(PRIVATE)).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if !entry.file_name().to_str().is_some_and(|name| name.starts_with(REMOVED_PREFIX)) {
+                continue;
+            }
+            match fs::remove_file(entry.path()) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// To be called before anything is listed that refers to blobs: a crash must not show the list without them.
@@ -230,10 +313,13 @@ impl Folder {
 
     /// Content first, then the name: in this order a crash shows all or nothing.
     fn keep(&self, file: NamedTempFile, target: &Path) -> Result<(), StoreError> {
-        let failed = |error| self.io_error(&format!("writing {}", target.display()), error);
-        file.as_file().sync_all().map_err(failed)?;
-        file.persist(target).map_err(|error| failed(error.error))?;
-        Ok(())
+        file.as_file().sync_all().map_err(|error| self.io_error(&format!("writing {}", target.display()), error))?;
+        self.name_file(file, target)
+    }
+
+    fn name_file(&self, file: NamedTempFile, target: &Path) -> Result<(), StoreError> {
+        let named = file.persist(target);
+        named.map_err(|error| self.io_error(&format!("writing {}", target.display()), error.error)).map(drop)
     }
 
     fn sync(&self, folder: &Path) -> Result<(), StoreError> {
@@ -261,6 +347,7 @@ impl Folder {
     /// A writer that lives holds the lock of its file.
     fn sweep(&self, private: &Path) {
         // Not being able to remove a leftover is no reason not to write.
+        drop(self.delete_removed());
         for entry in fs::read_dir(private).into_iter().flatten().flatten() {
             let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(TEMPORARY_PREFIX));
             if !ours {
@@ -275,8 +362,8 @@ impl Folder {
         }
     }
 
-    /// Waits for the right to change `index.json`; it ends with the returned file.
-    pub(super) fn lock(&self) -> Result<File, StoreError> {
+    /// Waits for the right to change names; it ends with the returned file.
+    pub(super) fn lock(&self, kind: Lock) -> Result<File, StoreError> {
         let path = self.dir.join(PRIVATE).join("lock");
         let failed = |error| self.io_error("locking the layout", error);
         self.prepare()?;
@@ -291,7 +378,11 @@ impl Folder {
         let end = Instant::now() + self.lock_limit;
         let mut pause = Duration::from_micros(500);
         loop {
-            match file.try_lock() {
+            let locked = match kind {
+                Lock::Exclusive => file.try_lock(),
+                Lock::Shared => file.try_lock_shared(),
+            };
+            match locked {
                 Ok(()) => return Ok(file),
                 Err(TryLockError::Error(error)) => return Err(failed(error)),
                 Err(TryLockError::WouldBlock) if Instant::now() < end => thread::sleep(pause),
@@ -359,6 +450,12 @@ impl Folder {
     }
 }
 
+/// The time of the last change of an inode.
+fn changed(metadata: &fs::Metadata) -> SystemTime {
+    let seconds = Duration::from_secs(metadata.ctime().try_into().unwrap_or(0));
+    UNIX_EPOCH + seconds + Duration::from_nanos(metadata.ctime_nsec().try_into().unwrap_or(0))
+}
+
 const NOT_A_FILE: &str = "it is not a regular file";
 
 fn layout_name(dir: &Path) -> String {
@@ -391,11 +488,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut waiting = folder(dir.path());
         waiting.lock_limit = Duration::from_millis(30);
-        let held = folder(dir.path()).lock().unwrap();
-        let message = waiting.lock().unwrap_err().to_string();
+        let held = folder(dir.path()).lock(Lock::Exclusive).unwrap();
+        let message = waiting.lock(Lock::Exclusive).unwrap_err().to_string();
         assert!(message.contains(".syncpoint/lock for 0 s"), "{message}");
         drop(held);
-        waiting.lock().unwrap();
+        waiting.lock(Lock::Exclusive).unwrap();
     }
 
     #[test]

@@ -6,6 +6,7 @@ use image_format::annotation::MEDIA_INDEX;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::mark::Entry;
 use crate::Tag;
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -75,6 +76,21 @@ impl LayoutIndex {
     /// All entries that are understood; those with another digest algorithm are not.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = Descriptor> {
         self.entries.iter().filter_map(|entry| Descriptor::deserialize(Value::Object(entry.clone())).ok())
+    }
+
+    /// All entries that are understood, with their names.
+    pub(super) fn named(&self) -> Vec<Entry> {
+        let entry = |entry: &Map<String, Value>| {
+            let digest = entry.get("digest")?.as_str()?.parse().ok()?;
+            Some(Entry { digest, name: name(entry).map(str::to_owned) })
+        };
+        self.entries.iter().filter_map(entry).collect()
+    }
+
+    /// Takes entries away.
+    pub(super) fn remove(&mut self, gone: &[Entry]) {
+        self.entries
+            .retain(|entry| !gone.iter().any(|gone| is(entry, &gone.digest) && name(entry) == gone.name.as_deref()));
     }
 
     /// Lists a manifest, under a tag where one is given. The tag is taken from whatever had it.

@@ -5,8 +5,10 @@
 //!   oci-layout           written last when the layout is made
 //!   index.json           the entries; replaced by a rename under the lock
 //!   blobs/sha256/HEX     manifests, configs and layers; each renamed into place after it was checked and synced
-//!   .syncpoint/lock      held (flock) while index.json is read, changed and replaced
+//!   .syncpoint/lock      held (flock): alone, while index.json is read, changed and replaced, and while files are removed;
+//!                        with others, while a blob gets its name or is made young. Never while bytes move
 //!   .syncpoint/blob-*    blobs being written, each locked by its writer; unlocked ones are swept by the next writer
+//!   .syncpoint/gone-*    removed blobs that are being deleted
 //! ```
 //!
 //! A crash at any point leaves a readable layout: names appear by renames of complete, synced files only. Files are
@@ -17,12 +19,18 @@
 //! entry without that annotation, which goes away when an index is put that names the manifest, or when the manifest
 //! gets a tag. Referrers always have an entry, and are found by reading the listed manifests' `subject`. A manifest whose
 //! tag moved on or was deleted stays listed without a tag, until retention removes it.
+//!
+//! **What readers can rely on**: a file that is open stays whole, and what a tag leads to is not removed before the tag. **What
+//! writers can rely on**: what they wrote, or said that they would refer to ([`Store::hold`], which makes it young), is not removed
+//! for the time of grace. Should they take longer, what they put under a tag is refused if it is no longer complete.
 
 mod folder;
 mod index;
+mod mark;
 mod stream;
+mod sweep;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,8 +40,9 @@ use image_format::{Descriptor, Digest, Document};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::links::{Links, MAX_DOCUMENT};
+use crate::retention::{Removal, Removed};
 use crate::{BlobReader, BlobUpload, BlobWriter, Put, Selector, Store, StoreError, Tag};
-use folder::Folder;
+use folder::{Folder, Lock};
 use index::LayoutIndex;
 use stream::{BlobFileReader, BlobFileWriter, Digested, PIECE};
 
@@ -91,7 +100,7 @@ impl LayoutStore {
 
     /// Reads, changes and replaces `index.json` as one step among all writers.
     fn change_index<T>(&self, change: impl FnOnce(&mut LayoutIndex) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let _lock = self.folder.lock()?;
+        let _lock = self.folder.lock(Lock::Exclusive)?;
         let mut index = self.read_index()?;
         let before = index.to_bytes();
         let result = change(&mut index)?;
@@ -134,11 +143,14 @@ impl LayoutStore {
             operation: format!("putting manifest {digest}"),
             reason: error.to_string(),
         })?;
-        if !self.has_whole_manifest(&digest)? {
+        if !(self.has_whole_manifest(&digest)? && self.folder.touch_blob(&digest, Some(size))?) {
             self.folder.write_blob(&digest, document.bytes())?;
         }
         self.folder.sync_blobs()?;
         self.change_index(|index| {
+            if tag.is_some_and(|tag| tag.about().is_none()) {
+                self.check_complete(&digest, &links)?;
+            }
             index.put(&document.descriptor(), links.artifact_type.as_deref(), tag).map_err(|reason| {
                 StoreError::Refused {
                     store: self.folder.name().to_owned(),
@@ -153,6 +165,33 @@ impl LayoutStore {
             }
             Ok(())
         })
+    }
+
+    /// What a tag is going to lead to has to be here. To be called with the lock held.
+    fn check_complete(&self, root: &Digest, links: &Links) -> Result<(), StoreError> {
+        let refused = |reason: String| StoreError::Refused {
+            store: self.folder.name().to_owned(),
+            operation: format!("putting manifest {root}"),
+            reason: format!("it would be incomplete: {reason}"),
+        };
+        let mut level = vec![links.clone()];
+        let mut seen = HashSet::new();
+        while let Some(links) = level.pop() {
+            for blob in links.blobs() {
+                if self.folder.blob_size(&blob.digest)? != Some(blob.size) {
+                    return Err(refused(format!("blob {} is not here, or no longer", blob.digest)));
+                }
+            }
+            for child in links.manifests.iter().filter(|child| seen.insert(child.digest)) {
+                let document = match self.read_manifest(&child.digest) {
+                    Ok(document) => document,
+                    Err(error @ StoreError::Io { .. }) => return Err(error),
+                    Err(error) => return Err(refused(error.to_string())),
+                };
+                level.push(Links::parse(document.bytes()).map_err(|error| refused(error.to_string()))?);
+            }
+        }
+        Ok(())
     }
 
     /// The `subject` of a manifest that is here; `None` for one that has none, is missing or cannot be read.
@@ -250,7 +289,7 @@ impl Store for LayoutStore {
         let Descriptor { digest, size, .. } = *upload.descriptor;
         let name = digest.to_string();
         upload.progress.begin(&name, Some(size));
-        if self.blob_size(&digest).await? == Some(size) {
+        if self.blocking(move |store| store.folder.touch_blob(&digest, Some(size))).await? {
             upload.progress.end(&name, Some(Put::Existed));
             return Ok(Put::Existed);
         }
@@ -294,6 +333,18 @@ impl Store for LayoutStore {
             });
         }
         self.put_manifest(document, None).await
+    }
+
+    async fn hold(&self, contents: &[Digest]) -> Result<(), StoreError> {
+        let contents = contents.to_vec();
+        let hold =
+            move |store: &Self| contents.iter().try_for_each(|digest| store.folder.touch_blob(digest, None).map(drop));
+        self.blocking(hold).await
+    }
+
+    async fn remove(&self, removal: &Removal) -> Result<Removed, StoreError> {
+        let removal = removal.clone();
+        self.blocking(move |store| store.sweep(&removal)).await
     }
 
     async fn delete_tag(&self, tag: &Tag) -> Result<(), StoreError> {

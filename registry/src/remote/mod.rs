@@ -1,7 +1,8 @@
 //! A repository of an OCI registry as a store, over HTTP and TLS (OCI distribution specification 1.1).
 //!
 //! One HTTP client (reqwest on rustls) for all of it: [`http`] asks, tries again and tells errors apart, [`auth`]
-//! proves who one is, [`download`], [`upload`] and [`writer`] move blobs, [`documents`] and [`referrers`] the rest.
+//! proves who one is, [`download`], [`upload`] and [`writer`] move blobs, [`sweep`] removes checkpoints, [`documents`] and
+//! [`referrers`] do the rest.
 //! Nothing here holds more of a blob than a few pieces of half a MiB (a chunk of 4 MiB where chunks are wanted).
 
 mod auth;
@@ -10,6 +11,7 @@ mod documents;
 mod download;
 mod http;
 mod referrers;
+mod sweep;
 mod upload;
 mod writer;
 
@@ -20,6 +22,7 @@ use image_format::{Descriptor, Digest, Document};
 use reqwest::{Method, StatusCode};
 
 use crate::credentials::Credential;
+use crate::retention::{Removal, Removed};
 use crate::{BlobReader, BlobUpload, BlobWriter, Put, Selector, Settings, Store, StoreError, Tag};
 use auth::Access;
 use http::{Call, Http};
@@ -112,6 +115,15 @@ impl Store for RemoteStore {
 
     async fn put_referrer(&self, subject: &Digest, document: &Document) -> Result<(), StoreError> {
         referrers::put(&self.http, subject, document).await
+    }
+
+    /// Nothing to do: registries keep blobs for as long as their own garbage collection is told to.
+    async fn hold(&self, _: &[Digest]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn remove(&self, removal: &Removal) -> Result<Removed, StoreError> {
+        sweep::remove(&self.http, removal).await
     }
 
     async fn delete_tag(&self, tag: &Tag) -> Result<(), StoreError> {

@@ -2,5 +2,6 @@
 
 mod copy;
 mod layout;
+mod prune;
 mod sign;
 mod support;

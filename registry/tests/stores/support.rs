@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use image_format::annotation::{MEDIA_CONFIG, MEDIA_INDEX, MEDIA_LAYER, MEDIA_MANIFEST};
 use image_format::{Descriptor, Digest, Document, canonical_json};
-use registry::{BlobReader, BlobUpload, BlobWriter, LayoutStore, Put, Reopen, Selector, Store, StoreError, Tag};
+use registry::{
+    BlobReader, BlobUpload, BlobWriter, LayoutStore, Put, Removal, Removed, Reopen, Selector, Store, StoreError, Tag,
+};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 
@@ -204,6 +206,13 @@ impl Store for Failing<'_> {
     async fn put_referrer(&self, subject: &Digest, document: &Document) -> Result<(), StoreError> {
         self.step()?;
         self.store.put_referrer(subject, document).await
+    }
+    async fn hold(&self, contents: &[Digest]) -> Result<(), StoreError> {
+        self.store.hold(contents).await
+    }
+    async fn remove(&self, removal: &Removal) -> Result<Removed, StoreError> {
+        self.step()?;
+        self.store.remove(removal).await
     }
     async fn delete_tag(&self, tag: &Tag) -> Result<(), StoreError> {
         self.step()?;

@@ -1,0 +1,151 @@
+//! Asks the policy, and has the store do it.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use image_format::{ApplicationId, Digest, Epoch, rfc3339_seconds};
+
+use super::policy::{Candidate, Decision, Policy, Reason};
+use super::{Removal, Removed};
+use crate::catalogue::catalogue;
+use crate::{CatalogueError, Listed, Store, StoreError, Tag};
+
+/// How long what no tag leads to is left alone, unless another time is given.
+const GRACE: Duration = Duration::from_secs(3600);
+
+/// How to prune.
+#[derive(Debug, Clone)]
+pub struct PruneOptions {
+    /// Only checkpoints of this application are looked at; all others stay.
+    pub application: Option<ApplicationId>,
+    /// What no tag leads to stays for so long: it may belong to a checkpoint or a copy under way.
+    pub grace: Duration,
+    /// Only says what would be removed.
+    pub dry_run: bool,
+    /// Requests at the same time.
+    pub jobs: usize,
+    /// The time now.
+    pub now: SystemTime,
+}
+
+impl PruneOptions {
+    /// A grace of an hour, and everything that the policy does not keep goes.
+    #[must_use]
+    pub fn new(now: SystemTime) -> Self {
+        Self { application: None, grace: GRACE, dry_run: false, jobs: 4, now }
+    }
+}
+
+/// A checkpoint that the policy decided about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pruned {
+    /// The index.
+    pub digest: Digest,
+    /// Its tags.
+    pub tags: Vec<Tag>,
+    /// Its application.
+    pub application: ApplicationId,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// When it was made, RFC 3339.
+    pub created: String,
+}
+
+/// A checkpoint that stays.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// Which.
+    pub checkpoint: Pruned,
+    /// Why; empty where it was to go and got another tag before it did.
+    pub reasons: Vec<Reason>,
+}
+
+/// What [`prune`] did, or with `dry_run` would do.
+#[derive(Debug)]
+pub struct PruneReport {
+    /// What stays, the newest of each application first.
+    pub kept: Vec<Kept>,
+    /// What goes, likewise.
+    pub removed: Vec<Pruned>,
+    /// Tags that name a checkpoint which cannot be read. They stay.
+    pub damaged: Vec<(Tag, CatalogueError)>,
+    /// What the store did.
+    pub store: Removed,
+}
+
+/// Why it could not be done, or not be finished. What was removed stays removed; the next `prune` goes on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PruneError {
+    /// The policy has no rule: everything would go.
+    #[error("no rule says what to keep, so everything but what is pinned would be removed")]
+    NoRule,
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Removes the checkpoints that the policy does not keep, and all that only they refer to.
+///
+/// It may run at the same time as anything else that reads from the store or writes into it.
+///
+/// # Errors
+/// A policy without rules, or a store that fails.
+pub async fn prune(store: &dyn Store, policy: &Policy, options: &PruneOptions) -> Result<PruneReport, PruneError> {
+    if policy.is_empty() {
+        return Err(PruneError::NoRule);
+    }
+    let (listed, damaged) = catalogue(store, options.jobs).await?;
+    let (candidates, checkpoints) = gather(listed, options.application.as_ref());
+    let now = options.now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let (mut kept, mut removed) = (Vec::new(), Vec::new());
+    for (checkpoint, decision) in checkpoints.into_iter().zip(policy.decide(&candidates, now)) {
+        match decision {
+            Decision::Keep(reasons) => kept.push(Kept { checkpoint, reasons }),
+            Decision::Remove => removed.push(checkpoint),
+        }
+    }
+    let removal = Removal {
+        checkpoints: removed.iter().map(|checkpoint| (checkpoint.digest, checkpoint.tags.clone())).collect(),
+        before: options.now.checked_sub(options.grace).unwrap_or(UNIX_EPOCH),
+        dry_run: options.dry_run,
+        jobs: options.jobs,
+    };
+    let store = store.remove(&removal).await?;
+    let (removed, stayed): (Vec<_>, Vec<_>) =
+        removed.into_iter().partition(|checkpoint| store.checkpoints.contains(&checkpoint.digest));
+    kept.extend(stayed.into_iter().map(|checkpoint| Kept { checkpoint, reasons: Vec::new() }));
+    let order = |checkpoint: &Pruned| (checkpoint.application.clone(), std::cmp::Reverse(checkpoint.epoch));
+    kept.sort_by_cached_key(|kept| order(&kept.checkpoint));
+    Ok(PruneReport { kept, removed, damaged, store })
+}
+
+/// Each checkpoint once, with all of its tags, the newest of each application first.
+fn gather(listed: Vec<Listed>, application: Option<&ApplicationId>) -> (Vec<Candidate>, Vec<Pruned>) {
+    let mut found: Vec<(Candidate, Pruned)> = Vec::new();
+    for Listed { tag, root, global } in listed {
+        if application.is_some_and(|application| global.application() != application) {
+            continue;
+        }
+        if let Some((candidate, pruned)) = found.iter_mut().find(|(_, pruned)| pruned.digest == root.digest) {
+            candidate.tags.push(tag.clone());
+            pruned.tags.push(tag);
+            continue;
+        }
+        let candidate = Candidate {
+            application: global.application().clone(),
+            epoch: global.epoch(),
+            created: rfc3339_seconds(global.created()),
+            tags: vec![tag.clone()],
+        };
+        let pruned = Pruned {
+            digest: root.digest,
+            tags: vec![tag],
+            application: global.application().clone(),
+            epoch: global.epoch(),
+            created: global.created().to_owned(),
+        };
+        found.push((candidate, pruned));
+    }
+    found.sort_by_cached_key(|(_, pruned)| (pruned.application.clone(), std::cmp::Reverse(pruned.epoch)));
+    found.into_iter().unzip()
+}
