@@ -56,6 +56,13 @@ impl CommandError {
         self
     }
 
+    /// The same error with a sentence that says what to do before all others.
+    #[must_use]
+    pub fn first_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.insert(0, hint.into());
+        self
+    }
+
     /// How the program ends.
     pub fn exit(&self) -> Exit {
         self.exit
@@ -250,6 +257,9 @@ fn store(error: &StoreError) -> Option<Known> {
         StoreError::NotFound { .. } => Some((Exit::NotFound, None)),
         StoreError::Denied { .. } => Some((Exit::Denied, Some("log in with `syncpoint login HOST`"))),
         StoreError::Corrupt { .. } | StoreError::TooLarge { .. } => Some((Exit::Damaged, None)),
+        StoreError::Unreachable { source, .. } if is_refused(&**source) => {
+            Some((Exit::Unreachable, Some("nobody listens there: is the registry running at that address?")))
+        }
         StoreError::Unreachable { .. } => Some((
             Exit::Unreachable,
             Some(
@@ -259,6 +269,18 @@ fn store(error: &StoreError) -> Option<Known> {
         // Trouble of the file system says more by its own kind.
         _ => None,
     }
+}
+
+/// Whether a machine answered that nobody listens at this port.
+fn is_refused(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+            return true;
+        }
+        next = cause(error);
+    }
+    false
 }
 
 fn listed(error: &CatalogueError) -> Option<Known> {

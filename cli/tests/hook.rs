@@ -1,6 +1,7 @@
 //! The real `syncpoint-hook` over the real socket, with a test in the place of CRIU and a sleeping child in that of the
 //! restored tasks.
 
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -507,6 +508,33 @@ async fn hooks_of_the_other_kind_are_silent() {
     }
     restore.members[0].assert_alive();
     dump.members[0].assert_alive();
+}
+
+/// CRIU gives it the folder of its images, in which a hook without a ticket looks for criu-coordinator's words.
+#[test]
+fn without_a_session_and_with_images_that_cannot_be_read_it_is_silent() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").expect("written");
+    let locked = folder.path().join("locked");
+    std::fs::create_dir(&locked).expect("a folder");
+    let nobody = std::fs::Permissions::from_mode(0o000);
+    std::fs::set_permissions(&locked, nobody).expect("locked");
+    let gone = PathBuf::from("/proc/1/fd/4294967295");
+    for images in [folder.path().join("missing"), file, locked, gone] {
+        for hook in
+            ["pre-dump", "network-lock", "post-dump", "pre-restore", "post-restore", "pre-resume", "post-resume"]
+        {
+            let output = Command::new(PROGRAM)
+                .env_clear()
+                .env("CRTOOLS_SCRIPT_ACTION", hook)
+                .env("CRTOOLS_IMAGE_DIR", &images)
+                .output()
+                .expect("the hook");
+            assert_passed(&output);
+            assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
+        }
+    }
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub enum ParseIdError {
     },
     /// A character outside `[A-Za-z0-9_.-]`, or a first one outside `[A-Za-z0-9]`.
     #[error(
-        "{text:?} is not a {what}: it starts with a letter or digit and goes on with letters, digits, '.', '_' or '-'"
+        "{text:?} is no {what}: it starts with a letter or digit and goes on with letters, digits, '.', '_' or '-'"
     )]
     BadCharacter {
         /// "member id" or "application id".

@@ -72,7 +72,7 @@ pub struct CheckpointArgs {
     plan: Option<PathBuf>,
 
     /// End the containers, once the checkpoint is permanent
-    #[arg(long, conflicts_with = "resume")]
+    #[arg(long)]
     stop: bool,
 
     /// Wait so long for all containers to be ready to freeze, such as 500ms or 2m; 30s if not given
@@ -257,6 +257,12 @@ impl Report for Checkpointed {
 
 /// Checkpoints.
 pub async fn run(mut args: CheckpointArgs, context: &Context) -> Result<(), CommandError> {
+    if args.resume.is_some() && args.stop {
+        return Err(CommandError::usage(
+            "--resume does not go with --stop: the application ran on since it was taken, and all that it did would be lost",
+        )
+        .hint("finish it without --stop; to end the application, take a new checkpoint with --stop"));
+    }
     let mut wanted = args.containers.wanted()?;
     let elsewhere = args.elsewhere.take()?;
     if let Some(plan) = args.plan.take() {
@@ -397,7 +403,7 @@ pub fn failed(application: &ApplicationId, error: CheckpointError) -> CommandErr
     let mut error = CommandError::from(error).context(format!("{application} is not checkpointed ({phase})"));
     error = error.details(place).details(logged.iter().map(|line| format!("CRIU: {line}")));
     if let Some(session) = resumable {
-        error = error.hint(format!(
+        error = error.first_hint(format!(
             "the application runs on, and what was taken of it is kept; `syncpoint checkpoint --resume {session}` with the same \
              key sends it when the store is back"
         ));

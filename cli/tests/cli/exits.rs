@@ -29,6 +29,7 @@ fn command_lines_that_make_no_sense() {
         &["link", "--to", "oci:layout:a", "--application", "x", "oci:layout:b"],
         &["link", "--to", "oci:layout:a", "--application", "x", "a=oci:layout:a", "a=oci:layout:b"],
         &["link", "--to", "oci:layout:a", "--application", "x", "a=oci:layout:a", "--depends-on", "b=a"],
+        &["checkpoint", "--resume", "0123456789abcdef0123456789abcdef", "--stop", "--unsigned"],
         &["copy", "oci:layout", "oci:copy"],
         &["verify", "oci:layout:a"],
         &["restore", "oci:layout:a"],

@@ -102,11 +102,11 @@ pub enum CheckpointErrorKind {
         /// Why, as a fragment that names the member.
         reason: String,
     },
-    /// The session was aborted, and a member does not run any more.
-    #[error("no checkpoint was taken, and member {member} does not run any more: {reason}")]
+    /// The session was aborted, and members do not run any more.
+    #[error("no checkpoint was taken, and {} any more: {reason}", do_not_run(members))]
     NotRunning {
-        /// The member.
-        member: MemberId,
+        /// The members; the first is the one that the reason begins with.
+        members: Vec<MemberId>,
         /// Why it was aborted.
         reason: String,
     },
@@ -256,6 +256,15 @@ impl CheckpointError {
             }
             CheckpointErrorKind::Newer { .. } => Some("name another tag".to_owned()),
             _ => None,
+        }
+    }
+}
+
+fn do_not_run(members: &[MemberId]) -> String {
+    match members {
+        [member] => format!("member {member} does not run"),
+        members => {
+            format!("members {} do not run", members.iter().map(MemberId::as_str).collect::<Vec<_>>().join(", "))
         }
     }
 }

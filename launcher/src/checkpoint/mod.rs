@@ -343,11 +343,11 @@ fn covers(
 }
 
 fn broken_off(broken: Broken, options: &CheckpointOptions) -> CheckpointError {
-    let Broken { member, hook, reason, log_lines, mut dead } = broken;
-    let kind = match dead.pop() {
-        Some(member) => CheckpointErrorKind::NotRunning { member, reason },
-        None if options.cancel.is_cancelled() => CheckpointErrorKind::Cancelled,
-        None => CheckpointErrorKind::Aborted { reason },
+    let Broken { member, hook, reason, log_lines, dead } = broken;
+    let kind = match dead.is_empty() {
+        false => CheckpointErrorKind::NotRunning { members: dead, reason },
+        true if options.cancel.is_cancelled() => CheckpointErrorKind::Cancelled,
+        true => CheckpointErrorKind::Aborted { reason },
     };
     CheckpointError { member, hook, log_lines, ..CheckpointError::new(Phase::Dump, kind) }
 }

@@ -35,7 +35,7 @@ pub(crate) struct Broken {
     pub(crate) hook: Option<Hook>,
     pub(crate) reason: String,
     pub(crate) log_lines: Vec<String>,
-    /// Members whose tasks are gone.
+    /// Members whose tasks are gone; the one that is named comes first.
     pub(crate) dead: Vec<MemberId>,
 }
 
@@ -225,34 +225,63 @@ impl Attempt<'_> {
     }
 
     /// Waits for the engines to undo what they did, and undoes what a CRIU that died could not.
-    async fn broken(mut self, member: Option<MemberId>, hook: Option<Hook>, mut reason: String) -> Broken {
+    async fn broken(mut self, member: Option<MemberId>, hook: Option<Hook>, reason: String) -> Broken {
         let members = self.members;
+        // Now all others still stand frozen, or were not reached: whoever is dead did not die of another's death.
+        let mut dead: Vec<MemberId> =
+            members.iter().filter(|member| !is_alive(member.source.pid)).map(|member| member.id.clone()).collect();
+        let died_first = dead.len();
         self.tell_the_rest();
         for (member, ended) in self.engines.end().await {
             if let Err(reason) = ended {
                 self.failures.push((member, reason));
             }
         }
-        let mut dead = Vec::new();
         for member in members {
             if let Err(error) = mend(member.source.pid) {
                 self.observer.warning(&format!("what CRIU left in member {} cannot be taken away: {error}", member.id));
             }
-            if !is_alive(member.source.pid) {
+            if !is_alive(member.source.pid) && !dead.contains(&member.id) {
                 dead.push(member.id.clone());
             }
         }
         // The first one that failed by itself; the others were told to.
         let failed = member.clone().or_else(|| self.failures.first().map(|(member, _)| member.clone()));
-        let words = self.failures.iter().find(|(other, _)| failed.as_ref().is_none_or(|failed| failed == other));
-        if let Some((_, words)) = words
-            && !reason.contains(words.as_str())
-        {
-            reason = format!("{reason}; {words}");
+        let suffered = failed.as_ref().is_some_and(|failed| suffered(failed, &dead, died_first));
+        let (member, hook, failed) = match dead.first().filter(|_| suffered).cloned() {
+            // Whoever died takes others with it, and one of those may be heard of earlier.
+            Some(died) => (Some(died.clone()), None, Some(died)),
+            None => (member, hook, failed),
+        };
+        if let Some(named) = dead.iter().position(|dead| failed.as_ref() == Some(dead)) {
+            dead.swap(0, named);
         }
+        let reason = in_order(reason, failed.as_ref(), &self.failures, suffered && !dead.is_empty());
         let log = failed.as_ref().and_then(|failed| members.iter().find(|member| member.id == *failed));
         let log_lines = log.map(|member| log_lines(&log_of(member, self.workspace))).unwrap_or_default();
         Broken { member, hook, reason, log_lines, dead }
+    }
+}
+
+/// Whether the member that was heard of merely suffered from the death of another. The first of the dead died before the others
+/// were let go.
+fn suffered(heard_of: &MemberId, dead: &[MemberId], died_first: usize) -> bool {
+    let (first, later) = dead.split_at(died_first);
+    match first {
+        [] => !later.contains(heard_of),
+        first => !first.contains(heard_of),
+    }
+}
+
+/// The session's reason with the words of the member that is named: before it where it tells of another member, after it
+/// where it tells of the same.
+fn in_order(reason: String, named: Option<&MemberId>, failures: &[(MemberId, String)], before: bool) -> String {
+    let words = failures.iter().find(|(other, _)| named.is_none_or(|named| named == other));
+    match words {
+        Some((_, words)) if reason.contains(words.as_str()) => reason,
+        Some((_, words)) if before => format!("{words}; {reason}"),
+        Some((_, words)) => format!("{reason}; {words}"),
+        None => reason,
     }
 }
 
@@ -260,4 +289,35 @@ impl Attempt<'_> {
 fn log_of(member: &Member, workspace: &Workspace) -> PathBuf {
     let own = || workspace.folder(&member.id).join("work/dump.log");
     member.source.log.clone().unwrap_or_else(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_died_first_is_the_one_that_is_named() {
+        let ids = ["consumer", "producer"].map(|id| id.parse::<MemberId>().unwrap());
+        let [consumer, producer] = &ids;
+        // The connection broke, and the consumer ended with it: before that only the producer was dead.
+        let dead = [producer.clone(), consumer.clone()];
+        assert!(suffered(consumer, &dead, 1) && !suffered(producer, &dead, 1));
+        // All ran on when the first was heard of.
+        assert!(!suffered(consumer, &dead, 0) && !suffered(producer, &dead, 0));
+        assert!(suffered(producer, &ids[..1], 1) && suffered(producer, &ids[..1], 0));
+    }
+
+    #[test]
+    fn whoever_died_speaks_before_those_that_suffered() {
+        let id = |id: &str| -> MemberId { id.parse().unwrap() };
+        let failures = [(id("b"), "b's engine".to_owned()), (id("a"), "a's engine".to_owned())];
+        let told = |reason: &str, named: Option<&str>, before| {
+            in_order(reason.to_owned(), named.map(id).as_ref(), &failures, before)
+        };
+        assert_eq!(told("member b: gone", Some("a"), true), "a's engine; member b: gone");
+        assert_eq!(told("member b: gone", Some("b"), false), "member b: gone; b's engine");
+        assert_eq!(told("member b: b's engine", Some("b"), false), "member b: b's engine");
+        assert_eq!(told("too late", None, false), "too late; b's engine");
+        assert_eq!(told("member b: gone", Some("c"), true), "member b: gone");
+    }
 }

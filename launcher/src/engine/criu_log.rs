@@ -11,6 +11,8 @@ const READ: u64 = 512 << 10;
 const ERRORS: usize = 16;
 /// The most warnings that are kept where there are no errors.
 const WARNINGS: usize = 4;
+/// What CRIU complains of and then does without: it asks for more open files than the system has, and takes what there is.
+const HARMLESS: [&str; 1] = ["RLIMIT_NOFILE"];
 /// The longest line, in characters.
 const LONGEST_LINE: usize = 300;
 
@@ -36,7 +38,8 @@ pub(crate) fn error_lines(path: &Path) -> io::Result<Vec<String>> {
 /// CRIU writes `(00.123456) Error (criu/file.c:12): words` and `Warn  (...)`; after a fork the pid stands in between,
 /// as in `(00.123456)     12: Error (...)`. Hooks speak in the same form.
 fn select(log: &str) -> Vec<String> {
-    let kept = |word: &str| log.lines().filter(|line| line.contains(word)).map(clean).collect::<Vec<_>>();
+    let told = |line: &&str| !HARMLESS.iter().any(|words| line.contains(words));
+    let kept = |word: &str| log.lines().filter(|line| line.contains(word)).filter(told).map(clean).collect::<Vec<_>>();
     let mut errors = kept("Error (");
     if errors.is_empty() {
         let mut warnings = kept("Warn  (");
@@ -70,6 +73,9 @@ mod tests {
         );
         assert_eq!(select(&log.replace("Error", "Info")), ["(00.01) Warn  (criu/kerndat.c:1): old kernel"]);
         assert_eq!(select("nothing\n"), [""; 0]);
+        let limit = "(00.00) Error (criu/util.c:9): Can't raise RLIMIT_NOFILE\n";
+        assert_eq!(select(&format!("{limit}{log}")).len(), 2);
+        assert_eq!(select(limit), [""; 0]);
     }
 
     #[test]

@@ -19,6 +19,8 @@ use std::str::FromStr;
 
 use async_trait::async_trait;
 use image_format::MemberId;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -312,7 +314,10 @@ async fn kill_left(container: &str, marks: Marks) -> Result<(), EngineError> {
 const CRIU_CONFIGS: &str = "/etc/criu";
 
 pub(crate) fn is_alive(pid: i32) -> bool {
-    rustix::process::Pid::from_raw(pid).is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
+    let Some(pid) = Pid::from_raw(pid) else { return false };
+    let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return false };
+    // A handle is readable from when its process has ended, also while nobody has collected it.
+    poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&Timespec::default())) != Ok(1)
 }
 
 /// CRIU's words, or why they cannot be had: a failure is never without any.
@@ -323,6 +328,21 @@ pub(crate) fn log_lines(path: &std::path::Path) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_ended_is_not_alive_even_before_it_is_collected() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id().cast_signed();
+        assert!(is_alive(pid));
+        child.kill().unwrap();
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while is_alive(pid) && std::time::Instant::now() < until {
+            std::thread::yield_now();
+        }
+        assert!(!is_alive(pid));
+        child.wait().unwrap();
+        assert!(!is_alive(pid) && !is_alive(0));
+    }
 
     #[test]
     fn subnets_contain_their_addresses() {
