@@ -375,7 +375,7 @@ fn restore(error: &RestoreError) -> Option<Known> {
         RestoreErrorKind::Store(error) | RestoreErrorKind::Load(LoadError::Store(error)) => return store(error),
         RestoreErrorKind::NoKeys => Exit::Usage,
         RestoreErrorKind::Untrusted { findings } => untrusted(findings),
-        RestoreErrorKind::Preflight { .. } => Exit::Refused,
+        RestoreErrorKind::Preflight { .. } | RestoreErrorKind::OpenFiles(_) => Exit::Refused,
         RestoreErrorKind::Cancelled => Exit::Interrupted,
         RestoreErrorKind::Aborted { .. }
         | RestoreErrorKind::Pull { .. }
@@ -395,6 +395,7 @@ fn checkpoint(error: &CheckpointError) -> Option<Known> {
     let exit = match &*error.kind {
         CheckpointErrorKind::NotRoot
         | CheckpointErrorKind::Members(_)
+        | CheckpointErrorKind::OpenFiles(_)
         | CheckpointErrorKind::Busy { .. }
         | CheckpointErrorKind::Newer { .. }
         | CheckpointErrorKind::Attach { .. }

@@ -64,6 +64,8 @@ pub struct PlanMember {
     pub depends_on: Vec<MemberId>,
     /// Of runc's containers, the bundle's folder, if the plan says it.
     pub bundle: Option<PathBuf>,
+    /// Of runc's containers, whether the files of its root filesystem are cared for elsewhere.
+    pub without_rootfs: bool,
 }
 
 /// Reads a plan. Relative paths in it are relative to its own folder.
@@ -169,12 +171,19 @@ fn member(mut fields: Fields<'_>, engine: Option<EngineKind>, folder: &Path) -> 
     let List { values: depends_on, places } = fields.list("depends-on")?;
     let bundle_at = fields.place("bundle");
     let bundle = fields.path("bundle", folder)?;
+    let without_rootfs = fields.bool("without-rootfs")?;
     fields.finish()?;
+    if let (Some(EngineKind::Podman), Some((true, at))) = (engine, &without_rootfs) {
+        let message =
+            format!("the member {id} runs with podman, of whose containers the root filesystem is always taken");
+        return Err(Problem::new(at.clone(), message));
+    }
     if let (Some(EngineKind::Podman), Some(at)) = (engine, bundle_at) {
         return Err(Problem::new(at, format!("the member {id} has a bundle, but runs with podman"))
             .hint("bundles are runc's; the member's engine is runc, or it has no bundle"));
     }
-    let member = PlanMember { id, container, engine, depends_on, bundle };
+    let without_rootfs = without_rootfs.is_some_and(|(without, _)| without);
+    let member = PlanMember { id, container, engine, depends_on, bundle, without_rootfs };
     Ok(Placed { member, id: id_at, container: container_at, depends_on: places })
 }
 

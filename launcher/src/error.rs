@@ -12,7 +12,7 @@ use registry::sign::Finding;
 
 use crate::engine::EngineError;
 use crate::set::LoadError;
-use crate::{Phase, Problem};
+use crate::{OpenFilesError, Phase, Problem};
 
 /// A restore that failed. Nothing of the set runs, and everything that was made is removed, but for the `leftovers`.
 #[derive(Debug)]
@@ -51,6 +51,9 @@ pub enum RestoreErrorKind {
     /// It is no checkpoint, or a damaged one.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// It has too many members for this process.
+    #[error(transparent)]
+    OpenFiles(#[from] OpenFilesError),
     /// This machine is not fit for the set.
     #[error("{}", listed("the set cannot be restored here", problems))]
     Preflight {
@@ -149,6 +152,7 @@ impl RestoreError {
                 findings.iter().max_by_key(|finding| finding.severity()).map(|finding| finding.hint().to_owned())
             }
             RestoreErrorKind::Preflight { problems } => problems.first().map(Problem::hint),
+            RestoreErrorKind::OpenFiles(_) => Some(OpenFilesError::HINT.to_owned()),
             RestoreErrorKind::Fetch { .. } => Some("`syncpoint verify` lists all that is damaged".to_owned()),
             RestoreErrorKind::OtherImage { expected, .. } => Some(format!("load the image {expected}")),
             _ => None,

@@ -21,6 +21,7 @@ mod error;
 mod fetch;
 mod mounts;
 mod observer;
+mod open_files;
 mod options;
 mod plan;
 mod preflight;
@@ -37,6 +38,7 @@ pub use checkpoint::{
 pub use engine::{BundleError, EngineError, EngineKind, ParseEngineError, ProgramError};
 pub use error::{RestoreError, RestoreErrorKind};
 pub use observer::{MemberStep, Observer, Phase};
+pub use open_files::{OpenFilesError, raise_open_files};
 pub use options::{RestoreOptions, Trust, WORK_DIR};
 pub use preflight::Problem;
 pub use restore::{RestoreReport, RestoredMember, check_rights, preflight, restore};

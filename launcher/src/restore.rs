@@ -13,6 +13,7 @@ use registry::sign::{Depth, verify};
 use crate::claims::Claims;
 use crate::engine::{Marks, Target};
 use crate::error::{RestoreError, RestoreErrorKind, chain};
+use crate::open_files::raise_for;
 use crate::plan::{Planned, plan};
 use crate::preflight::{Examined, examine, is_root};
 use crate::session::{self, Broken, Passages};
@@ -67,6 +68,7 @@ pub async fn restore(
     let (planned, problems) = plan(&set, options);
 
     let in_phase = |phase| move |kind: RestoreErrorKind| RestoreError::new(phase, kind);
+    raise_for(set.members.len()).map_err(|error| RestoreError::new(Phase::Preflight, error))?;
     let claims = claim(&planned, options).map_err(in_phase(Phase::Preflight))?;
     let (_claims, busy) = claims;
     if !busy.is_empty() {

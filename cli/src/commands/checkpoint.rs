@@ -1,6 +1,6 @@
 //! `syncpoint checkpoint`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -68,7 +68,7 @@ pub struct CheckpointArgs {
     containers: Containers,
 
     /// Take from a file who the members are and what else stands in it; what is said here goes before it. The guide has its format
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["members", "depends_on", "engine", "bundle", "resume"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["members", "depends_on", "engine", "bundle", "without_rootfs", "resume"])]
     plan: Option<PathBuf>,
 
     /// End the containers, once the checkpoint is permanent
@@ -135,6 +135,11 @@ pub struct Containers {
     /// The bundle of a member of runc, whose config.json is packed along; may be repeated
     #[arg(long, value_name = "MEMBER=DIR")]
     bundle: Vec<KeyValue<MemberId, PathBuf>>,
+
+    /// Take a member of runc without its root filesystem although it can write there: its files are cared for elsewhere; may be
+    /// repeated
+    #[arg(long, value_name = "MEMBER")]
+    without_rootfs: Vec<MemberId>,
 }
 
 /// The members of other hosts.
@@ -341,12 +346,13 @@ fn follow(args: &mut CheckpointArgs, plan: CheckpointPlan) -> Vec<Wanted> {
     args.stop |= stop.unwrap_or(false);
     args.gather_timeout = args.gather_timeout.or(gather.map(Time));
     args.freeze_timeout = args.freeze_timeout.or(freeze.map(Time));
-    let wanted = |PlanMember { id, container, engine, depends_on, bundle }| Wanted {
+    let wanted = |PlanMember { id, container, engine, depends_on, bundle, without_rootfs }| Wanted {
         id: Some(id),
         container,
         engine,
         depends_on: Some(depends_on),
         bundle,
+        without_rootfs,
     };
     members.into_iter().map(wanted).collect()
 }
@@ -375,6 +381,7 @@ impl Containers {
                 return Err(CommandError::usage(format!("--bundle names {member} twice")));
             }
         }
+        let mut without_rootfs: BTreeSet<&MemberId> = self.without_rootfs.iter().collect();
         let mut wanted = Vec::new();
         for Container { member, name } in &self.members {
             // Without a name of its own, a container is the member of the same name where options speak of it.
@@ -386,10 +393,11 @@ impl Containers {
                 engine: self.engine,
                 depends_on: given.map(|list| list.0.clone()),
                 bundle: bundle.cloned(),
+                without_rootfs: id.as_ref().is_some_and(|id| without_rootfs.remove(id)),
                 ..Wanted::named(name)
             });
         }
-        match depends_on.into_keys().chain(bundles.into_keys()).next() {
+        match depends_on.into_keys().chain(bundles.into_keys()).chain(without_rootfs).next() {
             Some(stranger) => Err(CommandError::usage(format!("{stranger} is none of the containers that are named"))),
             None => Ok(wanted),
         }

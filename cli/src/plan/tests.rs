@@ -40,6 +40,7 @@ fn the_manual_is_right() {
         engine: Some(engine),
         depends_on: depends_on.iter().map(|id| id.parse().unwrap()).collect(),
         bundle: bundle.map(PathBuf::from),
+        without_rootfs: bundle.is_some(),
     };
     let expected = CheckpointPlan {
         application: Some("ledger".parse().unwrap()),
@@ -98,6 +99,8 @@ fn what_is_wrong_is_said_with_its_place() {
         "[members.a]\n[members.b]\ncontainer = \"a\"",
         "[members.a]\ncontainer = \"\"",
         "[members.a]\nbundle = \"x\"\nengine = \"podman\"",
+        "[members.a]\nwithout-rootfs = true\nengine = \"podman\"",
+        "[members.a]\nwithout-rootfs = \"/data\"",
         "[members.a]\ndepends-on = \"b\"",
         "[members.a]\ndepends-on = [\"a\"]",
         "[members.consumer]\n[members.b]\ndepends-on = [\"consumr\"]",
@@ -232,7 +235,7 @@ fn the_schema_says_the_same() {
     }
     let nothing = serde_json::json!({ "members": { "a": null } });
     schemas.validate(&nothing, schema).map_err(|error| error.to_string()).unwrap();
-    validate("leave-running = false\nstop = true\n[deadlines]\n[members.a]\nengine = \"runc\"\nbundle = \"b\"")
+    validate("leave-running = false\nstop = true\n[deadlines]\n[members.a]\nengine = \"runc\"\nbundle = \"b\"\nwithout-rootfs = true")
         .unwrap();
     for plan in [
         "application = \"-x\"\n[members.a]",

@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::World;
+use crate::common::{SYNCPOINT, World};
 
 const HOOK: &str = env!("CARGO_BIN_EXE_syncpoint-hook");
 
@@ -18,9 +18,22 @@ struct Coordinator {
 
 impl Coordinator {
     fn start(world: &World) -> Self {
+        Self::start_with(world, None)
+    }
+
+    /// With a soft limit of open files.
+    fn start_with(world: &World, limit: Option<u64>) -> Self {
         let files = ["--ca", "ca.crt", "--certificate", "here.crt", "--key", "here.key"];
         let rest = ["coordinator", "--listen", "127.0.0.1:0", "--application", "app", "--gather-timeout", "20s"];
-        let mut process = world.command(&[&rest[..], &files].concat()).stderr(Stdio::piped()).spawn().unwrap();
+        let arguments = [&rest[..], &files].concat();
+        let mut command = match limit {
+            None => world.command(&arguments),
+            Some(limit) => {
+                let script = format!("ulimit -S -n {limit} && exec \"$0\" \"$@\"");
+                world.program("/bin/sh", &[&["-c", &script, SYNCPOINT][..], &arguments].concat())
+            }
+        };
+        let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut first = String::new();
         BufReader::new(process.stderr.as_mut().unwrap()).read_line(&mut first).unwrap();
         let port = first.trim().rsplit(':').next().unwrap().to_owned();
@@ -45,6 +58,24 @@ impl Drop for Coordinator {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+#[test]
+fn a_coordinator_takes_as_many_open_files_as_it_may() {
+    let world = World::new();
+    world.good(&["key", "ca", "--output-prefix", "ca"]);
+    world.good(&["key", "issue", "--ca", "ca", "--coordinator", "127.0.0.1", "--output-prefix", "here"]);
+    let limits = |process: &str| {
+        let limits = std::fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        let [soft, hard, ..] = line["Max open files".len()..].split_whitespace().collect::<Vec<_>>()[..] else {
+            panic!("{line}")
+        };
+        (soft.to_owned(), hard.to_owned())
+    };
+    let coordinator = Coordinator::start_with(&world, Some(100));
+    let (_, hard) = limits("self");
+    assert_eq!(limits(&coordinator.process.id().to_string()), (hard.clone(), hard));
 }
 
 #[test]

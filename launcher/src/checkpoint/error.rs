@@ -12,7 +12,7 @@ use registry::sign::SignError;
 use registry::{CatalogueError, CopyError, ParseReferenceError, StoreError, Tag};
 
 use super::members::MembersError;
-use crate::Phase;
+use crate::{OpenFilesError, Phase};
 
 /// A checkpoint that failed. The application runs on as before, but for what [`CheckpointErrorKind::NotRunning`] says, and nothing
 /// is tagged, but for what [`CheckpointErrorKind::Stop`] says.
@@ -49,6 +49,9 @@ pub enum CheckpointErrorKind {
         /// What, in words.
         what: String,
     },
+    /// There are too many of them.
+    #[error(transparent)]
+    OpenFiles(#[from] OpenFilesError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -249,6 +252,12 @@ impl CheckpointError {
             CheckpointErrorKind::Members(MembersError::Nobody { .. }) => {
                 Some("name the containers, or give them the label when they are made".to_owned())
             }
+            CheckpointErrorKind::Members(MembersError::WritableRoot { .. }) => Some(
+                "give it a read-only root (root.readonly in its config.json); or, if its files are cared for elsewhere, say \
+                 --without-rootfs MEMBER, in a plan without-rootfs = true"
+                    .to_owned(),
+            ),
+            CheckpointErrorKind::OpenFiles(_) => Some(OpenFilesError::HINT.to_owned()),
             CheckpointErrorKind::Busy { .. } => Some("wait for it, or stop it".to_owned()),
             CheckpointErrorKind::Absent { .. } => Some("run `syncpoint join` on the hosts of these members".to_owned()),
             CheckpointErrorKind::OtherStore { .. } => {

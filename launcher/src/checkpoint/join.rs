@@ -32,6 +32,7 @@ use super::{CheckpointedMember, Watcher, broken_off, claim_containers, commit, c
 use crate::Phase;
 use crate::claims::Claims;
 use crate::error::chain;
+use crate::open_files::raise_for;
 use crate::preflight::is_root;
 use crate::restore::make_run_root;
 use crate::workspace::{Purpose, Workspace};
@@ -257,6 +258,7 @@ impl Part<'_> {
         summons: &BTreeMap<MemberId, Summons>,
     ) -> Result<Vec<Member>, CheckpointErrorKind> {
         let mut members = resolve(self.options).await?;
+        raise_for(members.len())?;
         let ids = |members: &[Member]| -> BTreeSet<_> {
             members.iter().map(|member| (member.id.clone(), member.source.id.clone())).collect()
         };

@@ -14,6 +14,7 @@ use image_format::{ApplicationId, MemberId};
 use super::options::{CheckpointOptions, Wanted};
 use crate::EngineKind;
 use crate::engine::{EngineError, Source};
+use crate::mounts::has_read_only_root;
 
 const APPLICATION: &str = "io.syncpoint.application";
 const MEMBER: &str = "io.syncpoint.member";
@@ -99,6 +100,23 @@ pub enum MembersError {
         /// On whom.
         missing: MemberId,
     },
+    /// What a container of runc writes would be lost.
+    #[error(
+        "container {container} can write to its root filesystem, which is not runc's but its maker's and is not taken along: memory and files would not be of one instant"
+    )]
+    WritableRoot {
+        /// Its name.
+        container: String,
+    },
+    /// It is not known what a container can write to.
+    #[error("the mounts of container {container} cannot be read")]
+    Mounts {
+        /// Its name.
+        container: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// What a container wrote cannot be taken while it stands frozen.
     #[error(
         "container {container} keeps what it writes with another storage driver than overlay, whose files cannot be told from its image's"
@@ -134,6 +152,13 @@ pub(crate) async fn resolve(options: &CheckpointOptions) -> Result<Vec<Member>, 
         }
         if engine == EngineKind::Podman && source.files.root.is_none() {
             return Err(MembersError::Storage { container });
+        }
+        if engine == EngineKind::Runc && !wanted.without_rootfs {
+            match has_read_only_root(source.pid) {
+                Ok(true) => {}
+                Ok(false) => return Err(MembersError::WritableRoot { container }),
+                Err(source) => return Err(MembersError::Mounts { container, source }),
+            }
         }
         let id = match wanted.id {
             Some(id) => id,

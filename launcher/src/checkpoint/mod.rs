@@ -50,6 +50,7 @@ use self::session::{Broken, Dumping};
 use crate::attach::Cover;
 use crate::claims::Claims;
 use crate::engine::CRIU_CONFIG;
+use crate::open_files::raise_for;
 use crate::preflight::is_root;
 use crate::restore::make_run_root;
 use crate::workspace::{Purpose, Workspace};
@@ -122,6 +123,8 @@ pub async fn checkpoint(
     let mut claims = Claims::default();
     claim_application(&mut claims, options).map_err(examining)?;
     let mut members = resolve(options).await.map_err(|error| examining(error.into()))?;
+    let elsewhere = options.elsewhere.as_ref().map_or(0, |elsewhere| elsewhere.members.len());
+    raise_for(members.len() + elsewhere).map_err(|error| examining(error.into()))?;
     claim_containers(&mut claims, &members, options).map_err(examining)?;
     let line = commit::line(destination, &options.application, options.jobs).await.map_err(examining)?;
 

@@ -46,13 +46,23 @@ pub struct Wanted {
     pub depends_on: Option<Vec<MemberId>>,
     /// runc: the bundle, whose `config.json` is packed along.
     pub bundle: Option<PathBuf>,
+    /// runc: whoever asks knows that the root filesystem, which is its maker's, is not taken along; without it a container
+    /// that can write there is refused.
+    pub without_rootfs: bool,
 }
 
 impl Wanted {
     /// A container of which only the name is known.
     #[must_use]
     pub fn named(container: impl Into<String>) -> Self {
-        Self { id: None, container: container.into(), engine: None, depends_on: None, bundle: None }
+        Self {
+            id: None,
+            container: container.into(),
+            engine: None,
+            depends_on: None,
+            bundle: None,
+            without_rootfs: false,
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::attach::Cover;
 use crate::error::chain;
+use crate::open_files;
 
 /// How long an engine may take to answer a question. `podman ps` waits for whoever restores or removes a container.
 const QUESTION: Duration = Duration::from_secs(60);
@@ -220,7 +221,7 @@ impl Program {
     }
 
     fn command(&self, output: Stdio, errors: Stdio) -> Command {
-        let mut command = Command::new(self.name);
+        let mut command = open_files::command(self.name);
         command.args(&self.arguments).stdin(Stdio::null()).stdout(output).stderr(errors);
         // What a terminal sends to the whole group is for the launcher to act on; an engine that dies in the middle of a
         // restore leaves a runtime and a CRIU behind.

@@ -1,9 +1,10 @@
 //! Whom a checkpoint touches: members of podman and of runc alone, and nobody else on the host.
 
-use std::process::Stdio;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
-use syncpoint_tests::{Ledger, Process, Task, command, run, wait_until};
+use syncpoint_tests::{Ledger, Process, Task, command, run, run_failing, wait_until};
 use tempfile::TempDir;
 
 use super::Layout;
@@ -69,7 +70,11 @@ fn members_of_runc_and_of_podman_are_checkpointed_together() {
         || tasks().map(|task| task.counter_in(if task.container == "lone" { "/dev/shm/state" } else { "/data/state" }));
     wait_until("both count", || counters().iter().all(|counter| *counter > Some(10)));
     let bundle_option = format!("lone={folder}");
-    run(&mut layout.checkpoint("mixed", &["--bundle", &bundle_option, "lone", "writer"]));
+    let asked = ["--bundle", &bundle_option, "lone", "writer"];
+    let (code, words) = run_failing(&mut layout.checkpoint("mixed", &asked));
+    assert!(code == 7 && words.contains("lone can write to its root filesystem"), "{code}: {words}");
+    assert!(words.contains("--without-rootfs"), "{words}");
+    run(&mut layout.checkpoint("mixed", &[&["--without-rootfs", "lone"], &asked[..]].concat()));
     let before = counters();
     wait_until("both run on", || counters().iter().zip(before).all(|(counter, before)| *counter > before));
 
@@ -79,6 +84,68 @@ fn members_of_runc_and_of_podman_are_checkpointed_together() {
     run(&mut layout.syncpoint(["restore", &layout.tag(1), "--insecure-no-verify", "--bundle", &bundle_option]));
     wait_until("both carry on", || counters().iter().zip(before).all(|(counter, before)| *counter > before));
     run(&mut command("runc", ["delete", "--force", "lone"]));
+    ledger.wipe();
+}
+
+/// What cannot be written needs nobody's word.
+#[test]
+fn a_member_of_runc_with_a_read_only_root_is_taken_without_further_words() {
+    let (layout, bundle) = (Layout::new(), TempDir::new().unwrap());
+    bundle_of(bundle.path(), &[&STEADY[..], &["--state", "/dev/shm/state"]].concat());
+    let config = bundle.path().join("config.json");
+    let mut spec: serde_json::Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    spec["root"]["readonly"] = true.into();
+    std::fs::write(&config, spec.to_string()).unwrap();
+    let folder = bundle.path().to_str().unwrap();
+    run(command("runc", ["run", "--detach", "--bundle", folder, "lone"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null()));
+    let counter = || lone().counter_in("/dev/shm/state");
+    wait_until("it counts", || counter() > Some(10));
+    let bundle_option = format!("lone={folder}");
+    run(&mut layout.checkpoint("alone", &["--bundle", &bundle_option, "lone"]));
+    let before = counter();
+    lone().signal(Signal::SIGKILL);
+    run(&mut command("runc", ["delete", "--force", "lone"]));
+    run(&mut layout.syncpoint(["restore", &layout.tag(1), "--insecure-no-verify", "--bundle", &bundle_option]));
+    wait_until("it carries on", || counter() > before);
+    run(&mut command("runc", ["delete", "--force", "lone"]));
+}
+
+/// `ulimit` before `syncpoint` with everything that it was asked for.
+fn with_limit(limit: &str, of: &Command) -> Command {
+    let mut limited = command("sh", ["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\"")]);
+    limited.arg(of.get_program()).args(of.get_args());
+    limited.envs(of.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    limited
+}
+
+/// A soft limit that would not do is raised, but not for podman; a hard one is a refusal.
+#[test]
+fn limits_of_open_files_are_raised_as_far_as_they_may_be() {
+    let ledger = Ledger::start(&[]);
+    let (layout, folder) = (Layout::new(), TempDir::new().unwrap());
+    let podman = run(&mut command("sh", ["-c", "command -v podman"]));
+    let (wrapper, seen) = (folder.path().join("podman"), folder.path().join("seen"));
+    let script = format!("#!/bin/sh\nulimit -Sn >>{}\nexec {} \"$@\"\n", seen.display(), podman.trim());
+    std::fs::write(&wrapper, script).unwrap();
+    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+
+    let (code, words) = run_failing(&mut with_limit("-n 150", &layout.checkpoint("ledger", &[])));
+    assert!(
+        code == 7 && words.contains("3 members take up to 176 open files, and this process may have no more than 150"),
+        "{words}"
+    );
+    run(with_limit("-S -n 40", &layout.checkpoint("ledger", &[])).env("PATH", path));
+    let seen = std::fs::read_to_string(seen).unwrap();
+    assert!(!seen.is_empty() && seen.lines().all(|line| line == "40"), "{seen}");
+    let furthest = ledger.counters_past(ledger.said().into_iter().max().unwrap_or_default()).into_iter().max();
+    ledger.wipe();
+    let restore = ["restore", &layout.tag(1), "--insecure-no-verify"];
+    run(&mut with_limit("-S -n 40", &layout.syncpoint(restore)));
+    ledger.counters_past(furthest.unwrap_or_default());
     ledger.wipe();
 }
 
