@@ -22,7 +22,7 @@ use super::capture::Copies;
 use super::members::Member;
 use super::seat::Seat;
 use crate::attach::Cover;
-use crate::engine::{DumpInto, is_alive, log_lines};
+use crate::engine::{Deaths, DumpInto, is_alive, log_lines};
 use crate::error::chain;
 use crate::session::{ENDING, NEWS};
 use crate::workspace::Workspace;
@@ -90,6 +90,8 @@ struct Attempt<'a> {
     members: &'a [Member],
     events: mpsc::UnboundedReceiver<Event>,
     engines: Engines,
+    /// Of the members' first tasks. Where the kernel does not tell, nobody knows in which order they ended.
+    deaths: Option<Deaths>,
     workspace: &'a Workspace,
     observer: &'a dyn Observer,
     /// In the order of the failures.
@@ -107,7 +109,8 @@ pub(crate) async fn run(
 ) -> Result<Dumping, Broken> {
     let events = seat.events();
     let engines = Engines { programs: JoinSet::new(), kill: CancellationToken::new() };
-    let mut attempt = Attempt { seat, members, events, engines, workspace, observer, failures: Vec::new() };
+    let deaths = Deaths::watch(members.iter().map(|member| member.source.pid)).ok();
+    let mut attempt = Attempt { seat, members, events, engines, deaths, workspace, observer, failures: Vec::new() };
     let mut archives = BTreeMap::new();
     for member in members {
         match attempt.start(member, &covers[&member.id]) {
@@ -227,10 +230,10 @@ impl Attempt<'_> {
     /// Waits for the engines to undo what they did, and undoes what a CRIU that died could not.
     async fn broken(mut self, member: Option<MemberId>, hook: Option<Hook>, reason: String) -> Broken {
         let members = self.members;
-        // Now all others still stand frozen, or were not reached: whoever is dead did not die of another's death.
-        let mut dead: Vec<MemberId> =
-            members.iter().filter(|member| !is_alive(member.source.pid)).map(|member| member.id.clone()).collect();
-        let died_first = dead.len();
+        let ended = self.deaths.as_ref().map(Deaths::so_far).unwrap_or_default();
+        let mut dead: Vec<MemberId> = ended.into_iter().map(|place| members[place].id.clone()).collect();
+        // Whoever died takes others with it, and one of those may be heard of earlier.
+        let died_first = dead.first().cloned();
         self.tell_the_rest();
         for (member, ended) in self.engines.end().await {
             if let Err(reason) = ended {
@@ -247,29 +250,18 @@ impl Attempt<'_> {
         }
         // The first one that failed by itself; the others were told to.
         let failed = member.clone().or_else(|| self.failures.first().map(|(member, _)| member.clone()));
-        let suffered = failed.as_ref().is_some_and(|failed| suffered(failed, &dead, died_first));
-        let (member, hook, failed) = match dead.first().filter(|_| suffered).cloned() {
-            // Whoever died takes others with it, and one of those may be heard of earlier.
-            Some(died) => (Some(died.clone()), None, Some(died)),
-            None => (member, hook, failed),
+        let told_of = failed.clone();
+        let (member, hook, failed) = match died_first {
+            Some(died) if failed.as_ref() != Some(&died) => (Some(died.clone()), None, Some(died)),
+            _ => (member, hook, failed),
         };
         if let Some(named) = dead.iter().position(|dead| failed.as_ref() == Some(dead)) {
             dead.swap(0, named);
         }
-        let reason = in_order(reason, failed.as_ref(), &self.failures, suffered && !dead.is_empty());
+        let reason = in_order(reason, failed.as_ref(), &self.failures, failed != told_of);
         let log = failed.as_ref().and_then(|failed| members.iter().find(|member| member.id == *failed));
         let log_lines = log.map(|member| log_lines(&log_of(member, self.workspace))).unwrap_or_default();
         Broken { member, hook, reason, log_lines, dead }
-    }
-}
-
-/// Whether the member that was heard of merely suffered from the death of another. The first of the dead died before the others
-/// were let go.
-fn suffered(heard_of: &MemberId, dead: &[MemberId], died_first: usize) -> bool {
-    let (first, later) = dead.split_at(died_first);
-    match first {
-        [] => !later.contains(heard_of),
-        first => !first.contains(heard_of),
     }
 }
 
@@ -294,18 +286,6 @@ fn log_of(member: &Member, workspace: &Workspace) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn whoever_died_first_is_the_one_that_is_named() {
-        let ids = ["consumer", "producer"].map(|id| id.parse::<MemberId>().unwrap());
-        let [consumer, producer] = &ids;
-        // The connection broke, and the consumer ended with it: before that only the producer was dead.
-        let dead = [producer.clone(), consumer.clone()];
-        assert!(suffered(consumer, &dead, 1) && !suffered(producer, &dead, 1));
-        // All ran on when the first was heard of.
-        assert!(!suffered(consumer, &dead, 0) && !suffered(producer, &dead, 0));
-        assert!(suffered(producer, &ids[..1], 1) && suffered(producer, &ids[..1], 0));
-    }
 
     #[test]
     fn whoever_died_speaks_before_those_that_suffered() {

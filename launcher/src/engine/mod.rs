@@ -5,6 +5,7 @@
 //! names a file in the folder of that restore's session and of no other: nothing else is ever removed.
 
 mod criu_log;
+mod deaths;
 mod podman;
 mod processes;
 mod program;
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::attach::Cover;
 
+pub(crate) use self::deaths::Deaths;
 pub(crate) use self::podman::Podman;
 pub(crate) use self::processes::{Marks, Ticks, kill, wait_gone};
 pub(crate) use self::program::Program;

@@ -143,7 +143,7 @@ fn find(syncpoint: &mut Child, what: &str, found: impl Fn(&Process) -> bool) -> 
 fn whatever_is_killed_at_whichever_hook_there_is_a_checkpoint_or_the_application_runs_on() {
     let registry = Registry::start(5030);
     let keys = Keys::generate();
-    let mut table = String::from("victim     hook           code  outcome     longest silence of a member\n");
+    let mut table = String::from("victim     hook           code  outcome    afterwards longest silence of a member\n");
     let mut ledger = Some(five());
     let mut tags = 0;
     for barrier in ["pre-dump", "network-lock", "post-dump"] {
@@ -154,6 +154,7 @@ fn whatever_is_killed_at_whichever_hook_there_is_a_checkpoint_or_the_application
             let mut syncpoint = start(&registry, &keys, &[]);
             strike(victim, barrier, &producer, &mut syncpoint, &registry);
             let output = syncpoint.wait_with_output().unwrap();
+            let mut longest = String::new();
             let words = String::from_utf8_lossy(&output.stderr).into_owned();
             assert!(!words.contains("RLIMIT_NOFILE"), "{case}: what is no reason is not shown: {words}");
             engines_have_ended();
@@ -174,28 +175,36 @@ fn whatever_is_killed_at_whichever_hook_there_is_a_checkpoint_or_the_application
             let now = checkpoints(&registry);
             assert_eq!(now, tags + usize::from(outcome != "none"), "{case}: {words}");
             tags = now;
-            if outcome != "none" {
-                let tag = registry.repository(&format!("sdp/torn:epoch-{tags}"));
-                run(&mut registry.syncpoint(["verify", &tag, "--key", &keys.public()]));
-            }
             if victim == Victim::Task {
                 assert!(matches!(code, 0 | 8), "{case}: {words}");
                 // Its peers die of the broken connection, and are not blamed for it.
                 let blamed = ["member producer does not run any more", "members producer, "];
                 assert!(code == 0 || blamed.iter().any(|blamed| words.contains(blamed)), "{case}: {words}");
                 assert!(!Ledger::running().contains(&"producer".to_owned()), "{case}");
-                table += &format!("{:<11}{barrier:<15}{code:>4}  {outcome:<12}\n", format!("{victim:?}"));
+            } else {
+                assert_counts_on(&FIVE, &format!("{case}: {words}"));
+                let silences = FIVE.map(|member| longest_silence(member, from.trim()));
+                let silence = silences.into_iter().max().unwrap_or_default();
+                let limit = FREEZE + Duration::from_secs(1);
+                assert!(silence <= limit, "{case}: a member stood still for {silence:?}");
+                longest = format!("{silence:?}");
+            }
+            let mut restored = "";
+            if outcome != "none" {
+                // What is permanent restores, and the application carries on from there.
+                let tag = registry.repository(&format!("sdp/torn:epoch-{tags}"));
+                run(&mut registry.syncpoint(["verify", &tag, "--key", &keys.public()]));
+                ledger.iter().for_each(Ledger::wipe);
+                run(&mut registry.syncpoint(["restore", &tag, "--key", &keys.public()]));
+                assert_counts_on(&FIVE, &format!("{case}: restored"));
+                restored = "restored";
+            } else if victim == Victim::Task {
                 // The old one goes before the new one is started, for it takes everything along.
                 drop(ledger.take());
                 ledger = Some(five());
-                continue;
             }
-            assert_counts_on(&FIVE, &format!("{case}: {words}"));
-            let silences = FIVE.map(|member| longest_silence(member, from.trim()));
-            let silence = silences.into_iter().max().unwrap_or_default();
-            let limit = FREEZE + Duration::from_secs(1);
-            assert!(silence <= limit, "{case}: a member stood still for {silence:?}");
-            table += &format!("{:<11}{barrier:<15}{code:>4}  {outcome:<12}{silence:?}\n", format!("{victim:?}"));
+            let victim = format!("{victim:?}");
+            table += &format!("{victim:<11}{barrier:<15}{code:>4}  {outcome:<11}{restored:<11}{longest}\n");
         }
     }
     println!("{table}");
