@@ -1,4 +1,4 @@
-//! Mounts: what a container can write to, and those that a killed CRIU or runtime leaves in folders that are to be removed.
+//! Mounts that a killed CRIU or runtime leaves in folders that are to be removed.
 //!
 //! CRIU mounts every control group hierarchy of the machine into its work folder while it restores. Whoever removes that
 //! folder must not walk into them.
@@ -34,25 +34,6 @@ pub(crate) fn remove_folder(dir: &Path) -> io::Result<()> {
     std::fs::remove_dir_all(dir)
 }
 
-/// Whether a process finds its root filesystem read-only, as the kernel has it at this moment.
-///
-/// # Errors
-/// The process is gone, or its mounts cannot be read.
-pub(crate) fn has_read_only_root(pid: i32) -> io::Result<bool> {
-    let mounts = std::fs::read(format!("/proc/{pid}/mountinfo"))?;
-    read_only_root(&mounts).ok_or_else(|| io::Error::other("there is no root among them"))
-}
-
-/// Of the mounts on `/` the last one is on top. Either it is read-only or the whole filesystem.
-fn read_only_root(mounts: &[u8]) -> Option<bool> {
-    let mut lines = str::from_utf8(mounts).ok()?.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let root = lines.rfind(|fields| fields.get(4) == Some(&"/"))?;
-    let own = root.get(5)?;
-    let filesystem = root.iter().position(|field| *field == "-").and_then(|dash| root.get(dash + 3))?;
-    let read_only = |options: &str| options.split(',').any(|option| option == "ro");
-    Some(read_only(own) || read_only(filesystem))
-}
-
 /// The mount points of a mountinfo file, in its order: a mount stands after the one that it is on.
 fn points(mounts: &[u8]) -> Vec<PathBuf> {
     let fields = mounts.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
@@ -82,22 +63,6 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn roots_are_read_only_by_the_mount_or_by_the_filesystem() {
-        let proc = "30 20 0:5 / /proc ro,nosuid - proc proc ro\n";
-        for (root, expected) in [
-            ("20 1 8:1 /b/rootfs / rw,relatime - ext4 /dev/sda1 rw,errors=remount-ro\n", Some(false)),
-            ("20 1 8:1 /b/rootfs / ro,relatime shared:1 - ext4 /dev/sda1 rw\n", Some(true)),
-            ("20 1 0:50 / / rw,relatime - overlay overlay ro,lowerdir=/a\n", Some(true)),
-            ("20 1 8:1 / / ro - ext4 /dev/sda1 ro\n21 20 0:50 / / rw - overlay overlay rw,upperdir=/u\n", Some(false)),
-            ("20 1 8:1 / / rw\n", None),
-            ("", None),
-        ] {
-            assert_eq!(read_only_root(format!("{root}{proc}").as_bytes()), expected, "{root}");
-        }
-        assert!(has_read_only_root(i32::MAX).is_err());
-    }
 
     #[test]
     fn mount_points_are_read_as_they_are() {

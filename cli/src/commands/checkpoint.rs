@@ -136,7 +136,7 @@ pub struct Containers {
     #[arg(long, value_name = "MEMBER=DIR")]
     bundle: Vec<KeyValue<MemberId, PathBuf>>,
 
-    /// Take a member of runc without its root filesystem although it can write there: its files are cared for elsewhere; may be
+    /// Take a member of runc without its root filesystem: it writes nothing there, or its files are cared for elsewhere; may be
     /// repeated
     #[arg(long, value_name = "MEMBER")]
     without_rootfs: Vec<MemberId>,

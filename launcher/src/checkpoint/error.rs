@@ -252,9 +252,9 @@ impl CheckpointError {
             CheckpointErrorKind::Members(MembersError::Nobody { .. }) => {
                 Some("name the containers, or give them the label when they are made".to_owned())
             }
-            CheckpointErrorKind::Members(MembersError::WritableRoot { .. }) => Some(
-                "give it a read-only root (root.readonly in its config.json); or, if its files are cared for elsewhere, say \
-                 --without-rootfs MEMBER, in a plan without-rootfs = true"
+            CheckpointErrorKind::Members(MembersError::Root { .. }) => Some(
+                "run it with podman; or, if it writes nothing there or its files are cared for elsewhere, say --without-rootfs \
+                 MEMBER, in a plan without-rootfs = true"
                     .to_owned(),
             ),
             CheckpointErrorKind::OpenFiles(_) => Some(OpenFilesError::HINT.to_owned()),

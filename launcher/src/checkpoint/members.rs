@@ -14,7 +14,6 @@ use image_format::{ApplicationId, MemberId};
 use super::options::{CheckpointOptions, Wanted};
 use crate::EngineKind;
 use crate::engine::{EngineError, Source};
-use crate::mounts::has_read_only_root;
 
 const APPLICATION: &str = "io.syncpoint.application";
 const MEMBER: &str = "io.syncpoint.member";
@@ -102,20 +101,11 @@ pub enum MembersError {
     },
     /// What a container of runc writes would be lost.
     #[error(
-        "container {container} can write to its root filesystem, which is not runc's but its maker's and is not taken along: memory and files would not be of one instant"
+        "the root filesystem of container {container} is not runc's but its maker's, and is not taken along: memory and files would not be of one instant"
     )]
-    WritableRoot {
+    Root {
         /// Its name.
         container: String,
-    },
-    /// It is not known what a container can write to.
-    #[error("the mounts of container {container} cannot be read")]
-    Mounts {
-        /// Its name.
-        container: String,
-        /// Why.
-        #[source]
-        source: std::io::Error,
     },
     /// What a container wrote cannot be taken while it stands frozen.
     #[error(
@@ -154,11 +144,7 @@ pub(crate) async fn resolve(options: &CheckpointOptions) -> Result<Vec<Member>, 
             return Err(MembersError::Storage { container });
         }
         if engine == EngineKind::Runc && !wanted.without_rootfs {
-            match has_read_only_root(source.pid) {
-                Ok(true) => {}
-                Ok(false) => return Err(MembersError::WritableRoot { container }),
-                Err(source) => return Err(MembersError::Mounts { container, source }),
-            }
+            return Err(MembersError::Root { container });
         }
         let id = match wanted.id {
             Some(id) => id,

@@ -46,8 +46,8 @@ pub struct Wanted {
     pub depends_on: Option<Vec<MemberId>>,
     /// runc: the bundle, whose `config.json` is packed along.
     pub bundle: Option<PathBuf>,
-    /// runc: whoever asks knows that the root filesystem, which is its maker's, is not taken along; without it a container
-    /// that can write there is refused.
+    /// runc: whoever asks knows that the root filesystem, which is its maker's, is not taken along; without it the container is
+    /// refused.
     pub without_rootfs: bool,
 }
 
