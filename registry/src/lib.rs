@@ -21,7 +21,7 @@ mod verify;
 
 pub use base::{FindBaseError, find_base};
 pub use bridge::Bridge;
-pub use catalogue::{CatalogueError, Listed, catalogue, newest, under_tag};
+pub use catalogue::{CatalogueError, Listed, Sizes, catalogue, newest, sizes, under_tag};
 pub use copy::{CopyError, CopyOptions, CopyReport, copy};
 pub use credentials::CredentialError;
 pub use layout::LayoutStore;

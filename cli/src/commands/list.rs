@@ -1,28 +1,34 @@
 //! `syncpoint list`.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fmt;
+use std::path::PathBuf;
 
 use clap::Args;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use image_format::{ApplicationId, CheckpointImage, Digest, Epoch, MemberId};
-use registry::{Listed, Reference, Store, catalogue};
+use image_format::{ApplicationId, Digest, Epoch, MemberId};
+use registry::sign::{Depth, Finding, PublicKey};
+use registry::{Listed, Reference, Sizes, Store, StoreError, catalogue, is_pin, sizes};
 use serde::Serialize;
 
 use crate::context::Context;
 use crate::error::{CommandError, While};
+use crate::exit::Exit;
+use crate::keys;
 use crate::output::{Format, Report, size, table};
 use crate::store;
 use crate::transport::Transport;
 
 /// List the global checkpoints of a repository, the newest first
 ///
-/// The size is that of all blobs of all members together, each counted once, as they are stored. Tags that name other things
-/// are left out.
+/// PLAIN is the size of all layers of all members before compression, SIZE that of their blobs as they are stored, each counted once, and
+/// ADDED that of those which no older checkpoint of the list refers to. SIGNED has the key, of those given, whose signature holds. Tags that
+/// name other things are left out, so is what is damaged (it is told, and the command fails if there is nothing else), and so are pins of checkpoints that have another tag; `*` stands before what is pinned.
 #[derive(Debug, Args)]
 #[command(after_long_help = "With --json: {repository, checkpoints: [{tag, digest, application, epoch, created, \
-predecessor, members: [id], size}]}; size is in bytes, and null where a member is missing.")]
+predecessor, members: [id], plain_size, size, added, signed, keys: [fingerprint], pinned}], damaged: [{tag, reason}]}. Sizes are in bytes, \
+and null where a member is missing. signed is yes, no, other (by none of the keys given) or unchecked (no key was given).")]
 pub struct ListArgs {
     /// The repository: oci:DIR or HOST/REPO
     #[arg(value_name = "REPO")]
@@ -31,6 +37,10 @@ pub struct ListArgs {
     /// Only those of this application
     #[arg(long, value_name = "ID")]
     application: Option<ApplicationId>,
+
+    /// A public key whose signatures count; may be repeated
+    #[arg(long, value_name = "FILE")]
+    key: Vec<PathBuf>,
 
     #[command(flatten)]
     format: Format,
@@ -44,6 +54,7 @@ pub struct ListArgs {
 struct Listing {
     repository: String,
     checkpoints: Vec<Entry>,
+    damaged: Vec<Damaged>,
 }
 
 #[derive(Debug, Serialize)]
@@ -55,26 +66,58 @@ struct Entry {
     created: String,
     predecessor: Option<Digest>,
     members: Vec<MemberId>,
+    plain_size: Option<u64>,
     size: Option<u64>,
+    added: Option<u64>,
+    signed: Signed,
+    keys: Vec<Digest>,
+    pinned: bool,
+}
+
+/// A tag of something that cannot be read.
+#[derive(Debug, Serialize)]
+struct Damaged {
+    tag: String,
+    reason: String,
+}
+
+/// What is known of the signatures of an index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Signed {
+    Yes,
+    No,
+    Other,
+    Unchecked,
 }
 
 impl Report for Listing {
     fn human(&self, out: &mut dyn fmt::Write) -> fmt::Result {
         let row = |entry: &Entry| {
-            let size = entry.size.map_or_else(|| "incomplete".to_owned(), size);
+            let shown = |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), size);
             let members: Vec<_> = entry.members.iter().map(MemberId::as_str).collect();
+            let signed = match entry.signed {
+                Signed::Yes => entry.keys.iter().map(Digest::short).collect::<Vec<_>>().join(","),
+                Signed::No => "unsigned".to_owned(),
+                Signed::Other => "other key".to_owned(),
+                Signed::Unchecked => "unchecked".to_owned(),
+            };
             vec![
-                entry.tag.clone(),
+                format!("{}{}", if entry.pinned { "*" } else { "" }, entry.tag),
                 entry.application.to_string(),
                 entry.epoch.to_string(),
                 entry.created.clone(),
-                size,
+                shown(entry.plain_size),
+                entry.size.map_or_else(|| "incomplete".to_owned(), size),
+                shown(entry.added),
+                signed,
                 entry.digest.short(),
                 members.join(","),
             ]
         };
         let rows: Vec<_> = self.checkpoints.iter().map(row).collect();
-        table(out, &["TAG", "APPLICATION", "EPOCH", "CREATED", "SIZE", "DIGEST", "MEMBERS"], &rows)
+        let head = ["TAG", "APPLICATION", "EPOCH", "CREATED", "PLAIN", "SIZE", "ADDED", "SIGNED", "DIGEST", "MEMBERS"];
+        table(out, &head, &rows)
     }
 
     fn brief(&self) -> Option<String> {
@@ -91,24 +134,55 @@ pub async fn run(args: ListArgs, context: &Context) -> Result<(), CommandError> 
             args.repository.location()
         )));
     }
+    let keys = keys::public(args.key.iter().map(PathBuf::as_path))?;
     let store = store::open(&args.repository, &args.transport, context).await?;
     let (mut listed, damaged) = catalogue(&*store, args.transport.jobs()).await?;
-    for (tag, error) in damaged {
-        context.reporter.warn(&format!("{tag} is left out: {}", CommandError::from(error).messages().join(": ")));
+    let damaged = damaged
+        .into_iter()
+        .map(|(tag, error)| Damaged { tag: tag.to_string(), reason: CommandError::from(error).messages().join(": ") });
+    let damaged: Vec<_> = damaged.collect();
+    for Damaged { tag, reason } in &damaged {
+        context.reporter.warn(&format!("{tag} is left out: {reason}"));
     }
     if let Some(application) = &args.application {
         listed.retain(|listed| listed.global.application() == application);
     }
+    let pinned: HashSet<Digest> =
+        listed.iter().filter(|listed| is_pin(&listed.tag)).map(|listed| listed.root.digest).collect();
+    let named: HashSet<Digest> =
+        listed.iter().filter(|listed| !is_pin(&listed.tag)).map(|listed| listed.root.digest).collect();
+    listed.retain(|listed| !is_pin(&listed.tag) || !named.contains(&listed.root.digest));
     listed.sort_by_cached_key(|listed| {
         (Reverse(listed.global.created().to_owned()), Reverse(listed.global.epoch()), listed.tag.clone())
     });
-    let checkpoints = stream::iter(&listed).map(|listed| entry(&*store, listed)).buffered(args.transport.jobs());
-    let checkpoints = checkpoints.try_collect().await.doing(|| "a member's manifest cannot be read".to_owned())?;
-    context.output.print(args.format, &Listing { repository: args.repository.to_string(), checkpoints })
+    let oldest_first: Vec<&Listed> = listed.iter().rev().collect();
+    let mut sizes = sizes(&*store, &oldest_first, args.transport.jobs())
+        .await
+        .doing(|| "a member's manifest cannot be read".to_owned())?;
+    sizes.reverse();
+    let entries = listed.iter().zip(sizes).map(|(listed, sizes)| entry(&*store, listed, sizes, &keys, &pinned));
+    let checkpoints: Vec<Entry> = stream::iter(entries)
+        .buffered(args.transport.jobs())
+        .try_collect()
+        .await
+        .doing(|| "the signatures cannot be read".to_owned())?;
+    let all_damaged = checkpoints.is_empty() && !damaged.is_empty();
+    context.output.print(args.format, &Listing { repository: args.repository.to_string(), checkpoints, damaged })?;
+    match all_damaged {
+        true => Err(CommandError::new(Exit::Damaged, format!("nothing that {} lists can be read", args.repository))),
+        false => Ok(()),
+    }
 }
 
-async fn entry(store: &dyn Store, listed: &Listed) -> Result<Entry, CommandError> {
+async fn entry(
+    store: &dyn Store,
+    listed: &Listed,
+    sizes: Option<Sizes>,
+    keys: &[PublicKey],
+    pinned: &HashSet<Digest>,
+) -> Result<Entry, StoreError> {
     let global = &listed.global;
+    let (signed, keys) = signed(store, listed, keys).await?;
     Ok(Entry {
         tag: listed.tag.to_string(),
         digest: listed.root.digest,
@@ -117,20 +191,27 @@ async fn entry(store: &dyn Store, listed: &Listed) -> Result<Entry, CommandError
         created: global.created().to_owned(),
         predecessor: global.predecessor(),
         members: global.members().iter().map(|member| member.id.clone()).collect(),
-        size: blob_bytes(store, listed).await?,
+        plain_size: sizes.and_then(|sizes| sizes.plain),
+        size: sizes.map(|sizes| sizes.stored),
+        added: sizes.map(|sizes| sizes.added),
+        signed,
+        keys,
+        pinned: pinned.contains(&listed.root.digest),
     })
 }
 
-/// The bytes of all blobs; nothing if a member's manifest is not there.
-async fn blob_bytes(store: &dyn Store, listed: &Listed) -> Result<Option<u64>, CommandError> {
-    let mut sizes: HashMap<Digest, u64> = HashMap::new();
-    for member in listed.global.members() {
-        if !store.has_manifest(&member.manifest.digest).await? {
-            return Ok(None);
-        }
-        let image = CheckpointImage::parse(&store.manifest(&member.manifest.digest).await?)?;
-        sizes.insert(image.config().digest, image.config().size);
-        sizes.extend(image.layers().iter().map(|layer| (layer.descriptor.digest, layer.descriptor.size)));
-    }
-    Ok(Some(sizes.values().fold(0, |sum, size| sum.saturating_add(*size))))
+/// Whether the index is signed, and by which of the keys.
+async fn signed(store: &dyn Store, listed: &Listed, keys: &[PublicKey]) -> Result<(Signed, Vec<Digest>), StoreError> {
+    let seen = registry::sign::verify(store, &listed.root, keys, Depth::Signature, &()).await?;
+    let mut good: Vec<Digest> = seen.signatures.iter().map(|signature| signature.key).collect();
+    good.sort();
+    good.dedup();
+    let unsigned = |finding: &Finding| matches!(finding, Finding::Unsigned { .. });
+    let signed = match () {
+        () if !good.is_empty() => Signed::Yes,
+        () if seen.findings.iter().any(unsigned) => Signed::No,
+        () if keys.is_empty() => Signed::Unchecked,
+        () => Signed::Other,
+    };
+    Ok((signed, good))
 }

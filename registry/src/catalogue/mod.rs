@@ -1,8 +1,12 @@
 //! The global checkpoints of a repository: what its tags name, and where a line of checkpoints has come to.
 
+mod sizes;
+
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use image_format::annotation::MEDIA_INDEX;
 use image_format::{ApplicationId, Artifact, ArtifactError, Descriptor, Digest, GlobalCheckpoint};
+
+pub use sizes::{Sizes, sizes};
 
 use crate::{Selector, Store, StoreError, Tag};
 
