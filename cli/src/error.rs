@@ -8,7 +8,7 @@ use coordinator::{AttendError, Hook};
 use image_format::{ArchiveError, ArtifactError, DumpError, GlobalError, ImageError, MemberId, PackError, UnpackError};
 use launcher::{CheckpointError, CheckpointErrorKind, LoadError, RestoreError, RestoreErrorKind};
 use registry::sign::{Finding, KeyError, SignError};
-use registry::{CatalogueError, CopyError, LoginError, ParseReferenceError, PruneError, StoreError};
+use registry::{CatalogueError, CopyError, LoginError, ParseReferenceError, PinError, PruneError, StoreError};
 
 use crate::cancel::Interrupted;
 use crate::exit::Exit;
@@ -211,6 +211,9 @@ fn known(error: &(dyn Error + 'static)) -> Option<Known> {
         return prune(error);
     }
     if let Some(error) = error.downcast_ref() {
+        return pin(error);
+    }
+    if let Some(error) = error.downcast_ref() {
         return sign(error);
     }
     if let Some(error) = error.downcast_ref() {
@@ -295,6 +298,16 @@ fn prune(error: &PruneError) -> Option<Known> {
     match error {
         PruneError::Store(error) => store(error),
         PruneError::NoRule => Some((Exit::Usage, Some("say what to keep, such as --keep-last 10"))),
+        _ => None,
+    }
+}
+
+fn pin(error: &PinError) -> Option<Known> {
+    match error {
+        PinError::Store(error) => store(error),
+        PinError::NotGlobal { source: None, .. } => Some((Exit::Usage, None)),
+        PinError::NotGlobal { .. } => Some((Exit::Damaged, None)),
+        PinError::OnlyTag { .. } => Some((Exit::Refused, None)),
         _ => None,
     }
 }

@@ -19,6 +19,7 @@ mod claims;
 mod engine;
 mod error;
 mod fetch;
+pub mod interval;
 mod mounts;
 mod observer;
 mod open_files;

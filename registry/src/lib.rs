@@ -30,8 +30,8 @@ pub use open::{Create, open};
 pub use reference::{Location, ParseReferenceError, Reference, Selector, Tag};
 pub use remote::RemoteStore;
 pub use retention::{
-    Candidate, Decision, Glob, Kept, ParseGlobError, Policy, PruneError, PruneOptions, PruneReport, Pruned, Reason,
-    Removal, Removed, is_pin, prune,
+    Candidate, Decision, Glob, Kept, ParseGlobError, PinError, Policy, PruneError, PruneOptions, PruneReport, Pruned,
+    Reason, Removal, Removed, is_pin, pin, prune, unpin,
 };
 pub use settings::Settings;
 pub use store::{BlobReader, BlobUpload, BlobWriter, Progress, Put, Reopen, Store, StoreError, first_missing};

@@ -36,6 +36,11 @@ impl Tag {
         Self(format!("sha256-{}{suffix}", digest.hex()))
     }
 
+    /// A tag with a digest in it.
+    pub(crate) fn with_hex(prefix: &'static str, digest: &Digest) -> Self {
+        Self(format!("{prefix}{}", digest.hex()))
+    }
+
     /// The manifest that this tag says something about, if it is one like `sha256-<hex>` or `sha256-<hex>.sig`.
     pub(crate) fn about(&self) -> Option<Digest> {
         let (hex, rest) = self.0.strip_prefix("sha256-")?.split_at_checked(64)?;

@@ -5,6 +5,7 @@ mod completion;
 mod coordinator;
 mod copy;
 mod inspect;
+mod interval;
 mod join;
 mod key;
 mod link;
@@ -12,6 +13,7 @@ mod list;
 mod login;
 mod man;
 mod pack;
+mod pin;
 mod prune;
 mod restore;
 mod sign;
@@ -45,6 +47,9 @@ pub enum Command {
     List(list::ListArgs),
     Inspect(inspect::InspectArgs),
     Prune(prune::PruneArgs),
+    Pin(pin::PinArgs),
+    Unpin(pin::UnpinArgs),
+    Interval(interval::IntervalArgs),
     Unpack(unpack::UnpackArgs),
     Restore(restore::RestoreArgs),
     Key(key::KeyArgs),
@@ -75,6 +80,9 @@ pub async fn run(command: Command, context: &Context) -> Result<(), CommandError
         Command::List(args) => list::run(args, context).await,
         Command::Inspect(args) => inspect::run(args, context).await,
         Command::Prune(args) => prune::run(args, context).await,
+        Command::Pin(args) => pin::run(args, context).await,
+        Command::Unpin(args) => pin::run_unpin(args, context).await,
+        Command::Interval(args) => interval::run(args, context).await,
         Command::Unpack(args) => unpack::run(args, context).await,
         Command::Restore(args) => restore::run(args, context).await,
         Command::Join(args) => join::run(args, context).await,

@@ -77,3 +77,52 @@ fn what_cannot_be_read_stays_and_is_told() {
     assert_eq!(ran.code, 0);
     assert!(ran.err.contains("epoch-3 stays") && ran.err.contains("no space was freed"), "{}", ran.err);
 }
+
+#[test]
+fn pins_keep_and_are_taken_away() {
+    let world = made();
+    let pinned = world.good(&["pin", "oci:layout:epoch-1"]);
+    assert!(pinned.starts_with("pinned oci:layout@sha256:"), "{pinned}");
+    world.good(&["pin", "-q", "oci:layout:epoch-1"]);
+    world.good(&["prune", "oci:layout", "--keep-last", "1", "--application", "ledger"]);
+    let listed = world.good(&["list", "oci:layout"]);
+    let tags: Vec<_> = listed.lines().skip(1).filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(tags, ["epoch-3", "*epoch-1", "plain"], "{listed}");
+
+    world.good(&["unpin", "oci:layout:epoch-1"]);
+    let again = world.good(&["unpin", "oci:layout:epoch-1"]);
+    assert!(again.contains("was not pinned"), "{again}");
+    world.good(&["prune", "oci:layout", "--keep-last", "1"]);
+    assert_eq!(world.good(&["list", "-q", "oci:layout"]), "epoch-3\nplain\n");
+    world.bad(2, &["pin", "oci:layout:auditor"]);
+    world.bad(3, &["pin", "oci:layout:epoch-1"]);
+}
+
+#[test]
+fn a_checkpoint_with_nothing_but_a_pin_stays_pinned() {
+    let world = made();
+    let pinned: serde_json::Value =
+        serde_json::from_str(&world.good(&["pin", "--json", "oci:layout:epoch-3"])).unwrap();
+    let pin = format!("oci:copy:{}", pinned["tag"].as_str().unwrap());
+    world.good(&["copy", "oci:layout:epoch-3", &pin]);
+    let said = world.bad(7, &["unpin", &pin]);
+    assert!(said.contains("only its pin leads to"), "{said}");
+    assert!(world.good(&["list", "oci:copy"]).contains("*pin-"));
+}
+
+#[test]
+fn intervals_by_dalys_formula() {
+    let world = World::new();
+    let answer = world.good(&["interval", "--cost", "5m", "--mtbf", "24h", "--restart", "10m", "--interval", "1m"]);
+    insta::assert_snapshot!(answer);
+    let ran = world.run(&["interval", "-q", "--cost", "5m", "--mtbf", "15m", "--interval", "1m"]);
+    assert!(ran.err.contains("the interval, 60.00 s, is shorter than a checkpoint takes, 5.00 min"), "{}", ran.err);
+    let seconds: f64 = ran.out.trim().parse().unwrap();
+    assert!((seconds / 60.0 - 9.14).abs() < 0.005, "{seconds}");
+    world.bad(2, &["interval", "--mtbf", "24h"]);
+    world.bad(2, &["interval", "--cost", "5m", "--mtbf", "0s"]);
+    let world = made();
+    world.bad(2, &["interval", "oci:layout", "--mtbf", "24h"]);
+    let said = world.bad(3, &["interval", "oci:layout", "--mtbf", "24h", "--application", "ledger"]);
+    assert!(said.contains("how long it took"), "{said}");
+}

@@ -1,7 +1,7 @@
 //! A repository of an OCI registry as a store, over HTTP and TLS (OCI distribution specification 1.1).
 //!
 //! One HTTP client (reqwest on rustls) for all of it: [`http`] asks, tries again and tells errors apart, [`auth`]
-//! proves who one is, [`download`], [`upload`] and [`writer`] move blobs, [`sweep`] removes checkpoints, [`documents`] and
+//! proves who one is, [`download`], [`upload`] and [`writer`] move blobs, [`sweep`] removes checkpoints, [`untag`] tags, [`documents`] and
 //! [`referrers`] do the rest.
 //! Nothing here holds more of a blob than a few pieces of half a MiB (a chunk of 4 MiB where chunks are wanted).
 
@@ -12,6 +12,7 @@ mod download;
 mod http;
 mod referrers;
 mod sweep;
+mod untag;
 mod upload;
 mod writer;
 
@@ -127,6 +128,6 @@ impl Store for RemoteStore {
     }
 
     async fn delete_tag(&self, tag: &Tag) -> Result<(), StoreError> {
-        documents::delete_tag(&self.http, tag).await
+        untag::delete_tag(self, tag).await
     }
 }

@@ -331,7 +331,7 @@ async fn stale(http: &Http, going: &Going, after: &Tags) -> Result<Vec<Tag>, Sto
 }
 
 /// Deletes a manifest, and in most registries the tags that name it.
-async fn delete(http: &Http, digest: &Digest) -> Result<(), StoreError> {
+pub(super) async fn delete(http: &Http, digest: &Digest) -> Result<(), StoreError> {
     let url = http.url(&format!("manifests/{digest}"));
     let call = Call::new(Method::DELETE, url, Access::Delete, format!("deleting manifest {digest}"));
     let response = http.call(&call).await?;

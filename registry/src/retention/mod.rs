@@ -12,10 +12,12 @@
 //! `layout/sweep.rs` and `remote/sweep.rs`.
 
 mod glob;
+mod pin;
 mod policy;
 mod prune;
 
 pub use glob::{Glob, ParseGlobError};
+pub use pin::{PinError, pin, unpin};
 pub use policy::{Candidate, Decision, Policy, Reason};
 pub use prune::{Kept, PruneError, PruneOptions, PruneReport, Pruned, prune};
 

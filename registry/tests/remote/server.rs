@@ -106,6 +106,7 @@ pub struct State {
     pub mounts: bool,
     pub page: usize,
     pub deletes_tags: bool,
+    pub deletes_manifests: bool,
     pub absolute_locations: bool,
     pub chunk_minimum: Option<usize>,
     pub ranges: bool,
@@ -579,7 +580,7 @@ impl Handler {
     fn manifest(&self, seen: &Seen, repository: &str, name: &str, body: Bytes) -> Answer {
         let mut state = self.state();
         let native = state.native_referrers;
-        let deletes = state.deletes_tags;
+        let (deletes, deletes_manifests) = (state.deletes_tags, state.deletes_manifests);
         let repository = state.repository(repository);
         let digest = name.parse().ok().or_else(|| repository.tags.get(name).copied());
         match seen.method {
@@ -600,6 +601,14 @@ impl Handler {
                 answer(201, &headers, "")
             }
             Method::DELETE if digest.is_none() => error(404, "MANIFEST_UNKNOWN"),
+            Method::DELETE if deletes_manifests && name.starts_with("sha256:") => {
+                let digest = digest.unwrap();
+                repository.tags.retain(|_, named| *named != digest);
+                match repository.manifests.remove(&digest) {
+                    Some(_) => answer(202, &[], ""),
+                    None => error(404, "MANIFEST_UNKNOWN"),
+                }
+            }
             Method::DELETE if deletes && repository.tags.remove(name).is_some() => answer(202, &[], ""),
             Method::DELETE => error(405, "UNSUPPORTED"),
             _ => match digest.and_then(|digest| repository.manifests.get(&digest).map(|found| (digest, found))) {

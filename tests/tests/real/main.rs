@@ -8,6 +8,7 @@ mod generations;
 mod interrupted;
 mod memory;
 mod peers;
+mod prune;
 mod restore;
 mod runc;
 mod setup;

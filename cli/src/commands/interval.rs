@@ -1,0 +1,190 @@
+//! `syncpoint interval`.
+
+use std::cmp::Reverse;
+use std::fmt;
+use std::time::Duration;
+
+use clap::Args;
+use image_format::{ApplicationId, Timeline};
+use launcher::interval::{Cost, optimum, overhead};
+use registry::{Listed, Reference, catalogue};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::error::CommandError;
+use crate::exit::Exit;
+use crate::output::{Format, Report, count};
+use crate::store;
+use crate::transport::Transport;
+use crate::values::Age;
+
+/// The newest checkpoints that are measured by.
+const NEWEST: usize = 10;
+
+/// Say how often a checkpoint is worth taking
+///
+/// By Daly's formula, from what a checkpoint costs and from how often something fails. The cost is measured by the timelines of the newest
+/// ten checkpoints in REPO (the median of how long tasks stood still), or given. Between two checkpoints an application should work for as
+/// long as is said, and never for less than it takes until a checkpoint is permanent: the next one would come before that.
+#[derive(Debug, Args)]
+#[command(
+    after_long_help = "With --json: {repository, checkpoints, frozen, whole, cost, mtbf, restart, optimum, interval, \
+overhead_at_optimum, overhead, warnings: [text]}. Times are in seconds; overhead is the share by which work takes longer, 0.1 for a tenth; \
+what is not known is null."
+)]
+pub struct IntervalArgs {
+    /// The repository whose checkpoints are measured: oci:DIR or HOST/REPO
+    #[arg(value_name = "REPO", required_unless_present = "cost")]
+    repository: Option<Reference>,
+
+    /// Measure by checkpoints of this application; needed where the repository has several
+    #[arg(long, value_name = "ID", requires = "repository")]
+    application: Option<ApplicationId>,
+
+    /// What a checkpoint costs, such as 800ms or 12s, instead of what was measured
+    #[arg(long, value_name = "TIME")]
+    cost: Option<Age>,
+
+    /// The mean time between two failures, such as 24h
+    #[arg(long, value_name = "TIME")]
+    mtbf: Age,
+
+    /// How long it takes until a failed application runs again
+    #[arg(long, value_name = "TIME", default_value = "0s")]
+    restart: Age,
+
+    /// Judge this interval
+    #[arg(long, value_name = "TIME")]
+    interval: Option<Age>,
+
+    #[command(flatten)]
+    format: Format,
+
+    #[command(flatten)]
+    transport: Transport,
+}
+
+/// What was found.
+#[derive(Debug, Serialize)]
+struct Answer {
+    repository: Option<String>,
+    checkpoints: usize,
+    frozen: Option<f64>,
+    whole: Option<f64>,
+    cost: f64,
+    mtbf: f64,
+    restart: f64,
+    optimum: f64,
+    interval: Option<f64>,
+    overhead_at_optimum: Option<f64>,
+    overhead: Option<f64>,
+    warnings: Vec<String>,
+}
+
+impl Report for Answer {
+    fn human(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        if let (Some(frozen), Some(whole)) = (self.frozen, self.whole) {
+            let measured = count(self.checkpoints as u64, "checkpoint");
+            writeln!(out, "measured   {} frozen, {} until permanent ({measured})", time(frozen), time(whole))?;
+        }
+        writeln!(out, "cost       {}", time(self.cost))?;
+        writeln!(out, "failures   every {}, and {} until it runs again", time(self.mtbf), time(self.restart))?;
+        writeln!(out, "optimum    {}{}", time(self.optimum), share(self.overhead_at_optimum))?;
+        match self.interval {
+            Some(interval) => writeln!(out, "interval   {}{}", time(interval), share(self.overhead)),
+            None => Ok(()),
+        }
+    }
+
+    fn brief(&self) -> Option<String> {
+        Some(format!("{:.3}", self.optimum))
+    }
+}
+
+/// Seconds as people say them.
+fn time(seconds: f64) -> String {
+    match seconds {
+        seconds if seconds < 1.0 => format!("{:.0} ms", seconds * 1000.0),
+        seconds if seconds < 120.0 => format!("{seconds:.2} s"),
+        seconds if seconds < 7200.0 => format!("{:.2} min", seconds / 60.0),
+        seconds => format!("{:.2} h", seconds / 3600.0),
+    }
+}
+
+fn share(overhead: Option<f64>) -> String {
+    overhead.map_or_else(
+        || ", at which it never ends".to_owned(),
+        |overhead| format!(", at which work takes {:.2} % longer", overhead * 100.0),
+    )
+}
+
+/// Says.
+pub async fn run(args: IntervalArgs, context: &Context) -> Result<(), CommandError> {
+    let (Age(mtbf), Age(restart)) = (args.mtbf, args.restart);
+    if mtbf.is_zero() || args.interval.is_some_and(|Age(interval)| interval.is_zero()) {
+        return Err(CommandError::usage("a time of nothing makes no sense for --mtbf and --interval"));
+    }
+    let timelines = match &args.repository {
+        Some(repository) => timelines(repository, &args, context).await?,
+        None => Vec::new(),
+    };
+    let measured = Cost::of(&timelines);
+    let cost = args.cost.map(|Age(cost)| cost).or(measured.map(|measured| measured.frozen)).ok_or_else(|| {
+        CommandError::new(Exit::NotFound, "no checkpoint there says how long it took")
+            .hint("say what one costs with --cost; `syncpoint checkpoint` keeps a timeline, `syncpoint link` does not")
+    })?;
+    let best = optimum(cost, mtbf);
+    let lost = |interval: Duration| {
+        Some(overhead(interval, cost, restart, mtbf)).filter(|overhead| overhead.is_finite() && !interval.is_zero())
+    };
+    let interval = args.interval.map(|Age(interval)| interval);
+    let least = measured.map_or(cost, |measured| measured.whole.max(cost));
+    let mut warnings = Vec::new();
+    for (what, judged) in [("the optimum", Some(best)), ("the interval", interval)] {
+        if let Some(judged) = judged.filter(|judged| *judged < least) {
+            warnings.push(format!(
+                "{what}, {}, is shorter than a checkpoint takes, {}: some would be skipped",
+                time(judged.as_secs_f64()),
+                time(least.as_secs_f64())
+            ));
+        }
+    }
+    warnings.iter().for_each(|warning| context.reporter.warn(warning));
+    let answer = Answer {
+        repository: args.repository.as_ref().map(Reference::to_string),
+        checkpoints: timelines.len(),
+        frozen: measured.map(|measured| measured.frozen.as_secs_f64()),
+        whole: measured.map(|measured| measured.whole.as_secs_f64()),
+        cost: cost.as_secs_f64(),
+        mtbf: mtbf.as_secs_f64(),
+        restart: restart.as_secs_f64(),
+        optimum: best.as_secs_f64(),
+        interval: interval.map(|interval| interval.as_secs_f64()),
+        overhead_at_optimum: lost(best),
+        overhead: interval.and_then(lost),
+        warnings,
+    };
+    context.output.print(args.format, &answer)
+}
+
+/// The timelines of the newest checkpoints of one application.
+async fn timelines(
+    repository: &Reference,
+    args: &IntervalArgs,
+    context: &Context,
+) -> Result<Vec<Timeline>, CommandError> {
+    let store = store::open(repository, &args.transport, context).await?;
+    let (mut listed, _) = catalogue(&*store, args.transport.jobs()).await?;
+    if let Some(application) = &args.application {
+        listed.retain(|listed| listed.global.application() == application);
+    }
+    let application = |listed: &Listed| listed.global.application().clone();
+    if listed.iter().any(|other| application(other) != application(&listed[0])) {
+        return Err(CommandError::usage(format!("{repository} has checkpoints of several applications"))
+            .hint("say which one with --application"));
+    }
+    listed.sort_by_key(|listed| Reverse(listed.global.epoch()));
+    listed.dedup_by_key(|listed| listed.root.digest);
+    let timelines = listed.iter().filter_map(|listed| listed.global.timeline().ok().flatten());
+    Ok(timelines.take(NEWEST).collect())
+}
