@@ -12,6 +12,8 @@ use crate::{BlobReader, BlobWriter, Store};
 
 /// Bytes handed over at a time: large enough that changing worlds costs nothing.
 const PIECE: usize = 1 << 20;
+/// Writes of this size are not gathered: copying them would cost more.
+const LARGE: usize = 64 << 10;
 
 /// A store for use on threads that may block: inside `spawn_blocking`, or on threads of one's own.
 ///
@@ -41,7 +43,7 @@ impl BlobStore for Bridge {
     fn create(&self) -> io::Result<Box<dyn BlobSink>> {
         let writer = self.handle.block_on(self.store.create_blob()).map_err(io::Error::other)?;
         let stream = Stream { handle: self.handle.clone(), stream: Some(writer) };
-        Ok(Box::new(Sink { stream, piece: Vec::with_capacity(PIECE) }))
+        Ok(Box::new(Sink { stream, piece: Vec::new() }))
     }
 }
 
@@ -61,6 +63,9 @@ struct Sink {
 
 impl Sink {
     fn spill(&mut self) -> io::Result<()> {
+        if self.piece.is_empty() {
+            return Ok(());
+        }
         let writer = self.stream.stream.as_mut().ok_or_else(finished)?;
         self.stream.handle.block_on(writer.write_all(&self.piece))?;
         self.piece.clear();
@@ -70,6 +75,12 @@ impl Sink {
 
 impl Write for Sink {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        if buf.len() >= LARGE {
+            self.spill()?;
+            let writer = self.stream.stream.as_mut().ok_or_else(finished)?;
+            self.stream.handle.block_on(writer.write_all(buf))?;
+            return Ok(buf.len());
+        }
         if self.piece.len() == PIECE {
             self.spill()?;
         }

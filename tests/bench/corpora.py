@@ -75,6 +75,7 @@ class Corpora:
 
     def __init__(self, work):
         self.work = work
+        self.dumps = 0
         self.import_base(f"{work}/base")
 
     def import_base(self, root):
@@ -112,21 +113,23 @@ class Corpora:
         self.wait(container, "ready")
         return container
 
-    def wait(self, container, word):
-        while word not in run("podman", "logs", container):
+    def wait(self, container, word, times=1):
+        while run("podman", "logs", container).count(word) < times:
             if run("podman", "inspect", "--format", "{{.State.Status}}", container).strip() != "running":
                 sys.exit(f"the program in {container} died: " + subprocess.getoutput(f"podman logs {container}"))
             time.sleep(0.2)
 
     def change(self, container, percent):
         """Changes this part of a churning process's pages."""
+        word = f"changed {percent}"
+        before = run("podman", "logs", container).count(word)
         run("podman", "kill", "--signal", SIGNALS[percent], container)
-        self.wait(container, f"changed {percent}")
+        self.wait(container, word, before + 1)
 
     def dump(self, container, keep=False):
         """Dumps it into an archive, not compressed, as the kubelet's are; it runs on if it is to be kept."""
-        number = len([name for name in os.listdir(self.work) if name.endswith(".tar")])
-        path = f"{self.work}/{container}-{number}.tar"
+        self.dumps += 1
+        path = f"{self.work}/{container}-{self.dumps}.tar"
         options = ["--leave-running"] if keep else []
         run("podman", "container", "checkpoint", *options, "--compress", "none", "--export", path, container)
         if not keep:

@@ -18,8 +18,6 @@ use super::CHUNK;
 
 /// zstd's level 1 compresses memory pages to a fifth at over 1 GB/s on two cores; higher levels gain a few percent.
 const LEVEL: i32 = 1;
-/// The level at which zstd hardly looks for anything: what does not shrink goes through at some GB/s.
-const LEVEL_RAW: i32 = -1000;
 /// Of a frame this many pieces of this size are tried first...
 const SAMPLES: usize = 16;
 const SAMPLE: usize = 1024;
@@ -39,13 +37,22 @@ pub(crate) struct Frames<W: Write> {
     /// Frames handed to workers, and taken back from them: the workers take turns.
     given: usize,
     taken: usize,
-    spare: Vec<(Vec<u8>, Vec<u8>)>,
+    spare: Vec<Frame>,
 }
 
 /// A thread that compresses one frame after the other. It ends when nobody gives it any more.
 struct Worker {
-    frames: SyncSender<(Vec<u8>, Vec<u8>)>,
-    compressed: Receiver<io::Result<(Vec<u8>, Vec<u8>)>>,
+    frames: SyncSender<Frame>,
+    compressed: Receiver<io::Result<Frame>>,
+}
+
+/// One frame, before and after it is compressed. The buffers go round.
+#[derive(Default)]
+struct Frame {
+    plain: Vec<u8>,
+    compressed: Vec<u8>,
+    /// How much of the buffer is the frame: it is not cleared each time.
+    size: usize,
 }
 
 impl<W: Write> Frames<W> {
@@ -76,8 +83,8 @@ impl<W: Write> Frames<W> {
         while self.given - self.taken >= 2 * self.workers.len() {
             self.take()?;
         }
-        let (plain, compressed) = self.spare.pop().unwrap_or_default();
-        let frame = (std::mem::replace(&mut self.plain, plain), compressed);
+        let mut frame = self.spare.pop().unwrap_or_default();
+        std::mem::swap(&mut frame.plain, &mut self.plain);
         let worker = &self.workers[self.given % self.workers.len()];
         worker.frames.send(frame).map_err(|_| ended())?;
         self.given += 1;
@@ -87,11 +94,11 @@ impl<W: Write> Frames<W> {
     /// Writes the next frame, once it is compressed.
     fn take(&mut self) -> io::Result<()> {
         let worker = &self.workers[self.taken % self.workers.len()];
-        let (mut plain, compressed) = worker.compressed.recv().map_err(|_| ended())??;
+        let mut frame = worker.compressed.recv().map_err(|_| ended())??;
         self.taken += 1;
-        self.out.write_all(&compressed)?;
-        plain.clear();
-        self.spare.push((plain, compressed));
+        self.out.write_all(&frame.compressed[..frame.size])?;
+        frame.plain.clear();
+        self.spare.push(frame);
         Ok(())
     }
 }
@@ -114,12 +121,13 @@ impl<W: Write> Write for Frames<W> {
 
 impl Worker {
     fn start() -> io::Result<Self> {
-        let (frames, given) = sync_channel::<(Vec<u8>, Vec<u8>)>(1);
+        let (frames, given) = sync_channel::<Frame>(1);
         let (done, compressed) = sync_channel(2);
         let mut compressor = FrameCompressor::new()?;
         spawn(move || {
-            for (plain, mut out) in given {
-                let frame = compressor.compress(&plain, &mut out).map(|()| (plain, out));
+            for mut frame in given {
+                let size = compressor.compress(&frame.plain, &mut frame.compressed);
+                let frame = size.map(|size| Frame { size, ..frame });
                 // Whoever gave the frame may have given up.
                 if done.send(frame).is_err() {
                     return;
@@ -131,24 +139,29 @@ impl Worker {
 }
 
 struct FrameCompressor {
-    good: Compressor<'static>,
-    raw: Compressor<'static>,
+    compressor: Compressor<'static>,
     sample: Vec<u8>,
     tried: Vec<u8>,
 }
 
 impl FrameCompressor {
     fn new() -> io::Result<Self> {
-        let (good, raw) = (Compressor::new(LEVEL)?, Compressor::new(LEVEL_RAW)?);
-        Ok(Self { good, raw, sample: Vec::new(), tried: vec![0; compress_bound(SAMPLES * SAMPLE)] })
+        let tried = vec![0; compress_bound(SAMPLES * SAMPLE)];
+        Ok(Self { compressor: Compressor::new(LEVEL)?, sample: Vec::new(), tried })
     }
 
-    fn compress(&mut self, plain: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
-        out.resize(compress_bound(plain.len()), 0);
-        let compressor = if self.is_worth(plain)? { &mut self.good } else { &mut self.raw };
-        let size = compressor.compress_to_buffer(plain, &mut out[..])?;
-        out.truncate(size);
-        Ok(())
+    /// Gives the frame's size at the start of the buffer, which grows as needed.
+    fn compress(&mut self, plain: &[u8], out: &mut Vec<u8>) -> io::Result<usize> {
+        if !self.is_worth(plain)? {
+            out.clear();
+            raw_frame(plain, out);
+            return Ok(out.len());
+        }
+        let most = compress_bound(plain.len());
+        if out.len() < most {
+            out.resize(most, 0);
+        }
+        self.compressor.compress_to_buffer(plain, &mut out[..])
     }
 
     /// Judged by the content alone, so that the same content always gives the same frame.
@@ -160,8 +173,26 @@ impl FrameCompressor {
         for piece in plain.chunks_exact(CHUNK / SAMPLES) {
             self.sample.extend_from_slice(&piece[..SAMPLE]);
         }
-        let size = self.good.compress_to_buffer(&self.sample, &mut self.tried[..])?;
+        let size = self.compressor.compress_to_buffer(&self.sample, &mut self.tried[..])?;
         Ok(size * WORTH.1 <= self.sample.len() * WORTH.0)
+    }
+}
+
+/// Bytes as they are, in the form of a frame (RFC 8878, section 3.1.1): one segment, and blocks of the kind "raw". Only for a
+/// whole frame, whose size fits the four bytes that are there for it.
+fn raw_frame(plain: &[u8], out: &mut Vec<u8>) {
+    const MAGIC: u32 = 0xfd2f_b528;
+    /// One segment, no check sum, no dictionary, and four bytes for the size.
+    const DESCRIPTOR: u8 = 0b1010_0000;
+    const BLOCK: usize = 128 << 10;
+    out.extend(MAGIC.to_le_bytes());
+    out.push(DESCRIPTOR);
+    out.extend((plain.len() as u32).to_le_bytes());
+    let blocks = plain.len().div_ceil(BLOCK);
+    for (number, block) in plain.chunks(BLOCK).enumerate() {
+        let header = (block.len() as u32) << 3 | u32::from(number + 1 == blocks);
+        out.extend(&header.to_le_bytes()[..3]);
+        out.extend_from_slice(block);
     }
 }
 
@@ -195,8 +226,8 @@ mod tests {
         let mut expected = Vec::new();
         for frame in plain.chunks(CHUNK) {
             let mut out = Vec::new();
-            one.compress(frame, &mut out).unwrap();
-            expected.extend_from_slice(&out);
+            let size = one.compress(frame, &mut out).unwrap();
+            expected.extend_from_slice(&out[..size]);
         }
         assert_eq!(frames(&plain), expected);
         assert_eq!(zstd::decode_all(&expected[..]).unwrap(), plain);

@@ -9,17 +9,20 @@
 //! Nothing here trusts its input. Readers bound what they hold in memory; the [`Guard`] decides about names, links and
 //! totals, once, for every source.
 
+mod ahead;
 mod decode;
 mod encode;
 mod frames;
 mod guard;
 mod header;
 mod read;
+mod sparse;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Read};
 
+pub(crate) use ahead::Ahead;
 pub(crate) use decode::Decoder;
 pub(crate) use encode::Encoder;
 pub(crate) use guard::{Guard, parent, stays_inside};

@@ -5,9 +5,10 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::str;
 
-use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
+use tar::{EntryType, GnuExtSparseHeader, Header};
 
 use super::header::{XATTR_RECORD, padding};
+use super::sparse::{Map, Run};
 use super::{ArchiveError, CHUNK, Entries, Entry, EntryKind, EntryName, read_full};
 use crate::Limits;
 
@@ -27,13 +28,6 @@ pub(crate) struct ArchiveReader<R> {
     /// Zeros that follow it.
     padding: u64,
     done: bool,
-}
-
-/// A stretch of a file: first a hole, which the archive does not store, then bytes, which it does.
-#[derive(Debug, Clone, Copy)]
-struct Run {
-    hole: u64,
-    stored: u64,
 }
 
 /// What extension headers say about the entry that follows them.
@@ -281,41 +275,6 @@ impl<R: Read> Read for ArchiveReader<R> {
     }
 }
 
-/// The runs of a sparse file while its map is read.
-#[derive(Default)]
-struct Map {
-    runs: VecDeque<Run>,
-    end: u64,
-    stored: u64,
-}
-
-impl Map {
-    fn add(&mut self, headers: &[GnuSparseHeader]) -> Result<(), ArchiveError> {
-        for header in headers.iter().filter(|header| !header.is_empty()) {
-            let number = |field: io::Result<u64>| field.map_err(|_| malformed("a sparse map without numbers"));
-            self.push(number(header.offset())?, number(header.length())?)?;
-        }
-        Ok(())
-    }
-
-    fn push(&mut self, offset: u64, stored: u64) -> Result<(), ArchiveError> {
-        let hole = offset.checked_sub(self.end).ok_or_else(|| malformed("a sparse map that goes backwards"))?;
-        self.end = offset.checked_add(stored).ok_or_else(|| malformed("a sparse map past the largest size"))?;
-        self.stored = self.stored.saturating_add(stored);
-        self.runs.push_back(Run { hole, stored });
-        Ok(())
-    }
-
-    fn finish(mut self, size: u64, stored: u64) -> Result<VecDeque<Run>, ArchiveError> {
-        let hole = size.checked_sub(self.end).ok_or_else(|| malformed("a sparse map past its file's end"))?;
-        if self.stored != stored {
-            return Err(malformed("a sparse map that differs from what is stored"));
-        }
-        self.runs.push_back(Run { hole, stored: 0 });
-        Ok(self.runs)
-    }
-}
-
 /// `LENGTH KEY=VALUE\n` after each other. A value may hold anything, line ends too.
 fn parse_pax(mut bytes: &[u8]) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, ArchiveError> {
     let bad = || malformed("an extended header that is none");
@@ -376,7 +335,7 @@ fn parse_decimal(text: &[u8]) -> Result<u64, ArchiveError> {
     number.ok_or_else(|| malformed("a number is none"))
 }
 
-fn malformed(problem: &'static str) -> ArchiveError {
+pub(super) fn malformed(problem: &'static str) -> ArchiveError {
     ArchiveError::Malformed { problem }
 }
 

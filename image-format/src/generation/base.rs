@@ -22,7 +22,7 @@ pub struct ChainLimits {
 
 impl Default for ChainLimits {
     fn default() -> Self {
-        Self { generations: 8, stored_percent: 200, part_bytes: 256 << 20 }
+        Self { generations: 8, stored_percent: 200, part_bytes: 64 << 20 }
     }
 }
 

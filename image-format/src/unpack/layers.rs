@@ -5,11 +5,11 @@ use std::path::Path;
 use std::vec;
 
 use super::UnpackError;
-use crate::archive::{ArchiveError, ArchiveReader, Decoder, Entries, Entry, EntryKind, Guard};
+use crate::archive::{Ahead, ArchiveError, ArchiveReader, Decoder, Entries, Entry, EntryKind, Guard};
 use crate::dump::{RecognizeError, Recognizer};
 use crate::generation::{AddError, Tables};
 use crate::image::{CheckpointImage, LayerRef};
-use crate::{BlobSource, Digest, Document, HashReader, LayerContent, Limits, timestamp};
+use crate::{BlobSource, Digest, Document, LayerContent, Limits, timestamp};
 
 /// The layers of one image, one after the other. Nothing that came out of one may be relied on before
 /// [`Layers::next_layer`] or [`Layers::finish`] has returned without an error after it.
@@ -31,7 +31,7 @@ pub(super) struct Current {
     layer: Digest,
     diff_id: Digest,
     content: Option<LayerContent>,
-    pub reader: ArchiveReader<Plain>,
+    pub reader: ArchiveReader<Ahead>,
 }
 
 impl Current {
@@ -45,7 +45,7 @@ impl Current {
         let fetch = |source| UnpackError::FetchLayer { image, layer: digest, source };
         let blob = blobs.open(&layer.descriptor).map_err(fetch)?;
         let plain = Decoder::new(blob, layer.compression, limits).map_err(fetch)?;
-        let reader = ArchiveReader::new(HashReader::new(plain), limits);
+        let reader = ArchiveReader::new(Ahead::start(plain).map_err(fetch)?, limits);
         Ok(Self { image, layer: digest, diff_id, content: layer.content, reader })
     }
 
@@ -62,12 +62,13 @@ impl Current {
     pub fn close(mut self) -> Result<(), UnpackError> {
         while self.next_entry()?.is_some() {}
         let (image, layer) = (self.image, self.layer);
-        let (_, found, _) = self.reader.into_inner().finish();
-        if found == self.diff_id { Ok(()) } else { Err(UnpackError::DiffId { image, layer, found }) }
+        match self.reader.into_inner().digest() {
+            Some(found) if found == self.diff_id => Ok(()),
+            Some(found) => Err(UnpackError::DiffId { image, layer, found }),
+            None => Err(UnpackError::Layer { image, layer, source: ArchiveError::Truncated }),
+        }
     }
 }
-
-type Plain = HashReader<Decoder<Box<dyn Read + Send>>>;
 
 impl<'a> Layers<'a> {
     /// Fetches the config, which says what the layers must unpack to.

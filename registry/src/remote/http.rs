@@ -1,6 +1,7 @@
 //! Requests to one registry: who is asked, with which proof, what is tried again, and what an answer means.
 
 use std::error::Error;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
@@ -197,6 +198,8 @@ pub(super) struct Http {
     repository: String,
     auth: Auth,
     retries: u32,
+    /// Whether it has taken a good part of a stream, and so did not refuse it.
+    takes_streams: AtomicBool,
 }
 
 impl Http {
@@ -220,7 +223,16 @@ impl Http {
             repository: repository.to_owned(),
             auth: Auth::new(credential, repository),
             retries: settings.retries,
+            takes_streams: AtomicBool::new(false),
         })
+    }
+
+    pub(super) fn takes_streams(&self) -> bool {
+        self.takes_streams.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn took_a_stream(&self) {
+        self.takes_streams.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn repository(&self) -> &str {

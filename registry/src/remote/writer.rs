@@ -4,7 +4,8 @@
 //! is there. Of a larger one the first pieces are kept, and those after the first wait for a moment, measured by how long
 //! the registry took to open the upload: one that refuses (401, 429, 503) does so while all that was sent can be sent
 //! again. After that a break is an error, as registries cannot tell where to go on; only chunked uploads
-//! ([`crate::Settings::chunked_upload`]) can.
+//! ([`crate::Settings::chunked_upload`]) can. Once a registry has taken more of a blob than is kept, those that follow wait
+//! no longer than they must: it is slow to open an upload while it puts another one on its disk.
 
 use std::io;
 use std::pin::Pin;
@@ -165,7 +166,10 @@ async fn send_stream(http: &Http, taken: mpsc::Receiver<Fed>) -> Result<Session,
     loop {
         let before = Instant::now();
         let mut session = Session::start(http, OPERATION).await?;
-        let pause = (before.elapsed() * 3).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+        let pause = match http.takes_streams() {
+            true => SHORTEST_PAUSE,
+            false => (before.elapsed() * 3).clamp(SHORTEST_PAUSE, LONGEST_PAUSE),
+        };
         match source.send(http, &session.patch(OPERATION), pause).await {
             Ok(response) => {
                 session.moved(&response);
@@ -212,6 +216,9 @@ impl Source {
                     let first = !self.gone && self.kept.is_empty();
                     self.keep(&piece);
                     feeder.feed(Fed::Piece(piece)).await?;
+                    if self.gone {
+                        http.took_a_stream();
+                    }
                     if first {
                         tokio::time::sleep(pause).await;
                     }

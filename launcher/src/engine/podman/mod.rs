@@ -97,6 +97,11 @@ impl Engine for Podman {
         kill: &CancellationToken,
     ) -> Result<(), String> {
         let DumpInto::Pipe(pipe) = into else { return Err("podman dumps into a pipe".to_owned()) };
+        if let Some(images) = images(source) {
+            let shown = images.display().to_string();
+            let cleared = tokio::task::spawn_blocking(move || clear(&images)).await.map_err(std::io::Error::other);
+            cleared.flatten().map_err(|error| format!("cannot clear {shown} of an earlier checkpoint: {error}"))?;
+        }
         dump_command(source).covering(cover).finish(pipe.into(), kill).await
     }
 
@@ -171,6 +176,20 @@ fn dump_command(source: &Source) -> Program {
     podman(["container", "checkpoint", "--leave-running", "--tcp-established", "--file-locks"])
         .args(["--ignore-rootfs", "--ignore-volumes", "--compress", "none", "--export", "/dev/stdin"])
         .arg(&source.id)
+}
+
+/// Where CRIU writes its images: beside its log.
+fn images(source: &Source) -> Option<PathBuf> {
+    source.log.as_ref().map(|log| log.with_file_name("checkpoint"))
+}
+
+/// Removes what an earlier checkpoint of a container that ran on left in its folder. CRIU would write over a part of it, and
+/// podman export the rest too: images of processes that are gone.
+fn clear(images: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(images) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }
 
 fn source(found: Inspected) -> Source {
@@ -277,6 +296,19 @@ mod tests {
             restore_command(&target(true)).line(),
             "podman container restore --file-locks --import /w/auditor.tar --ignore-static-ip --ignore-static-mac --name clone"
         );
+    }
+
+    #[test]
+    fn nothing_of_an_earlier_checkpoint_is_left() {
+        let top = tempfile::tempdir().unwrap();
+        let images = top.path().join("checkpoint");
+        std::fs::create_dir(&images).unwrap();
+        for name in ["pagemap-7.img", "pages-3.img"] {
+            std::fs::write(images.join(name), b"of a process that is gone").unwrap();
+        }
+        clear(&images).unwrap();
+        clear(&images).unwrap();
+        assert!(!images.exists());
     }
 
     #[test]
