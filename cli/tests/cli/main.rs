@@ -1,5 +1,6 @@
 //! The real `syncpoint`, as people and scripts run it.
 
+mod bases;
 mod certificates;
 mod common;
 mod coordinator;
