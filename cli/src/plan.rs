@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use image_format::{ApplicationId, MemberId};
@@ -47,8 +48,45 @@ pub struct CheckpointPlan {
     pub gather: Option<Duration>,
     /// How long they may be frozen.
     pub freeze: Option<Duration>,
+    /// How it is guarded.
+    pub guard: GuardPlan,
     /// The members, in the order of the file.
     pub members: Vec<PlanMember>,
+}
+
+/// What a plan says to `syncpoint guard`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GuardPlan {
+    /// From one checkpoint to the next.
+    pub interval: Option<Duration>,
+    /// What becomes of the application when the guard is told to stop.
+    pub on_terminate: Option<OnTerminate>,
+    /// Rollbacks in a row before it is given up.
+    pub attempts: Option<u32>,
+    /// How long it must run after a rollback for that to have been one.
+    pub probation: Option<Duration>,
+}
+
+/// What becomes of a guarded application when its guard is told to stop.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnTerminate {
+    /// It runs on.
+    #[default]
+    LeaveRunning,
+    /// It is checkpointed, and ended once that is permanent.
+    Preempt,
+}
+
+impl FromStr for OnTerminate {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "leave-running" => Ok(Self::LeaveRunning),
+            "preempt" => Ok(Self::Preempt),
+            _ => Err("it is leave-running or preempt"),
+        }
+    }
 }
 
 /// One container.
@@ -123,12 +161,19 @@ fn parse(text: &str, language: Language, folder: &Path) -> Result<CheckpointPlan
         freeze = deadlines.with("freeze", duration)?;
         deadlines.finish()?;
     }
+    let mut guard = GuardPlan { interval: fields.with("interval", interval)?, ..GuardPlan::default() };
+    guard.on_terminate = fields.with("on-terminate", str::parse::<OnTerminate>)?;
+    if let Some(mut limits) = fields.table("guard", "guard")? {
+        guard.attempts = limits.number("attempts", 1..=1000)?;
+        guard.probation = limits.with("probation", duration)?;
+        limits.finish()?;
+    }
     let list = fields.members()?;
     fields.finish()?;
     let members = list.into_iter().map(|fields| member(fields, engine, folder)).collect::<Result<Vec<_>, _>>()?;
     check(&members)?;
     let members = members.into_iter().map(|placed| placed.member).collect();
-    Ok(CheckpointPlan { application, to, key, stop, gather, freeze, members })
+    Ok(CheckpointPlan { application, to, key, stop, gather, freeze, guard, members })
 }
 
 /// The two words for one choice; whoever says both must mean the same.
@@ -262,6 +307,14 @@ fn check_circles(members: &[Placed]) -> Result<(), Problem> {
             return Err(Problem::new(members[last].depends_on[place].clone(), message));
         }
         path.push(follows);
+    }
+}
+
+/// Anything shorter would be a checkpoint that never ends.
+fn interval(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        time if time < Duration::from_millis(100) => Err("an interval is at least 100ms".to_owned()),
+        time => Ok(time),
     }
 }
 

@@ -20,6 +20,7 @@ mod engine;
 mod error;
 mod fetch;
 pub mod interval;
+mod guard;
 mod mounts;
 mod observer;
 mod open_files;
@@ -37,6 +38,10 @@ pub use checkpoint::{
     Elsewhere, JoinReport, Joining, MembersError, Pending, Signer, Wanted, Watcher, checkpoint, join, pending, resume,
 };
 pub use engine::{BundleError, EngineError, EngineKind, ParseEngineError, ProgramError};
+pub use guard::{
+    GUARD_DIR, GuardError, GuardEvent, GuardMetrics, GuardOptions, GuardState, GuardWatcher, Limits, LookError,
+    RollbackError, Surrender, Taken, guard, guard_state,
+};
 pub use error::{RestoreError, RestoreErrorKind};
 pub use observer::{MemberStep, Observer, Phase};
 pub use open_files::{OpenFilesError, raise_open_files};

@@ -337,7 +337,7 @@ pub async fn run(mut args: CheckpointArgs, context: &Context) -> Result<(), Comm
 
 /// Takes from a plan what the command line does not say; gives its members.
 fn follow(args: &mut CheckpointArgs, plan: CheckpointPlan) -> Vec<Wanted> {
-    let CheckpointPlan { application, to, key, stop, gather, freeze, members } = plan;
+    let CheckpointPlan { application, to, key, stop, gather, freeze, guard: _, members } = plan;
     args.application = args.application.take().or(application);
     args.to = args.to.take().or(to);
     if !args.unsigned {
@@ -346,15 +346,14 @@ fn follow(args: &mut CheckpointArgs, plan: CheckpointPlan) -> Vec<Wanted> {
     args.stop |= stop.unwrap_or(false);
     args.gather_timeout = args.gather_timeout.or(gather.map(Time));
     args.freeze_timeout = args.freeze_timeout.or(freeze.map(Time));
-    let wanted = |PlanMember { id, container, engine, depends_on, bundle, without_rootfs }| Wanted {
-        id: Some(id),
-        container,
-        engine,
-        depends_on: Some(depends_on),
-        bundle,
-        without_rootfs,
-    };
-    members.into_iter().map(wanted).collect()
+    members.into_iter().map(Wanted::from).collect()
+}
+
+impl From<PlanMember> for Wanted {
+    fn from(member: PlanMember) -> Self {
+        let PlanMember { id, container, engine, depends_on, bundle, without_rootfs } = member;
+        Self { id: Some(id), container, engine, depends_on: Some(depends_on), bundle, without_rootfs }
+    }
 }
 
 fn pending(session: SessionId, args: &CheckpointArgs) -> Result<launcher::Pending, CommandError> {

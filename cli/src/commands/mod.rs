@@ -4,6 +4,7 @@ mod checkpoint;
 mod completion;
 mod coordinator;
 mod copy;
+mod guard;
 mod inspect;
 mod interval;
 mod join;
@@ -52,6 +53,7 @@ pub enum Command {
     Interval(interval::IntervalArgs),
     Unpack(unpack::UnpackArgs),
     Restore(restore::RestoreArgs),
+    Guard(guard::GuardArgs),
     Key(key::KeyArgs),
     Join(join::JoinArgs),
     Coordinator(coordinator::CoordinatorArgs),
@@ -64,7 +66,10 @@ pub enum Command {
 impl Command {
     /// Whether it ends in good order by itself when it is told to stop, and is not to be dropped.
     pub fn stops_by_itself(&self) -> bool {
-        matches!(self, Self::Checkpoint(_) | Self::Coordinator(_) | Self::Join(_) | Self::Restore(_))
+        matches!(
+            self,
+            Self::Checkpoint(_) | Self::Coordinator(_) | Self::Guard(_) | Self::Join(_) | Self::Restore(_)
+        )
     }
 }
 
@@ -85,6 +90,7 @@ pub async fn run(command: Command, context: &Context) -> Result<(), CommandError
         Command::Interval(args) => interval::run(args, context).await,
         Command::Unpack(args) => unpack::run(args, context).await,
         Command::Restore(args) => restore::run(args, context).await,
+        Command::Guard(args) => guard::run(args, context).await,
         Command::Join(args) => join::run(args, context).await,
         Command::Coordinator(args) => coordinator::run(args, context).await,
         Command::Key(args) => key::run(args, context).await,

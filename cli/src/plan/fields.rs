@@ -1,7 +1,7 @@
 //! Takes the fields of a table one after the other, and minds those that nobody takes.
 
 use std::fmt::Display;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -53,6 +53,18 @@ impl<'t> Fields<'t> {
     ) -> Result<Option<T>, Problem> {
         let read = |(text, at)| read(text).map_err(|error| Problem::new(at, format!("{key}: {error}")));
         self.text(key)?.map(read).transpose()
+    }
+
+    /// A number of a range.
+    pub fn number(&mut self, key: &'static str, range: RangeInclusive<u32>) -> Result<Option<u32>, Problem> {
+        let Some(value) = self.take(key) else {
+            return Ok(None);
+        };
+        let read = value.get_ref().as_integer().and_then(|number| u32::from_str_radix(number.as_str(), number.radix()).ok());
+        match read.filter(|number| range.contains(number)) {
+            Some(number) => Ok(Some(number)),
+            None => Err(wrong(value, key, &format!("a number from {} to {}", range.start(), range.end()))),
+        }
     }
 
     /// A text that parses, and where it stands.

@@ -49,6 +49,7 @@ fn the_manual_is_right() {
         stop: None,
         gather: Some(Duration::from_secs(30)),
         freeze: Some(Duration::from_secs(5)),
+        guard: GuardPlan::default(),
         members: vec![
             member("consumer", "consumer", EngineKind::Podman, &[], None),
             member("producer", "ledger-producer-1", EngineKind::Podman, &["consumer"], None),

@@ -241,7 +241,7 @@ impl Run<'_> {
             watcher: self.watcher,
             bases: &self.bases,
             begun,
-            resumable: self.options.elsewhere.is_none(),
+            resumable: self.options.keep_unsent && self.options.elsewhere.is_none(),
         };
         let sent = tokio::try_join!(phase2.run(&self.members, &mut dumping), stored);
         self.tentative = tentative;

@@ -110,6 +110,8 @@ pub struct CheckpointOptions {
     pub compression: Compression,
     /// When a member's chain of generations ends, and a new one begins.
     pub chain: ChainLimits,
+    /// Keep a checkpoint that was taken and could not be sent, for [`resume`](super::resume).
+    pub keep_unsent: bool,
     /// Begin a new chain of every member now: all of its pages are stored.
     pub rebase: bool,
     /// Transfers, and members that are packed, at the same time.
@@ -137,6 +139,7 @@ impl CheckpointOptions {
             },
             compression: Compression::default(),
             chain: ChainLimits::default(),
+            keep_unsent: true,
             rebase: false,
             jobs: 4,
             cancel: CancellationToken::new(),

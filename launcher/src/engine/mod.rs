@@ -295,6 +295,9 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
     /// Ends a container.
     async fn stop(&self, source: &Source) -> Result<(), EngineError>;
 
+    /// Takes away a container with its processes, whoever made it, and its volumes as far as nobody else uses them.
+    async fn evict(&self, source: &Source) -> Result<(), EngineError>;
+
     /// CRIU's words about a restore that failed, as long as what is left of it was not removed.
     async fn log_lines(&self, target: &Target) -> Vec<String>;
 

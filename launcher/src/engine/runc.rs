@@ -118,6 +118,11 @@ impl Engine for Runc {
         Ok(())
     }
 
+    async fn evict(&self, source: &Source) -> Result<(), EngineError> {
+        kill_left(&source.container, Marks { id: Some(source.id.clone()), ..Marks::default() }).await?;
+        forget("runc", &source.id).await
+    }
+
     async fn log_lines(&self, target: &Target) -> Vec<String> {
         target.lone.as_ref().map_or_else(Vec::new, |lone| log_lines(&lone.work.join("restore.log")))
     }

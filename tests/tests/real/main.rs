@@ -5,6 +5,7 @@
 mod checkpoint;
 mod demo;
 mod generations;
+mod guard;
 mod interrupted;
 mod memory;
 mod peers;

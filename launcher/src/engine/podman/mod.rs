@@ -111,6 +111,22 @@ impl Engine for Podman {
         Ok(())
     }
 
+    async fn evict(&self, source: &Source) -> Result<(), EngineError> {
+        kill_left(&source.container, Marks { id: Some(source.id.clone()), ..Marks::default() }).await?;
+        remove_container(&source.id).await?;
+        for volume in source.files.volumes.keys() {
+            if exists(["volume", "exists", volume]).await? {
+                // podman refuses while another container has it, as whoever is evicted next may.
+                let ran = podman(["volume", "rm", volume]).ask().await?;
+                if !ran.status.success() && ran.status.code() != Some(IN_USE) {
+                    let command = format!("podman volume rm {volume}");
+                    return Err(ProgramError::Failed { command, status: ran.status, words: ran.words }.into());
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn log_lines(&self, target: &Target) -> Vec<String> {
         match find(target).await {
             // What goes wrong before there is a container is in podman's own words.
@@ -236,6 +252,9 @@ async fn exists<const N: usize>(arguments: [&str; N]) -> Result<bool, EngineErro
         _ => Err(ProgramError::Failed { command, status: ran.status, words: ran.words }.into()),
     }
 }
+
+/// How `podman volume rm` ends when a container has the volume.
+const IN_USE: i32 = 2;
 
 /// The container by its id, which stays when somebody renames it, or by its name where the id is podman's to choose.
 async fn find(target: &Target) -> Result<Option<Inspected>, EngineError> {

@@ -1,0 +1,223 @@
+//! `syncpoint guard`.
+
+mod http;
+mod log;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use image_format::Compression;
+use launcher::{
+    CheckpointOptions, Destination, GuardError, GuardMetrics, GuardOptions, Limits, RestoreOptions, Signer, Trust,
+    Wanted,
+};
+use registry::Reference;
+use sd_notify::NotifyState;
+use tokio_util::sync::CancellationToken;
+
+use self::log::Log;
+use crate::chain::Chains;
+use crate::commands::checkpoint;
+use crate::commands::sign::Identity;
+use crate::context::Context;
+use crate::error::{CommandError, While};
+use crate::exit::Exit;
+use crate::keys;
+use crate::plan::{self, CheckpointPlan, OnTerminate};
+use crate::store;
+use crate::transport::Transport;
+use crate::values::{Time, words};
+
+/// Checkpoint an application every so often, and roll all of it back when one of its containers dies
+///
+/// A service in the foreground. Every interval it takes a checkpoint of the plan's containers, as `syncpoint checkpoint` does. When the
+/// first process of one of them ends, for whatever reason, what is left of the application is ended and the newest checkpoint that
+/// can be restored and is signed by the plan's key is restored, or the one before. A guard that is killed goes on where it was when it
+/// is started again. SIGTERM ends it; the application runs on, or is preempted. Needs root.
+///
+/// The plan is that of `syncpoint checkpoint`, with interval, on-terminate and [guard] besides; docs/guide/plan.md has them all.
+#[derive(Debug, Args)]
+pub struct GuardArgs {
+    /// Who is guarded, how, and where the checkpoints go
+    #[arg(long, value_name = "FILE")]
+    plan: PathBuf,
+
+    /// From one checkpoint to the next, such as 30s; goes before the plan's
+    #[arg(long, value_name = "TIME")]
+    interval: Option<Time>,
+
+    /// Show metrics to Prometheus at http://ADDRESS:PORT/metrics, and at /health whether the application runs
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics: Option<SocketAddr>,
+
+    /// How events are written to standard error
+    #[arg(long, value_name = "FORMAT", default_value = "human")]
+    log_format: LogFormat,
+
+    #[command(flatten)]
+    identity: Identity,
+
+    /// How layers are compressed
+    #[arg(long, value_name = "HOW", default_value = "zstd", value_parser = words(Compression::ALL, Compression::as_str))]
+    compression: Compression,
+
+    #[command(flatten)]
+    chains: Chains,
+
+    /// Where checkpoints are kept until they are permanent, and dumps while they are restored
+    #[arg(long, value_name = "DIR", default_value = launcher::WORK_DIR)]
+    work_dir: PathBuf,
+
+    /// Where the guard keeps what it must know when it is started again
+    #[arg(long, value_name = "DIR", default_value = launcher::GUARD_DIR)]
+    state_dir: PathBuf,
+
+    #[command(flatten)]
+    transport: Transport,
+}
+
+/// How events are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// Lines for people
+    Human,
+    /// A JSON object a line
+    Json,
+}
+
+/// Guards.
+pub async fn run(args: GuardArgs, context: &Context) -> Result<(), CommandError> {
+    let plan = plan::read(&args.plan)?;
+    let missing = |what: &str| CommandError::usage(format!("{} does not say {what}", args.plan.display()));
+    let interval = args.interval.map(|time| time.0).or(plan.guard.interval).ok_or_else(|| missing("the interval"))?;
+    let on_terminate = plan.guard.on_terminate.unwrap_or_default();
+    let (to, options) = options(&args, plan, context).await?;
+    let application = options.checkpoint.application.clone();
+    let metrics = Arc::new(GuardMetrics::new(application.clone()));
+    let shown = match args.metrics {
+        Some(address) => {
+            let served = http::serve(address, Arc::clone(&metrics)).await;
+            Some(served.doing(|| format!("metrics cannot be shown at {address}"))?)
+        }
+        None => None,
+    };
+    let log = Log::new(args.log_format == LogFormat::Json, Arc::clone(&context.reporter), application.clone());
+    log.started(&to, interval, shown);
+    // Kept, so that the interval stays what it is.
+    let (_interval, changed) = tokio::sync::watch::channel(interval);
+    notify(&[NotifyState::Ready]);
+    let guarded = {
+        let mut guarding = pin!(launcher::guard(&options, changed, &metrics, &log));
+        let watchdog = sd_notify::watchdog_enabled().map(|time| time / 2);
+        loop {
+            // In the same task: a guard that hangs in it is not said to be well.
+            tokio::select! {
+                guarded = &mut guarding => break guarded,
+                () = tokio::time::sleep(watchdog.unwrap_or(Duration::MAX)), if watchdog.is_some() => {
+                    notify(&[NotifyState::Watchdog]);
+                }
+            }
+        }
+    };
+    notify(&[NotifyState::Stopping]);
+    guarded.map_err(failed)?;
+    if on_terminate == OnTerminate::Preempt {
+        return preempt(&options, &log).await;
+    }
+    log.ended("the application runs on");
+    Ok(())
+}
+
+/// What the service manager is told; without one, nothing.
+fn notify(states: &[NotifyState<'_>]) {
+    // A service manager that does not listen is no reason to do anything else.
+    let _ = sd_notify::notify(states);
+}
+
+async fn options(
+    args: &GuardArgs,
+    plan: CheckpointPlan,
+    context: &Context,
+) -> Result<(Reference, GuardOptions), CommandError> {
+    let CheckpointPlan { application, to, key, stop, gather, freeze, guard, members } = plan;
+    let missing = |what: &str| CommandError::usage(format!("{} does not say {what}", args.plan.display()));
+    if stop == Some(true) {
+        return Err(CommandError::usage("an application that stops after its first checkpoint cannot be guarded")
+            .hint("leave `stop` out of the plan"));
+    }
+    let application = application.ok_or_else(|| missing("the application"))?;
+    let to = to.ok_or_else(|| missing("where checkpoints go (to)"))?;
+    if to.selector().is_some() {
+        return Err(CommandError::usage(format!("{to} has a tag, which would name each checkpoint in turn"))
+            .hint("leave the tag out: each checkpoint gets epoch-<N>"));
+    }
+    let key = key.ok_or_else(|| {
+        missing("who signs (key)").hint("a guard restores nothing that it did not sign; `syncpoint key generate` makes a key")
+    })?;
+    let key = Arc::new(keys::private(&key, context).await?);
+    let hook_program = context.environment.hook_program();
+    let usual = CheckpointOptions::new(application, hook_program.clone());
+    let checkpoint = CheckpointOptions {
+        members: members.iter().cloned().map(Wanted::from).collect(),
+        deadlines: coordinator::Deadlines {
+            gather: gather.unwrap_or(usual.deadlines.gather),
+            hold: freeze.unwrap_or(usual.deadlines.hold),
+        },
+        compression: args.compression,
+        chain: (&args.chains).into(),
+        work_dir: args.work_dir.clone(),
+        jobs: args.transport.jobs(),
+        cancel: context.cancel.token(),
+        ..usual
+    };
+    let bundles = members.iter().filter_map(|member| Some((member.id.clone(), member.bundle.clone()?)));
+    let restore = RestoreOptions {
+        bundles: bundles.collect(),
+        work_dir: args.work_dir.clone(),
+        jobs: args.transport.jobs(),
+        ..RestoreOptions::new(hook_program, Trust::Keys(vec![key.public_key()]))
+    };
+    let usual = Limits::default();
+    let limits = Limits {
+        attempts: guard.attempts.unwrap_or(usual.attempts),
+        probation: guard.probation.unwrap_or(usual.probation),
+        ..usual
+    };
+    let store = store::create(&to, &args.transport, context).await?;
+    let signer = Some(Signer { key, identity: args.identity.name.clone() });
+    let destination = Destination { store, reference: to.to_string(), tag: None, signer };
+    Ok((to, GuardOptions { checkpoint, destination, restore, limits, state_dir: args.state_dir.clone() }))
+}
+
+/// The last checkpoint, after which the containers end. The signal that ended the guard does not end this; a second one does.
+async fn preempt(options: &GuardOptions, log: &Log) -> Result<(), CommandError> {
+    let last = CheckpointOptions { stop: true, cancel: CancellationToken::new(), ..options.checkpoint.clone() };
+    let report = launcher::checkpoint(&options.destination, &last, &()).await;
+    let report = report.map_err(|error| checkpoint::failed(&last.application, error))?;
+    log.ended(&format!("preempted: epoch {} is permanent, and the containers are stopped", report.epoch));
+    Ok(())
+}
+
+fn failed(error: GuardError) -> CommandError {
+    let (exit, hint) = match &error {
+        GuardError::NotRoot => (Exit::Denied, Some("run it as root")),
+        GuardError::NoMembers { .. } | GuardError::Elsewhere { .. } => (Exit::Usage, None),
+        GuardError::Guarded { .. } => (Exit::Refused, Some("stop the other one first")),
+        GuardError::NotRunning { .. } => {
+            (Exit::Refused, Some("start the application, or bring it back with `syncpoint restore`, before it is guarded"))
+        }
+        GuardError::GaveUp { .. } => {
+            (Exit::Aborted, Some("the log says what each attempt failed with; `syncpoint list` shows what there is to restore"))
+        }
+        _ => (Exit::Failure, None),
+    };
+    let error = CommandError::new(exit, error);
+    match hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}

@@ -1,0 +1,587 @@
+//! A guard: an application is checkpointed every so often, and rolled back as a whole when one of its members is gone.
+//!
+//! ```text
+//!              ┌── tick ─▶ checkpoint() ─▶ permanent, or counted as failed; the application runs on either way
+//!   watch ─────┤
+//!  (handles of └── a member is gone ─▶ newest checkpoint that is not out of the question ─▶ end the rest ─▶ restore()
+//!   processes)                              ▲ the one before, if it cannot be restored ──────────────┘
+//! ```
+//!
+//! When which of it is done is for [`decider`] to say, which knows neither containers nor clocks; this is its driver. What must
+//! outlive the guard stands in a file ([`state`]): one that is killed and started again finds an application that does not run as
+//! a whole, and rolls it back. There is one guard of an application on a host, by a lock that goes with its process.
+
+mod decider;
+mod members;
+mod metrics;
+mod state;
+
+use std::future::pending;
+use std::path::PathBuf;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use image_format::{ApplicationId, Digest, Epoch, MemberId};
+use registry::{Listed, Progress, StoreError, catalogue};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use self::decider::{Limits, Surrender};
+use self::decider::{Action, Decider, Failure};
+pub use self::members::LookError;
+use self::members::{Look, Running, evict, look};
+pub use self::metrics::GuardMetrics;
+use self::state::StateFile;
+pub use self::state::{GuardState, Taken, guard_state};
+use crate::claims::Claims;
+use crate::error::chain;
+use crate::preflight::is_root;
+use crate::restore::make_run_root;
+use crate::{
+    CheckpointError, CheckpointOptions, CheckpointReport, Destination, MemberStep, Observer, Phase, RestoreError,
+    RestoreErrorKind, RestoreOptions, checkpoint, restore,
+};
+
+/// Where guards keep what they know, unless it is said otherwise.
+pub const GUARD_DIR: &str = "/var/lib/syncpoint/guard";
+
+/// What to guard, and how.
+#[derive(Debug, Clone)]
+pub struct GuardOptions {
+    /// How its checkpoints are taken; the members must be named. Its `cancel` ends the guard, and the application runs on.
+    pub checkpoint: CheckpointOptions,
+    /// Where they go.
+    pub destination: Destination,
+    /// How it is rolled back.
+    pub restore: RestoreOptions,
+    /// How far to go with that.
+    pub limits: Limits,
+    /// Where the guard's state is.
+    pub state_dir: PathBuf,
+}
+
+/// What a guard has to tell.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum GuardEvent<'a> {
+    /// It begins: the members run.
+    Watching {
+        /// How many.
+        members: usize,
+    },
+    /// A checkpoint is permanent.
+    Checkpointed {
+        /// What was made.
+        report: &'a CheckpointReport,
+        /// How long it took.
+        took: Duration,
+    },
+    /// A checkpoint failed; the application runs on.
+    CheckpointFailed {
+        /// Why.
+        error: &'a CheckpointError,
+    },
+    /// It took longer than the interval: a tick was skipped.
+    Skipped {
+        /// How often so far.
+        skipped: u64,
+    },
+    /// Containers are gone.
+    Lost {
+        /// Which.
+        containers: &'a [String],
+    },
+    /// The application is being rolled back.
+    RollingBack {
+        /// The checkpoint.
+        epoch: Epoch,
+        /// Its index.
+        digest: &'a Digest,
+    },
+    /// It runs again.
+    RolledBack {
+        /// The checkpoint.
+        epoch: Epoch,
+        /// Between the instant of the checkpoint and the loss, if this guard took it.
+        undone: Option<Duration>,
+    },
+    /// A rollback failed; nothing of the application runs.
+    RollbackFailed {
+        /// The checkpoint, if it came to one.
+        epoch: Option<Epoch>,
+        /// Why.
+        error: &'a RollbackError,
+    },
+    /// Something that is worth a person's attention.
+    Warning {
+        /// In words.
+        warning: &'a str,
+    },
+}
+
+/// Is told what a guard does.
+pub trait GuardWatcher: Send + Sync {
+    /// Something happened.
+    fn event(&self, event: GuardEvent<'_>);
+}
+
+/// Why a rollback failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RollbackError {
+    /// The store does not say what there is.
+    #[error("the checkpoints cannot be listed")]
+    List(#[source] StoreError),
+    /// There is none that is left to be tried.
+    #[error("there is no checkpoint of it{} in {store}", bound(*below))]
+    NothingLeft {
+        /// The store.
+        store: String,
+        /// Only those before this one were looked at.
+        below: Option<Epoch>,
+    },
+    /// What is left of the application could not be ended.
+    #[error("what is left of the application cannot be ended")]
+    Evict(#[source] crate::EngineError),
+    /// The restore failed.
+    #[error(transparent)]
+    Restore(Box<RestoreError>),
+    /// The members ran, and are gone already.
+    #[error("it was restored, but {} did not run on", containers.join(", "))]
+    Died {
+        /// Their containers.
+        containers: Vec<String>,
+    },
+    /// It is not known what runs.
+    #[error(transparent)]
+    Look(#[from] LookError),
+}
+
+fn bound(below: Option<Epoch>) -> String {
+    below.map(|epoch| format!(" before epoch {epoch}")).unwrap_or_default()
+}
+
+/// Why a guard ended, other than by being told to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GuardError {
+    /// Dumping and restoring take root.
+    #[error("this is not root, and only root can freeze and restore containers")]
+    NotRoot,
+    /// Nobody is named.
+    #[error("the members of {application} are not named, and who is not there cannot be found by labels")]
+    NoMembers {
+        /// The application.
+        application: ApplicationId,
+    },
+    /// Members of other hosts.
+    #[error("{application} has members on other hosts, which a guard cannot restore")]
+    Elsewhere {
+        /// The application.
+        application: ApplicationId,
+    },
+    /// There is one already.
+    #[error("another guard of {application} runs on this host")]
+    Guarded {
+        /// The application.
+        application: ApplicationId,
+    },
+    /// An application that was never guarded does not run as a whole.
+    #[error("of {application}, which was not guarded before, {} not run", does(containers))]
+    NotRunning {
+        /// The application.
+        application: ApplicationId,
+        /// The containers that do not run.
+        containers: Vec<String>,
+    },
+    /// It is not known what runs.
+    #[error(transparent)]
+    Look(#[from] LookError),
+    /// A file or folder of the guard.
+    #[error("{path:?} cannot be used")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// There is nothing more to be done.
+    #[error("the guard gives {application} up: {}", words(*surrender))]
+    GaveUp {
+        /// The application.
+        application: ApplicationId,
+        /// Why.
+        surrender: Surrender,
+    },
+}
+
+fn does(containers: &[String]) -> String {
+    let verb = if containers.len() == 1 { "does" } else { "do" };
+    format!("{} {verb}", containers.join(", "))
+}
+
+fn words(surrender: Surrender) -> String {
+    match surrender {
+        Surrender::NothingLeft => "no checkpoint is left that was not tried".to_owned(),
+        Surrender::TooOften { attempts } => format!("it was rolled back {attempts} times without getting anywhere"),
+    }
+}
+
+/// Guards an application until it is told to stop. The application runs on then, also if the guard fails, but for
+/// [`GuardError::GaveUp`].
+///
+/// Checkpoints that cannot be sent are not kept: the next one is newer.
+///
+/// # Errors
+/// An application that cannot be guarded, or was given up.
+pub async fn guard(
+    options: &GuardOptions,
+    interval: watch::Receiver<Duration>,
+    metrics: &GuardMetrics,
+    watcher: &dyn GuardWatcher,
+) -> Result<(), GuardError> {
+    let application = options.checkpoint.application.clone();
+    if !is_root() {
+        return Err(GuardError::NotRoot);
+    }
+    if options.checkpoint.elsewhere.is_some() {
+        return Err(GuardError::Elsewhere { application });
+    }
+    if options.checkpoint.members.is_empty() {
+        return Err(GuardError::NoMembers { application });
+    }
+    let run_root = &options.checkpoint.run_root;
+    let file = |path: &PathBuf| {
+        let path = path.clone();
+        move |source| GuardError::File { path, source }
+    };
+    let run_root = make_run_root(run_root).map_err(file(run_root))?;
+    let mut claims = Claims::default();
+    if !claims.claim(&run_root, &format!("guard-{application}")).map_err(file(&run_root))? {
+        return Err(GuardError::Guarded { application });
+    }
+    let state_file = StateFile::new(&options.state_dir, &application);
+    let known = state_file.read().map_err(file(&state_file.path().to_owned()))?;
+    let found = look(&options.checkpoint.members).await?;
+    if let (None, Look::Missing(containers)) = (&known, found) {
+        return Err(GuardError::NotRunning { application, containers });
+    }
+    let state = known.unwrap_or_else(|| state_file.begin(&application));
+    state_file.write(&state).map_err(file(&state_file.path().to_owned()))?;
+    Guard { options, metrics, watcher, state, state_file, running: None }.run(interval).await
+}
+
+/// One guard at work.
+struct Guard<'a> {
+    options: &'a GuardOptions,
+    metrics: &'a GuardMetrics,
+    watcher: &'a dyn GuardWatcher,
+    state: GuardState,
+    state_file: StateFile,
+    /// The members, as long as none of them is known to be gone.
+    running: Option<Running>,
+}
+
+/// What is under way.
+type Work<'w> = Pin<Box<dyn Future<Output = Done> + 'w>>;
+
+/// What came of it.
+enum Done {
+    Checkpoint(Result<CheckpointReport, CheckpointError>, (Instant, SystemTime)),
+    Rollback(Result<(Epoch, Digest, Running), (Option<Epoch>, RollbackError)>),
+}
+
+/// Why the driver woke up.
+enum Woken {
+    Stop,
+    Interval,
+    Lost(Vec<String>),
+    Done(Done),
+    Time,
+}
+
+impl Guard<'_> {
+    async fn run(mut self, mut interval: watch::Receiver<Duration>) -> Result<(), GuardError> {
+        let stop = self.options.checkpoint.cancel.clone();
+        let first = *interval.borrow_and_update();
+        let mut decider = match look(&self.options.checkpoint.members).await? {
+            Look::All(running) => {
+                self.watch(running);
+                Decider::new(self.options.limits, first, true, Instant::now())
+            }
+            Look::Missing(containers) => {
+                self.lost(&containers);
+                Decider::new(self.options.limits, first, false, Instant::now())
+            }
+        };
+        let mut work: Option<Work<'_>> = None;
+        let mut cancel = CancellationToken::new();
+        loop {
+            match decider.poll_action() {
+                Some(Action::Checkpoint) => {
+                    cancel = stop.child_token();
+                    work = Some(Box::pin(take(self.options, self.watcher, cancel.clone())));
+                    continue;
+                }
+                Some(Action::Cancel) => {
+                    cancel.cancel();
+                    continue;
+                }
+                Some(Action::RollBack { below }) => {
+                    cancel = stop.child_token();
+                    work = Some(Box::pin(roll_back(self.options, self.watcher, below, cancel.clone())));
+                    continue;
+                }
+                Some(Action::GiveUp(surrender)) => {
+                    self.metrics.gave_up();
+                    let application = self.options.checkpoint.application.clone();
+                    return Err(GuardError::GaveUp { application, surrender });
+                }
+                None => {}
+            }
+            let woken = wait(&decider, self.running.as_ref(), work.as_mut(), &mut interval, &stop).await;
+            let now = Instant::now();
+            match woken {
+                Woken::Stop => {
+                    // Whatever is under way ends in good order by the same token.
+                    if let Some(work) = work.take() {
+                        let done = work.await;
+                        self.finish(done, &mut decider);
+                    }
+                    return Ok(());
+                }
+                Woken::Interval => decider.handle_interval(*interval.borrow_and_update()),
+                Woken::Lost(containers) => {
+                    self.running = None;
+                    self.lost(&containers);
+                    decider.handle_loss(now);
+                }
+                Woken::Done(done) => {
+                    work = None;
+                    self.finish(done, &mut decider);
+                }
+                Woken::Time => {
+                    let skipped = decider.skipped();
+                    decider.handle_timeout(now);
+                    if decider.skipped() > skipped {
+                        self.metrics.skipped(decider.skipped());
+                        self.watcher.event(GuardEvent::Skipped { skipped: decider.skipped() });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells what came of it, notes it, and lets the decider know.
+    fn finish(&mut self, done: Done, decider: &mut Decider) {
+        let now = Instant::now();
+        match done {
+            Done::Checkpoint(Ok(report), begun) => {
+                self.metrics.checkpointed(&report, begun);
+                self.state.taken(report.epoch, report.digest, begun.1);
+                self.note();
+                self.watcher.event(GuardEvent::Checkpointed { report: &report, took: begun.0.elapsed() });
+                decider.handle_checkpoint(true, now);
+            }
+            Done::Checkpoint(Err(error), _) => {
+                self.metrics.failed(error.phase);
+                self.watcher.event(GuardEvent::CheckpointFailed { error: &error });
+                decider.handle_checkpoint(false, now);
+            }
+            Done::Rollback(Ok((epoch, digest, running))) => {
+                let undone = self.state.undone_by(&digest);
+                self.state.rollbacks += 1;
+                self.note();
+                self.metrics.rolled_back(undone);
+                self.watcher.event(GuardEvent::RolledBack { epoch, undone });
+                self.watch(running);
+                decider.handle_rollback(Ok(epoch), now);
+            }
+            Done::Rollback(Err((epoch, error))) => {
+                self.metrics.rollback_failed();
+                self.watcher.event(GuardEvent::RollbackFailed { epoch, error: &error });
+                decider.handle_rollback(Err(blame(epoch, &error)), now);
+            }
+        }
+    }
+
+    fn watch(&mut self, running: Running) {
+        self.watcher.event(GuardEvent::Watching { members: self.options.checkpoint.members.len() });
+        self.metrics.running(true);
+        self.running = Some(running);
+    }
+
+    fn lost(&mut self, containers: &[String]) {
+        self.state.lost(SystemTime::now());
+        self.note();
+        self.metrics.lost();
+        self.watcher.event(GuardEvent::Lost { containers });
+    }
+
+    /// What cannot be noted is told, and does not keep the application from being guarded.
+    fn note(&self) {
+        if let Err(error) = self.state_file.write(&self.state) {
+            let warning = format!("{} cannot be written: {error}", self.state_file.path().display());
+            self.watcher.event(GuardEvent::Warning { warning: &warning });
+        }
+    }
+}
+
+async fn wait(
+    decider: &Decider,
+    running: Option<&Running>,
+    work: Option<&mut Work<'_>>,
+    interval: &mut watch::Receiver<Duration>,
+    stop: &CancellationToken,
+) -> Woken {
+    let lost = async {
+        match running {
+            Some(running) => running.lost().await,
+            None => pending().await,
+        }
+    };
+    let done = async {
+        match work {
+            Some(work) => work.await,
+            None => pending().await,
+        }
+    };
+    let time = async {
+        match decider.poll_timeout() {
+            Some(at) => tokio::time::sleep_until(at.into()).await,
+            None => pending().await,
+        }
+    };
+    let changed = async {
+        // Nobody who could change it is left: it stays as it is.
+        if interval.changed().await.is_err() {
+            pending::<()>().await;
+        }
+    };
+    let (lost, done, time, changed) = (pin!(lost), pin!(done), pin!(time), pin!(changed));
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Woken::Stop,
+        done = done => Woken::Done(done),
+        container = lost => Woken::Lost(vec![container]),
+        () = changed => Woken::Interval,
+        () = time => Woken::Time,
+    }
+}
+
+async fn take(options: &GuardOptions, watcher: &dyn GuardWatcher, cancel: CancellationToken) -> Done {
+    let begun = (Instant::now(), SystemTime::now());
+    let own = CheckpointOptions { stop: false, keep_unsent: false, cancel, ..options.checkpoint.clone() };
+    let taken = checkpoint(&options.destination, &own, &Quiet(watcher)).await;
+    Done::Checkpoint(taken, begun)
+}
+
+async fn roll_back(
+    options: &GuardOptions,
+    watcher: &dyn GuardWatcher,
+    below: Option<Epoch>,
+    cancel: CancellationToken,
+) -> Done {
+    let found = find(options, watcher, below).await;
+    let listed = match found {
+        Ok(listed) => listed,
+        Err(error) => return Done::Rollback(Err((None, error))),
+    };
+    let (epoch, digest) = (listed.global.epoch(), listed.root.digest);
+    let restored = restore_one(options, watcher, listed, cancel).await;
+    Done::Rollback(restored.map(|running| (epoch, digest, running)).map_err(|error| (Some(epoch), error)))
+}
+
+/// The newest checkpoint of the application below the bound.
+async fn find(
+    options: &GuardOptions,
+    watcher: &dyn GuardWatcher,
+    below: Option<Epoch>,
+) -> Result<Listed, RollbackError> {
+    let store = &options.destination.store;
+    let (listed, damaged) = catalogue(&**store, options.restore.jobs).await.map_err(RollbackError::List)?;
+    for (tag, error) in damaged {
+        let warning = format!("{tag} is passed over: {}", chain(&error));
+        watcher.event(GuardEvent::Warning { warning: &warning });
+    }
+    let ours = listed.into_iter().filter(|listed| *listed.global.application() == options.checkpoint.application);
+    let ours = ours.filter(|listed| below.is_none_or(|below| listed.global.epoch() < below));
+    let nothing = || RollbackError::NothingLeft { store: store.name().to_owned(), below };
+    ours.max_by_key(|listed| listed.global.epoch()).ok_or_else(nothing)
+}
+
+async fn restore_one(
+    options: &GuardOptions,
+    watcher: &dyn GuardWatcher,
+    listed: Listed,
+    cancel: CancellationToken,
+) -> Result<Running, RollbackError> {
+    let (epoch, digest) = (listed.global.epoch(), listed.root.digest);
+    watcher.event(GuardEvent::RollingBack { epoch, digest: &digest });
+    // Nothing of this incarnation may run beside the next one; only now, since until here it might have gone on.
+    evict(&options.checkpoint.members).await.map_err(RollbackError::Evict)?;
+    let own = RestoreOptions { cancel, ..options.restore.clone() };
+    let store = Arc::clone(&options.destination.store);
+    let restored = restore(store, listed.root, &own, &Quiet(watcher)).await;
+    restored.map_err(|error| RollbackError::Restore(Box::new(error)))?;
+    match look(&options.checkpoint.members).await? {
+        Look::All(running) => Ok(running),
+        Look::Missing(containers) => Err(RollbackError::Died { containers }),
+    }
+}
+
+/// Whose fault it is: another checkpoint may do where this one does not, but not where the store or this machine does not.
+fn blame(epoch: Option<Epoch>, error: &RollbackError) -> Failure {
+    let of_checkpoint = match error {
+        RollbackError::NothingLeft { .. } => return Failure::NothingLeft,
+        RollbackError::List(_) | RollbackError::Evict(_) | RollbackError::Look(_) => false,
+        RollbackError::Died { .. } => true,
+        RollbackError::Restore(error) => match &*error.kind {
+            RestoreErrorKind::Untrusted { .. }
+            | RestoreErrorKind::Fetch { .. }
+            | RestoreErrorKind::Load(_)
+            | RestoreErrorKind::Aborted { .. }
+            | RestoreErrorKind::Preflight { .. } => !unreachable(error),
+            RestoreErrorKind::Store(StoreError::NotFound { .. } | StoreError::Corrupt { .. }) => true,
+            _ => false,
+        },
+    };
+    match epoch.filter(|_| of_checkpoint) {
+        Some(epoch) => Failure::Checkpoint(epoch),
+        None => Failure::Surroundings,
+    }
+}
+
+/// Whether a store that does not answer is at the bottom of an error.
+fn unreachable(error: &RestoreError) -> bool {
+    let mut next = std::error::Error::source(error);
+    while let Some(error) = next {
+        let carried = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        let store = error.downcast_ref::<StoreError>().or_else(|| carried.and_then(|inner| inner.downcast_ref()));
+        if let Some(StoreError::Unreachable { .. } | StoreError::Denied { .. } | StoreError::Refused { .. }) = store {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// Passes on what is worth attention, and nothing else: a guard does the same things day and night.
+struct Quiet<'a>(&'a dyn GuardWatcher);
+
+impl Observer for Quiet<'_> {
+    fn phase(&self, _: Phase) {}
+    fn member(&self, _: &MemberId, _: MemberStep) {}
+    fn warning(&self, warning: &str) {
+        self.0.event(GuardEvent::Warning { warning });
+    }
+    fn note(&self, _: &str) {}
+}
+
+impl Progress for Quiet<'_> {
+    fn begin(&self, _: &str, _: Option<u64>) {}
+    fn advance(&self, _: &str, _: u64) {}
+    fn end(&self, _: &str, _: Option<registry::Put>) {}
+}
