@@ -26,6 +26,7 @@ mod observer;
 mod open_files;
 mod options;
 mod plan;
+mod preempt;
 mod preflight;
 mod restore;
 mod session;
@@ -38,14 +39,15 @@ pub use checkpoint::{
     Elsewhere, JoinReport, Joining, MembersError, Pending, Signer, Wanted, Watcher, checkpoint, join, pending, resume,
 };
 pub use engine::{BundleError, EngineError, EngineKind, ParseEngineError, ProgramError};
+pub use error::{RestoreError, RestoreErrorKind};
 pub use guard::{
     GUARD_DIR, GuardError, GuardEvent, GuardMetrics, GuardOptions, GuardState, GuardWatcher, Limits, LookError,
     RollbackError, Surrender, Taken, guard, guard_state,
 };
-pub use error::{RestoreError, RestoreErrorKind};
 pub use observer::{MemberStep, Observer, Phase};
 pub use open_files::{OpenFilesError, raise_open_files};
 pub use options::{RestoreOptions, Trust, WORK_DIR};
+pub use preempt::{PreemptError, preempt};
 pub use preflight::Problem;
 pub use restore::{RestoreReport, RestoredMember, check_rights, preflight, restore};
 pub use set::LoadError;

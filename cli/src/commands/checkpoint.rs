@@ -202,7 +202,7 @@ impl FromStr for Container {
 
 /// What was checkpointed.
 #[derive(Debug, Serialize)]
-struct Checkpointed {
+pub struct Checkpointed {
     reference: String,
     digest: Digest,
     tag: String,
@@ -421,7 +421,8 @@ pub fn failed(application: &ApplicationId, error: CheckpointError) -> CommandErr
     }
 }
 
-fn checkpointed(to: &Reference, report: CheckpointReport, signed: bool, stopped: bool) -> Checkpointed {
+/// What was made, as it is answered.
+pub fn checkpointed(to: &Reference, report: CheckpointReport, signed: bool, stopped: bool) -> Checkpointed {
     Checkpointed {
         reference: store::pinned(to, report.digest).to_string(),
         digest: report.digest,

@@ -15,6 +15,7 @@ mod login;
 mod man;
 mod pack;
 mod pin;
+mod preempt;
 mod prune;
 mod restore;
 mod sign;
@@ -54,6 +55,8 @@ pub enum Command {
     Unpack(unpack::UnpackArgs),
     Restore(restore::RestoreArgs),
     Guard(guard::GuardArgs),
+    Preempt(preempt::PreemptArgs),
+    Resume(preempt::ResumeArgs),
     Key(key::KeyArgs),
     Join(join::JoinArgs),
     Coordinator(coordinator::CoordinatorArgs),
@@ -68,7 +71,13 @@ impl Command {
     pub fn stops_by_itself(&self) -> bool {
         matches!(
             self,
-            Self::Checkpoint(_) | Self::Coordinator(_) | Self::Guard(_) | Self::Join(_) | Self::Restore(_)
+            Self::Checkpoint(_)
+                | Self::Coordinator(_)
+                | Self::Guard(_)
+                | Self::Join(_)
+                | Self::Preempt(_)
+                | Self::Restore(_)
+                | Self::Resume(_)
         )
     }
 }
@@ -91,6 +100,8 @@ pub async fn run(command: Command, context: &Context) -> Result<(), CommandError
         Command::Unpack(args) => unpack::run(args, context).await,
         Command::Restore(args) => restore::run(args, context).await,
         Command::Guard(args) => guard::run(args, context).await,
+        Command::Preempt(args) => preempt::run(args, context).await,
+        Command::Resume(args) => preempt::run_resume(args, context).await,
         Command::Join(args) => join::run(args, context).await,
         Command::Coordinator(args) => coordinator::run(args, context).await,
         Command::Key(args) => key::run(args, context).await,

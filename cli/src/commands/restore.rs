@@ -34,6 +34,13 @@ pub struct RestoreArgs {
     #[arg(value_name = "REF")]
     reference: Reference,
 
+    #[command(flatten)]
+    how: How,
+}
+
+/// How to restore.
+#[derive(Debug, Args)]
+pub struct How {
     /// A public key by which it must be signed; may be repeated
     #[arg(long, value_name = "FILE", required_unless_present = "insecure_no_verify")]
     key: Vec<PathBuf>,
@@ -78,6 +85,13 @@ pub struct RestoreArgs {
     transport: Transport,
 }
 
+impl How {
+    /// How the registry is reached.
+    pub fn transport(&self) -> &Transport {
+        &self.transport
+    }
+}
+
 /// What runs.
 #[derive(Debug, Serialize)]
 struct Restored {
@@ -110,12 +124,17 @@ impl Report for Restored {
 
 /// Restores.
 pub async fn run(args: RestoreArgs, context: &Context) -> Result<(), CommandError> {
-    launcher::check_rights().map_err(|error| failed(&args.reference, error))?;
+    start(args.reference, args.how, context).await
+}
+
+/// Restores what a reference names.
+pub async fn start(reference: Reference, args: How, context: &Context) -> Result<(), CommandError> {
+    launcher::check_rights().map_err(|error| failed(&reference, error))?;
     let trust = match args.insecure_no_verify {
         true => Trust::InsecureNoVerify,
         false => Trust::Keys(keys::public(args.key.iter().map(PathBuf::as_path))?),
     };
-    let (store, root) = store::find(&args.reference, &args.transport, context).await?;
+    let (store, root) = store::find(&reference, &args.transport, context).await?;
     let options = RestoreOptions {
         engine: args.engine,
         work_dir: args.work_dir,
@@ -132,8 +151,8 @@ pub async fn run(args: RestoreArgs, context: &Context) -> Result<(), CommandErro
     };
     let digest = root.digest;
     let report = launcher::restore(store, root, &options, &*context.reporter).await;
-    let report = report.map_err(|error| failed(&args.reference, error))?;
-    let reference = store::pinned(&args.reference, digest).to_string();
+    let report = report.map_err(|error| failed(&reference, error))?;
+    let reference = store::pinned(&reference, digest).to_string();
     context.output.print(args.format, &restored(reference, digest, report))
 }
 

@@ -60,7 +60,8 @@ impl<'t> Fields<'t> {
         let Some(value) = self.take(key) else {
             return Ok(None);
         };
-        let read = value.get_ref().as_integer().and_then(|number| u32::from_str_radix(number.as_str(), number.radix()).ok());
+        let read =
+            value.get_ref().as_integer().and_then(|number| u32::from_str_radix(number.as_str(), number.radix()).ok());
         match read.filter(|number| range.contains(number)) {
             Some(number) => Ok(Some(number)),
             None => Err(wrong(value, key, &format!("a number from {} to {}", range.start(), range.end()))),

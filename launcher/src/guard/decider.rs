@@ -218,11 +218,8 @@ impl Decider {
                 self.state = State::RollingBack;
                 self.asked = Some(Action::RollBack { below: self.below });
             }
-            State::Running
-            | State::Checkpointing { .. }
-            | State::Down { .. }
-            | State::RollingBack
-            | State::GivenUp => {}
+            State::Running | State::Checkpointing { .. } | State::Down { .. } | State::RollingBack | State::GivenUp => {
+            }
         }
     }
 

@@ -89,7 +89,10 @@ async fn watch(wanted: &Wanted) -> Result<Option<AsyncFd<OwnedFd>>, LookError> {
     if again.is_none_or(|again| again.pid != source.pid) {
         return Ok(None);
     }
-    #[expect(deprecated, reason = "what replaces it is unsafe, which is denied here; a handle of a process can be waited for")]
+    #[expect(
+        deprecated,
+        reason = "what replaces it is unsafe, which is denied here; a handle of a process can be waited for"
+    )]
     let registered = AsyncFd::with_interest(handle, Interest::READABLE);
     registered.map(Some).map_err(failed)
 }
@@ -114,7 +117,7 @@ fn engines(wanted: &Wanted) -> Vec<EngineKind> {
 ///
 /// # Errors
 /// What could not be taken away.
-pub(super) async fn evict(wanted: &[Wanted]) -> Result<(), EngineError> {
+pub(crate) async fn evict(wanted: &[Wanted]) -> Result<(), EngineError> {
     let evicted = wanted.iter().map(|wanted| async move {
         match source(wanted).await? {
             Some((engine, source)) => engine.driver().evict(&source).await,

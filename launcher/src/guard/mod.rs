@@ -27,10 +27,11 @@ use registry::{Listed, Progress, StoreError, catalogue};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub use self::decider::{Limits, Surrender};
 use self::decider::{Action, Decider, Failure};
+pub use self::decider::{Limits, Surrender};
 pub use self::members::LookError;
-use self::members::{Look, Running, evict, look};
+pub(crate) use self::members::evict;
+use self::members::{Look, Running, look};
 pub use self::metrics::GuardMetrics;
 use self::state::StateFile;
 pub use self::state::{GuardState, Taken, guard_state};
@@ -298,7 +299,7 @@ enum Woken {
     Stop,
     Interval,
     Lost(Vec<String>),
-    Done(Done),
+    Done(Box<Done>),
     Time,
 }
 
@@ -360,7 +361,7 @@ impl Guard<'_> {
                 }
                 Woken::Done(done) => {
                     work = None;
-                    self.finish(done, &mut decider);
+                    self.finish(*done, &mut decider);
                 }
                 Woken::Time => {
                     let skipped = decider.skipped();
@@ -464,7 +465,7 @@ async fn wait(
     tokio::select! {
         biased;
         () = stop.cancelled() => Woken::Stop,
-        done = done => Woken::Done(done),
+        done = done => Woken::Done(Box::new(done)),
         container = lost => Woken::Lost(vec![container]),
         () = changed => Woken::Interval,
         () = time => Woken::Time,

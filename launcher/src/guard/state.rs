@@ -118,8 +118,7 @@ impl StateFile {
         let folder = self.path.parent().unwrap_or(Path::new("."));
         DirBuilder::new().mode(0o700).recursive(true).create(folder)?;
         let next = self.path.with_extension("json.next");
-        let mut file: File =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
+        let mut file: File = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
         file.write_all(&serde_json::to_vec_pretty(state)?)?;
         file.sync_all()?;
         fs::rename(&next, &self.path)

@@ -44,10 +44,10 @@ impl Guarded {
         Self { dir, metrics, process: None }
     }
 
-    fn command(&self, registry: &Registry) -> std::process::Command {
+    fn command(&self, registry: &Registry, metrics: u16) -> std::process::Command {
         let plan = self.dir.path().join("plan.toml");
         let state = self.dir.path().join("state");
-        let metrics = format!("127.0.0.1:{}", self.metrics);
+        let metrics = format!("127.0.0.1:{metrics}");
         let arguments = ["guard", "--log-format", "json", "--retries", "1", "--metrics", &metrics, "--plan"];
         let mut command = registry.syncpoint(arguments);
         command.arg(plan).arg("--state-dir").arg(state);
@@ -56,7 +56,7 @@ impl Guarded {
 
     fn start(&mut self, registry: &Registry) {
         let log = File::options().append(true).create(true).open(self.log()).unwrap();
-        self.process = Some(self.command(registry).stderr(log).stdout(Stdio::null()).spawn().unwrap());
+        self.process = Some(self.command(registry, self.metrics).stderr(log).stdout(Stdio::null()).spawn().unwrap());
     }
 
     fn log(&self) -> PathBuf {
@@ -287,16 +287,14 @@ fn a_store_that_fails_does_not_stop_the_application_and_is_caught_up_with() {
     let mut guarded = Guarded::new(&to, &keys, 5063, "");
     // An application that is not there is not brought into being by a guard that knows nothing of it.
     ledger.wipe();
-    let (code, words) = run_failing(&mut guarded.command(&registry));
+    let (code, words) = run_failing(&mut guarded.command(&registry, 0));
     assert_eq!(code, 7, "{words}");
     assert!(words.contains("consumer, producer, auditor do not run"), "{words}");
     let ledger = Ledger::start(&[]);
     guarded.start(&registry);
     guarded.wait_for("checkpoint", 0);
     // One guard at a time.
-    let mut twin = guarded.command(&registry);
-    twin.args(["--metrics", "127.0.0.1:0"]);
-    let (code, words) = run_failing(&mut twin);
+    let (code, words) = run_failing(&mut guarded.command(&registry, 0));
     assert_eq!((code, words.contains("another guard of ledger")), (7, true), "{words}");
 
     registry.kill();
@@ -360,4 +358,40 @@ fn sigterm_preempts_where_the_plan_says_so() {
     let epoch = last.split("epoch ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().to_owned();
     run(&mut registry.syncpoint(["restore", &format!("{to}:epoch-{epoch}"), "--key", &keys.public()]));
     ledger.counters_past(at);
+}
+
+#[test]
+fn a_preempted_application_makes_room_only_when_there_is_time_and_a_checkpoint() {
+    let registry = Registry::start(5066);
+    let keys = Keys::generate();
+    let ledger = Ledger::start(&[]);
+    let to = registry.repository("sdp/moved");
+    let preempt = |more: &[&str]| {
+        let given = ["preempt", "ledger", "--to", &to, "--sign-by", &keys.private()];
+        registry.syncpoint([&given[..], more].concat())
+    };
+    // A guard would bring back what is preempted under its eyes.
+    let mut guarded = Guarded::new(&to, &keys, 5067, "");
+    guarded.start(&registry);
+    guarded.wait_for("checkpoint", 0);
+    let (code, words) = run_failing(&mut preempt(&[]));
+    assert_eq!((code, words.contains("a guard of ledger runs")), (7, true), "{words}");
+    assert_eq!(guarded.stop(), 0);
+    // By what it took before there is no time, and nothing is touched.
+    let (code, words) = run_failing(&mut preempt(&["--within", "50ms"]));
+    assert_eq!((code, words.contains("by the newest ones of its line")), (7, true), "{words}");
+    assert_eq!(Ledger::running(), ["auditor", "consumer", "producer"]);
+    // Without a store there is no room to be had.
+    registry.kill();
+    let (code, words) = run_failing(&mut preempt(&["--retries", "0"]));
+    assert_eq!(code, 9, "{words}");
+    assert_eq!(Ledger::running(), ["auditor", "consumer", "producer"]);
+    registry.restart();
+
+    let said = ledger.said().into_iter().max().unwrap();
+    run(&mut preempt(&["--within", "2m"]));
+    assert_eq!(Ledger::containers(), [""; 0]);
+    run(&mut registry.syncpoint(["resume", "ledger", "--from", &to, "--key", &keys.public()]));
+    ledger.counters_past(said);
+    ledger.wipe();
 }

@@ -97,10 +97,16 @@ impl GuardWatcher for Log {
     fn event(&self, event: GuardEvent<'_>) {
         match event {
             GuardEvent::Watching { members } => {
-                self.write("watching", Level::Info, &format!("watching {members} members"), json!({"members": members}));
+                self.write(
+                    "watching",
+                    Level::Info,
+                    &format!("watching {members} members"),
+                    json!({"members": members}),
+                );
             }
             GuardEvent::Checkpointed { report, took } => {
-                let frozen = report.timeline.members.iter().filter_map(|member| member.frozen).map(|span| span.micros()).max();
+                let frozen =
+                    report.timeline.members.iter().filter_map(|member| member.frozen).map(|span| span.micros()).max();
                 let frozen = Duration::from_micros(frozen.unwrap_or(0));
                 let bytes: u64 = report.members.iter().map(|member| member.bytes).sum();
                 let sent: u64 = report.members.iter().map(|member| member.sent).sum();
@@ -120,7 +126,11 @@ impl GuardWatcher for Log {
             }
             GuardEvent::CheckpointFailed { error } => {
                 let at = error.member.as_ref().map(|member| format!(" at {member}")).unwrap_or_default();
-                let text = format!("checkpoint failed in {}{at}, and the application runs on: {}", error.phase, in_a_line(error));
+                let text = format!(
+                    "checkpoint failed in {}{at}, and the application runs on: {}",
+                    error.phase,
+                    in_a_line(error)
+                );
                 let fields = json!({
                     "phase": error.phase.to_string(), "member": error.member.as_ref().map(ToString::to_string),
                     "criu": error.log_lines,

@@ -156,7 +156,8 @@ async fn options(
             .hint("leave the tag out: each checkpoint gets epoch-<N>"));
     }
     let key = key.ok_or_else(|| {
-        missing("who signs (key)").hint("a guard restores nothing that it did not sign; `syncpoint key generate` makes a key")
+        missing("who signs (key)")
+            .hint("a guard restores nothing that it did not sign; `syncpoint key generate` makes a key")
     })?;
     let key = Arc::new(keys::private(&key, context).await?);
     let hook_program = context.environment.hook_program();
@@ -207,12 +208,14 @@ fn failed(error: GuardError) -> CommandError {
         GuardError::NotRoot => (Exit::Denied, Some("run it as root")),
         GuardError::NoMembers { .. } | GuardError::Elsewhere { .. } => (Exit::Usage, None),
         GuardError::Guarded { .. } => (Exit::Refused, Some("stop the other one first")),
-        GuardError::NotRunning { .. } => {
-            (Exit::Refused, Some("start the application, or bring it back with `syncpoint restore`, before it is guarded"))
-        }
-        GuardError::GaveUp { .. } => {
-            (Exit::Aborted, Some("the log says what each attempt failed with; `syncpoint list` shows what there is to restore"))
-        }
+        GuardError::NotRunning { .. } => (
+            Exit::Refused,
+            Some("start the application, or bring it back with `syncpoint restore`, before it is guarded"),
+        ),
+        GuardError::GaveUp { .. } => (
+            Exit::Aborted,
+            Some("the log says what each attempt failed with; `syncpoint list` shows what there is to restore"),
+        ),
         _ => (Exit::Failure, None),
     };
     let error = CommandError::new(exit, error);
