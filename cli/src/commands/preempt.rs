@@ -20,7 +20,7 @@ use crate::store;
 use crate::transport::Transport;
 use crate::values::Time;
 
-/// Checkpoint an application, and free the machine of it once the checkpoint is permanent
+/// Checkpoint an application, and free the machine of it once that is permanent
 ///
 /// Its containers are ended and removed, their named volumes included, only when all of it is in the store and tagged; if anything fails
 /// before, it runs on. `syncpoint resume` brings it back, here or on another host. With --within it is judged by the newest checkpoints of

@@ -55,16 +55,24 @@ impl<'t> Fields<'t> {
         self.text(key)?.map(read).transpose()
     }
 
-    /// A number of a range.
+    /// A number of a range, which may stand in quotes.
     pub fn number(&mut self, key: &'static str, range: RangeInclusive<u32>) -> Result<Option<u32>, Problem> {
         let Some(value) = self.take(key) else {
             return Ok(None);
         };
-        let read =
-            value.get_ref().as_integer().and_then(|number| u32::from_str_radix(number.as_str(), number.radix()).ok());
+        let (digits, radix) = match value.get_ref() {
+            DeValue::Integer(number) => (number.as_str(), number.radix()),
+            // In YAML, whose numbers have no value here.
+            other => (other.as_str().unwrap_or_default(), 10),
+        };
+        let read = u32::from_str_radix(digits, radix.clamp(2, 36)).ok();
         match read.filter(|number| range.contains(number)) {
             Some(number) => Ok(Some(number)),
-            None => Err(wrong(value, key, &format!("a number from {} to {}", range.start(), range.end()))),
+            None => Err(wrong(
+                value,
+                key,
+                &format!("a number from {} to {}, in quotes in YAML", range.start(), range.end()),
+            )),
         }
     }
 

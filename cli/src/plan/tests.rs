@@ -75,6 +75,20 @@ fn the_manual_is_right() {
 }
 
 #[test]
+fn what_a_guard_does_stands_in_the_plan_too() {
+    let guard = GuardPlan {
+        interval: Some(Duration::from_secs(30)),
+        on_terminate: Some(OnTerminate::Preempt),
+        attempts: Some(3),
+        probation: Some(Duration::from_secs(5)),
+    };
+    let toml = "interval = \"30s\"\non-terminate = \"preempt\"\n[guard]\nattempts = 3\nprobation = \"5s\"\n[members.a]";
+    let yaml = "interval: 30s\non-terminate: preempt\nguard:\n  attempts: \"3\"\n  probation: 5s\nmembers:\n  a:\n";
+    assert_eq!(parse_toml(toml, "").guard, guard);
+    assert_eq!(parse(yaml, Language::Yaml, Path::new("")).unwrap().guard, guard);
+}
+
+#[test]
 fn what_is_wrong_is_said_with_its_place() {
     let plans = [
         "application = \"ledger",
@@ -90,6 +104,10 @@ fn what_is_wrong_is_said_with_its_place() {
         "[deadlines]\nfreeze = \"99999m\"\n[members.a]",
         "[deadlines]\nfreez = \"1s\"\n[members.a]",
         "engine = \"docker\"\n[members.a]",
+        "interval = \"1ms\"\n[members.a]",
+        "on-terminate = \"stop\"\n[members.a]",
+        "[guard]\nattempts = \"x\"\n[members.a]",
+        "[guard]\nattempts = 0\n[members.a]",
         "application = \"x\"",
         "members = []",
         "members = \"a\"",

@@ -117,7 +117,7 @@ fn within_members(open: &[Open<'_>]) -> bool {
     }
 }
 
-/// By the core schema of YAML 1.2; `None` is its null. What a number is nobody asks: no field is one.
+/// By the core schema of YAML 1.2; `None` is its null. The value of a number is lost: a field that is one has it in quotes.
 fn scalar(text: Cow<'_, str>, style: ScalarStyle) -> Option<DeValue<'_>> {
     if style != ScalarStyle::Plain {
         return Some(DeValue::String(text));

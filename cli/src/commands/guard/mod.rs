@@ -32,7 +32,7 @@ use crate::store;
 use crate::transport::Transport;
 use crate::values::{Time, words};
 
-/// Checkpoint an application every so often, and roll all of it back when one of its containers dies
+/// Checkpoint an application every so often, and roll it back when a container dies
 ///
 /// A service in the foreground. Every interval it takes a checkpoint of the plan's containers, as `syncpoint checkpoint` does. When the
 /// first process of one of them ends, for whatever reason, what is left of the application is ended and the newest checkpoint that
