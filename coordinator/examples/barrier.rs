@@ -188,7 +188,7 @@ impl Bench {
         last.flush()?;
         let ended = ends(running, start)?;
         let told = set.hooks[1..].iter().map(|hook| {
-            let note = std::fs::read_to_string(hook.with_file_name("hold-until"))?.parse()?;
+            let note = std::fs::read_to_string(hook.with_file_name("hold-until"))?.trim().parse()?;
             // The end of the millisecond that it was in.
             let told = Duration::from_millis(note) + Duration::from_millis(1) - LONG;
             Ok(told.saturating_sub(clock))

@@ -69,8 +69,10 @@ impl World {
         open_up(self.dir.path(), 0o755);
         if !home.exists() {
             fs::create_dir(&home).unwrap();
-            // The program itself may lie where nobody else comes.
-            fs::copy(SYNCPOINT, &program).unwrap();
+            // The program itself may lie where nobody else comes. Copied by a process of its own: one that another thread forks
+            // while this one writes has the file open for writing until it runs its own program, and nobody can run it so long.
+            let copied = Command::new("cp").arg(SYNCPOINT).arg(&program).status().unwrap();
+            assert!(copied.success());
         }
         let mut command = self.program(program.to_str().unwrap(), arguments);
         if Uid::effective().is_root() {

@@ -1,7 +1,7 @@
 //! A hook's connection to the rendezvous: its requests, the answers, and an eye on everyone who could die meanwhile.
 
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -67,16 +67,44 @@ pub(crate) struct Client {
 
 enum Transport {
     Here(UnixStream),
-    Elsewhere(Box<Secure>),
+    Elsewhere(Box<dyn Elsewhere>),
+}
+
+/// How a connection is made. A program that is given [`Client::near`] has nothing of TLS in it.
+pub(crate) type Connect = fn(&Place, Instant) -> Result<Client, Lost>;
+
+/// A connection to another host.
+pub(super) trait Elsewhere {
+    /// What becomes readable.
+    fn handle(&self) -> BorrowedFd<'_>;
+    fn send(&mut self, bytes: &[u8], deadline: Instant) -> Result<(), SecureError>;
+    /// What can be read from a readable stream; `WouldBlock` where that is only part of a record.
+    fn receive(&mut self, buffer: &mut Vec<u8>) -> Result<io::Result<usize>, SecureError>;
+    /// What came with something else before, for which no stream becomes readable again.
+    fn decrypted(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize>;
 }
 
 impl Client {
+    /// Connects on this host or to another one.
     pub(crate) fn connect(place: &Place, deadline: Instant) -> Result<Self, Lost> {
-        let transport = match place {
-            Place::Socket(path) => Transport::Here(connect_here(path, deadline)?),
-            Place::Remote(remote) => Transport::Elsewhere(Box::new(Secure::connect(remote, deadline)?)),
-        };
-        Ok(Self { transport, deadline, buffer: Vec::new() })
+        match place {
+            Place::Socket(_) => Self::near(place, deadline),
+            Place::Remote(remote) => {
+                let transport = Transport::Elsewhere(Box::new(Secure::connect(remote, deadline)?));
+                Ok(Self { transport, deadline, buffer: Vec::new() })
+            }
+        }
+    }
+
+    /// Connects on this host, and nowhere else.
+    pub(crate) fn near(place: &Place, deadline: Instant) -> Result<Self, Lost> {
+        match place {
+            Place::Socket(path) => {
+                let transport = Transport::Here(connect_here(path, deadline)?);
+                Ok(Self { transport, deadline, buffer: Vec::new() })
+            }
+            Place::Remote(_) => Err(Lost::Connect(io::ErrorKind::Unsupported.into())),
+        }
     }
 
     /// From here on the connection ends at this deadline instead.
@@ -135,7 +163,7 @@ impl Client {
     fn sleep(&self, watch: Watch<'_>) -> Result<(), Lost> {
         let stream = match &self.transport {
             Transport::Here(stream) => stream.as_fd(),
-            Transport::Elsewhere(secure) => secure.as_fd(),
+            Transport::Elsewhere(secure) => secure.handle(),
         };
         let mut fds = vec![PollFd::from_borrowed_fd(stream, PollFlags::IN)];
         let criu = watch.criu.map(|criu| (criu.handle(), Lost::Criu));

@@ -30,11 +30,14 @@ mod tasks;
 mod words;
 
 use std::cell::Cell;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use self::client::Connect;
 pub(crate) use self::client::{Client, Lost, Watch};
 use self::frozen::Frozen;
 pub use self::frozen::mend;
@@ -46,8 +49,11 @@ use self::standalone::{JoinError, Stopped};
 use self::tasks::{Held, Tasks};
 use crate::plan::SessionId;
 use crate::proto::{Duty, Hook, Message, Reply, SessionKind, Verdict, Vote};
-use crate::ticket::{HOOK, TICKET, Ticket};
+use crate::ticket::{HOOK, Place, TICKET, Ticket};
 use crate::wire;
+
+/// The program that speaks with other hosts too.
+const REMOTE_PROGRAM: &str = "syncpoint-hook-remote";
 
 /// The action that CRIU is at.
 const ACTION: &str = "CRTOOLS_SCRIPT_ACTION";
@@ -98,6 +104,8 @@ enum HookError {
     Join(Box<JoinError>),
     #[error("the session is lost")]
     Lost(#[source] Lost),
+    #[error("syncpoint-hook-remote, which speaks with other hosts, cannot be run")]
+    Remote(#[source] io::Error),
     #[error("the tasks run without having been released")]
     NotReleased,
 }
@@ -149,59 +157,110 @@ impl From<HookError> for Refusal {
     }
 }
 
-/// Does what this hook has to do. `args` are the program's, its own name first; `env` is its environment; `say` writes a
-/// line to the standard error stream, which is CRIU's log, in the form of CRIU's own error lines.
+/// Does what this hook has to do on this host, and becomes `syncpoint-hook-remote` beside `own` where it has to do with another
+/// host. TLS is large, and the kernel takes a process apart page by page while tasks stand frozen: this program has none of it.
+///
+/// `args` are the program's, its own name first; `env` is its environment; `say` writes a line to the standard error stream,
+/// which is CRIU's log, in the form of CRIU's own error lines; `own` says where this program lies.
 pub fn main(
     args: impl IntoIterator<Item = OsString>,
     env: impl Fn(&str) -> Option<OsString>,
     say: impl FnOnce(&str),
+    own: impl FnOnce() -> io::Result<PathBuf>,
 ) -> ExitStatus {
-    let mut args = args.into_iter();
-    let name = PathBuf::from(args.next().unwrap_or_default());
-    if let Some(order) = guard::recognise(args) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let elsewhere = |hook: Hook, ticket: Option<Ticket>| {
+        if ticket.is_none() && !standalone::is_meant(hook, &env) {
+            return Ok(());
+        }
+        let source = own().map_or_else(
+            |error| error,
+            |own| {
+                let mut program = Command::new(own.with_file_name(REMOTE_PROGRAM));
+                program
+                    .arg0(args.first().map_or(OsStr::new(HOOK), OsString::as_os_str))
+                    .args(args.iter().skip(1))
+                    .exec()
+            },
+        );
+        Err(Refusal { error: HookError::Remote(source), kill: without_ticket(hook.as_str(), &env) }.into())
+    };
+    run(&args, &env, say, Client::near, elsewhere)
+}
+
+/// Does what this hook has to do, on this host or with another one.
+pub fn main_remote(
+    args: impl IntoIterator<Item = OsString>,
+    env: impl Fn(&str) -> Option<OsString>,
+    say: impl FnOnce(&str),
+) -> ExitStatus {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let elsewhere = |hook: Hook, ticket: Option<Ticket>| match ticket {
+        Some(ticket) => Ok(Member::at(hook, ticket, folder_of(&args), &env, Client::connect).act()?),
+        None => standalone::run(hook, &env),
+    };
+    run(&args, &env, say, Client::near, elsewhere)
+}
+
+/// Hooks whose session is on this host are for `connect`; all others, and those without a ticket that belong to no session here,
+/// are for `elsewhere`.
+fn run(
+    args: &[OsString],
+    env: &impl Fn(&str) -> Option<OsString>,
+    say: impl FnOnce(&str),
+    connect: Connect,
+    elsewhere: impl FnOnce(Hook, Option<Ticket>) -> Result<(), Box<Stopped>>,
+) -> ExitStatus {
+    if let Some(order) = guard::recognise(args.iter().skip(1).cloned()) {
         guard::main(order);
         return 0;
     }
     let action = env(ACTION);
     let action = action.as_deref().map(|action| action.to_string_lossy());
-    let folder = name.parent().unwrap_or(Path::new(""));
+    let folder = folder_of(args);
     let ticket = match load(&folder.join(TICKET)) {
-        Ok(ticket) => ticket,
-        Err(HookError::Ticket { source, .. }) if source.kind() == io::ErrorKind::NotFound && !in_session(&name) => {
-            if let Some(action) = action {
-                let Ok(hook) = action.parse() else { return 0 };
-                return match standalone::run(hook, &env).map_err(|stopped| *stopped) {
-                    Ok(()) => 0,
-                    Err(Stopped { refusal, log_file }) => refusal.carry_out(&action, |words| {
-                        if let Some(file) = log_file {
-                            standalone::log(&file, words);
-                        }
-                        say(words);
-                    }),
-                };
-            }
-            say("syncpoint-hook is run by CRIU, as its action script; see docs/protocol.md");
-            return 2;
-        }
+        Ok(ticket) => Some(ticket),
+        Err(HookError::Ticket { source, .. }) if source.kind() == io::ErrorKind::NotFound && !in_session(args) => None,
         Err(error) => {
             let action = action.unwrap_or_default();
-            return Refusal { error, kill: without_ticket(&action, &env) }.carry_out(&action, say);
+            return Refusal { error, kill: without_ticket(&action, env) }.carry_out(&action, say);
         }
     };
-    let Some(action) = action else { return Refusal::from(HookError::NoAction).carry_out("?", say) };
+    let Some(action) = action else {
+        if ticket.is_some() {
+            return Refusal::from(HookError::NoAction).carry_out("?", say);
+        }
+        say("syncpoint-hook is run by CRIU, as its action script; see docs/protocol.md");
+        return 2;
+    };
     // Actions of CRIU that no session has a step at, also ones that it may get some day.
     let Ok(hook) = action.parse::<Hook>() else { return 0 };
-    let joined = Cell::new(None);
-    let member = Member { folder, ticket, hook, init: init_pid(&env), criu: criu_pid(&env), joined };
-    match member.act() {
+    let done = match ticket {
+        Some(ticket) if matches!(ticket.place, Place::Socket(_)) => {
+            Member::at(hook, ticket, folder, env, connect).act().map_err(Into::into)
+        }
+        ticket => elsewhere(hook, ticket),
+    };
+    match done.map_err(|stopped| *stopped) {
         Ok(()) => 0,
-        Err(refusal) => refusal.carry_out(hook.as_str(), say),
+        Err(Stopped { refusal, log_file }) => refusal.carry_out(hook.as_str(), |words| {
+            if let Some(file) = log_file {
+                standalone::log(&file, words);
+            }
+            say(words);
+        }),
     }
+}
+
+/// CRIU runs a session's hook by its path.
+fn folder_of(args: &[OsString]) -> &Path {
+    args.first().and_then(|name| Path::new(name).parent()).unwrap_or(Path::new(""))
 }
 
 /// Whether the link stands in a member's folder of a session: such a hook must never take a missing ticket for a plain
 /// run of CRIU.
-fn in_session(name: &Path) -> bool {
+fn in_session(args: &[OsString]) -> bool {
+    let name = Path::new(args.first().map_or(OsStr::new(""), OsString::as_os_str));
     let session = name.parent().and_then(Path::parent).and_then(Path::file_name).and_then(|name| name.to_str());
     name.file_name().is_some_and(|name| name == HOOK) && session.is_some_and(|name| name.parse::<SessionId>().is_ok())
 }
@@ -251,11 +310,22 @@ struct Member<'a> {
     hook: Hook,
     init: Option<i32>,
     criu: Option<i32>,
+    connect: Connect,
     /// The connection over which it joined, where it did so just now.
     joined: Cell<Option<Client>>,
 }
 
-impl Member<'_> {
+impl<'a> Member<'a> {
+    fn at(
+        hook: Hook,
+        ticket: Ticket,
+        folder: &'a Path,
+        env: &impl Fn(&str) -> Option<OsString>,
+        connect: Connect,
+    ) -> Self {
+        Self { folder, ticket, hook, init: init_pid(env), criu: criu_pid(env), connect, joined: Cell::new(None) }
+    }
+
     /// Does what the session has for this hook.
     fn act(&self) -> Result<(), Refusal> {
         match self.ticket.kind.duty(self.hook) {
@@ -287,14 +357,18 @@ impl Member<'_> {
             return self.pass_the_door(Held { tasks, criu: criu(self.criu) }, &notes, deadline);
         }
         let hold = self.hold_dumped(place);
+        // Whatever can be done before the answer is: all members are let go at once, and the last one waits for the others' work.
+        let noting = if place == 0 { Some(notes.prepare_hold().map_err(HookError::Note)?) } else { None };
         let asked = self.ask(tasks.as_ref(), deadline);
         if let Some(guard) = hold {
             // It lets the tasks go, whatever was decided: CRIU resumes them, now or when it has undone its dump.
             guard.end();
         }
         match (asked, tasks) {
-            (Ok(()), _) if place == 0 => Ok(notes.note_hold(self.hold()).map_err(HookError::Note)?),
-            (Ok(()), _) => Ok(()),
+            (Ok(()), _) => match noting {
+                Some(noting) => Ok(noting.begins_now(self.hold()).map_err(HookError::Note)?),
+                None => Ok(()),
+            },
             // What a dead CRIU has restored runs on, and nobody else is left to kill it.
             (Err(error @ HookError::Lost(Lost::Criu)), Some(tasks)) => Err(Refusal { error, kill: Kill::Tasks(tasks) }),
             (Err(error), _) => Err(error.into()),
@@ -348,7 +422,7 @@ impl Member<'_> {
                 client.until(deadline);
                 client
             }
-            None => Client::connect(&self.ticket.place, deadline).map_err(HookError::Lost)?,
+            None => (self.connect)(&self.ticket.place, deadline).map_err(HookError::Lost)?,
         };
         let message = Message {
             session: self.ticket.session,

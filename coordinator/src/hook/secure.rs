@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustls::ClientConnection;
 use rustls_pki_types::{InvalidDnsNameError, ServerName};
 
-use super::client::read_some;
+use super::client::{Elsewhere, read_some};
 use crate::door::keep_alive;
 use crate::ticket::Remote;
 use crate::tls::TlsError;
@@ -83,7 +83,21 @@ impl Secure {
         Ok(secure)
     }
 
-    pub(super) fn send(&mut self, bytes: &[u8], deadline: Instant) -> Result<(), SecureError> {
+    fn shake_hands(&mut self, deadline: Instant) -> io::Result<()> {
+        let mut bounded = Bounded { stream: &self.stream, deadline };
+        while self.tls.is_handshaking() || self.tls.wants_write() {
+            self.tls.complete_io(&mut bounded)?;
+        }
+        Ok(())
+    }
+}
+
+impl Elsewhere for Secure {
+    fn handle(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
+    fn send(&mut self, bytes: &[u8], deadline: Instant) -> Result<(), SecureError> {
         self.tls.writer().write_all(bytes).map_err(SecureError::Send)?;
         while self.tls.wants_write() {
             let mut bounded = Bounded { stream: &self.stream, deadline };
@@ -92,8 +106,7 @@ impl Secure {
         Ok(())
     }
 
-    /// What can be read from a readable stream; `WouldBlock` where that is only part of a record.
-    pub(super) fn receive(&mut self, buffer: &mut Vec<u8>) -> Result<io::Result<usize>, SecureError> {
+    fn receive(&mut self, buffer: &mut Vec<u8>) -> Result<io::Result<usize>, SecureError> {
         if let Err(error) = self.tls.read_tls(&mut &self.stream) {
             return Ok(Err(error));
         }
@@ -101,8 +114,7 @@ impl Secure {
         Ok(self.decrypted(buffer))
     }
 
-    /// What came with something else before, for which no stream becomes readable again.
-    pub(super) fn decrypted(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    fn decrypted(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
         let mut all = 0;
         loop {
             match read_some(self.tls.reader(), buffer) {
@@ -115,14 +127,6 @@ impl Secure {
             }
         }
     }
-
-    fn shake_hands(&mut self, deadline: Instant) -> io::Result<()> {
-        let mut bounded = Bounded { stream: &self.stream, deadline };
-        while self.tls.is_handshaking() || self.tls.wants_write() {
-            self.tls.complete_io(&mut bounded)?;
-        }
-        Ok(())
-    }
 }
 
 /// The name in `HOST:PORT` that the certificate must be for.
@@ -131,12 +135,6 @@ pub(crate) fn server_name(address: &str) -> Result<ServerName<'static>, SecureEr
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let name = ServerName::try_from(host.to_owned());
     name.map_err(|source| SecureError::Name { address: address.to_owned(), source })
-}
-
-impl AsFd for Secure {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
-    }
 }
 
 /// A stream of which all reads and writes together end at a deadline, however slowly the bytes come.

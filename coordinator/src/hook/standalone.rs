@@ -59,10 +59,7 @@ pub(super) struct Stopped {
 
 /// Does what the hook has to do, if anything tells of its member.
 pub(super) fn run(hook: Hook, env: &impl Fn(&str) -> Option<OsString>) -> Result<(), Box<Stopped>> {
-    let Some(kind) = [SessionKind::Dump, SessionKind::Restore].into_iter().find(|kind| kind.duty(hook) != Duty::Pass)
-    else {
-        return Ok(());
-    };
+    let Some(kind) = kind_of(hook) else { return Ok(()) };
     let images = env(IMAGE_DIR).map(PathBuf::from);
     let criu = Criu { kind, images: images.as_deref(), init: init_pid(env) };
     let stop = |error: JoinError| Refusal {
@@ -77,10 +74,31 @@ pub(super) fn run(hook: Hook, env: &impl Fn(&str) -> Option<OsString>) -> Result
     let folder = settings.state.join(settings.member.as_str());
     let done = seat(&settings, kind, hook, &folder).map_err(stop).and_then(|(ticket, client)| {
         let (init, criu) = (init_pid(env), criu_pid(env));
-        let member = Member { folder: &folder, ticket, hook, init, criu, joined: Cell::new(client) };
+        let member =
+            Member { folder: &folder, ticket, hook, init, criu, connect: Client::connect, joined: Cell::new(client) };
         member.act()
     });
     done.map_err(|refusal| Box::new(Stopped { refusal, log_file: settings.log_file }))
+}
+
+impl From<Refusal> for Box<Stopped> {
+    fn from(refusal: Refusal) -> Self {
+        Self::new(Stopped { refusal, log_file: None })
+    }
+}
+
+/// Whether anything tells of this member, or of it in words that are none.
+pub(super) fn is_meant(hook: Hook, env: &impl Fn(&str) -> Option<OsString>) -> bool {
+    kind_of(hook).is_some_and(|kind| {
+        let images = env(IMAGE_DIR).map(PathBuf::from);
+        let criu = Criu { kind, images: images.as_deref(), init: init_pid(env) };
+        !matches!(words::find(env, &criu, words::global()), Ok(None))
+    })
+}
+
+/// The session that this hook has a step in.
+fn kind_of(hook: Hook) -> Option<SessionKind> {
+    [SessionKind::Dump, SessionKind::Restore].into_iter().find(|kind| kind.duty(hook) != Duty::Pass)
 }
 
 /// Writes a line to the log file that was named; the standard error stream has it in any case.
