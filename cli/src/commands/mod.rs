@@ -5,6 +5,7 @@ mod completion;
 mod coordinator;
 mod copy;
 mod guard;
+mod diff;
 mod inspect;
 mod interval;
 mod join;
@@ -48,6 +49,7 @@ pub enum Command {
     Pull(copy::CopyArgs),
     List(list::ListArgs),
     Inspect(inspect::InspectArgs),
+    Diff(diff::DiffArgs),
     Prune(prune::PruneArgs),
     Pin(pin::PinArgs),
     Unpin(pin::UnpinArgs),
@@ -93,6 +95,7 @@ pub async fn run(command: Command, context: &Context) -> Result<(), CommandError
         Command::Copy(args) | Command::Push(args) | Command::Pull(args) => copy::run(args, context).await,
         Command::List(args) => list::run(args, context).await,
         Command::Inspect(args) => inspect::run(args, context).await,
+        Command::Diff(args) => diff::run(args, context).await,
         Command::Prune(args) => prune::run(args, context).await,
         Command::Pin(args) => pin::run(args, context).await,
         Command::Unpin(args) => pin::run_unpin(args, context).await,

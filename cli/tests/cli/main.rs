@@ -4,6 +4,7 @@ mod bases;
 mod certificates;
 mod common;
 mod coordinator;
+mod diff;
 mod exits;
 mod flow;
 mod hostile;

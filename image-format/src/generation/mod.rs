@@ -17,6 +17,7 @@
 //! comparing needs no older table, and no pages at all. `docs/image-format.md` is the specification.
 
 mod base;
+mod compare;
 mod link;
 mod pagemap;
 mod scratch;
@@ -25,6 +26,7 @@ mod write;
 
 pub(crate) use self::base::Dump;
 pub use self::base::{Base, BaseError, ChainLimits};
+pub use self::compare::PageChanges;
 pub use self::link::{Chain, Link};
 pub(crate) use self::scratch::Scratch;
 pub use self::table::TableError;

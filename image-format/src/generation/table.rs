@@ -253,6 +253,11 @@ impl Tables {
         self.tables.iter()
     }
 
+    /// The tables with the names of their pagemaps.
+    pub fn named(&self) -> impl Iterator<Item = (&str, &Table)> {
+        self.by_name.iter().map(|(name, index)| (name.as_str(), &self.tables[*index]))
+    }
+
     pub fn get(&self, name: &str) -> Option<&Table> {
         self.by_name.get(name).map(|index| &self.tables[*index])
     }

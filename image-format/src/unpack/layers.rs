@@ -136,6 +136,13 @@ impl<'a> Layers<'a> {
         self.take(|layer| !layer.may_hold_state());
     }
 
+    /// Leaves out the layers that hold no files of the container.
+    pub fn keep_files(&mut self) {
+        self.take(|layer| {
+            layer.content.is_some_and(|content| !matches!(content, LayerContent::Files | LayerContent::Whole))
+        });
+    }
+
     fn take(&mut self, wanted: impl Fn(&LayerRef) -> bool) -> Vec<(LayerRef, Digest)> {
         let (taken, rest) = self.rest.by_ref().partition::<Vec<_>, _>(|(layer, _)| wanted(layer));
         self.rest = rest.into_iter();
@@ -215,7 +222,7 @@ impl Layer<'_, '_> {
         Ok(())
     }
 
-    fn failed(&self, error: io::Error) -> UnpackError {
+    pub fn failed(&self, error: io::Error) -> UnpackError {
         let image = self.0.image;
         let layer = self.0.current.as_ref().map_or(image, |current| current.layer);
         UnpackError::Layer { image, layer, source: ArchiveError::read(error) }

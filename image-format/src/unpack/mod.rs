@@ -1,6 +1,7 @@
 //! Makes dumps of checkpoint images again: the engine's own archive, or a folder. Also reads what an image says about its
 //! dump, without its memory pages.
 
+mod files;
 mod folder;
 mod layers;
 mod merge;
@@ -11,6 +12,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+pub use self::files::{FileState, read_files};
 use self::folder::Folder;
 pub(crate) use self::layers::Layers;
 use self::merge::{Merge, Replaced};
