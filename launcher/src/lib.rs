@@ -29,6 +29,7 @@ mod plan;
 mod preempt;
 mod preflight;
 mod restore;
+pub mod sdp;
 mod session;
 mod set;
 mod sweep;
