@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use launcher::sdp::{Endpoint, Protocol};
+
 /// The variables that mean something to the program, each with one line for people.
 pub const VARIABLES: &[(&str, &str)] = &[
     ("REGISTRY_AUTH_FILE", "the file with registry credentials, as for podman and skopeo; --authfile comes first"),
@@ -12,6 +14,10 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("COSIGN_PASSWORD", "the pass phrase of signing keys, as for cosign; asked for on a terminal if it is not set"),
     ("SYNCPOINT_HOOK", "the program that CRIU runs at its hooks (default: syncpoint-hook beside syncpoint)"),
     ("SSL_CERT_FILE, SSL_CERT_DIR", "where the system's certificate authorities are, if not in the usual places"),
+    ("SDP_CONFIG_HOST, SDP_CONFIG_PORT", "where SKA's Configuration DB is (default 127.0.0.1 and 2379)"),
+    ("SDP_CONFIG_PROTOCOL", "how it is spoken to: http (the default) or https"),
+    ("SDP_CONFIG_CERT", "a PEM file with a client certificate and its key for it"),
+    ("SDP_CONFIG_USERNAME, SDP_CONFIG_PASSWORD", "who asks it, if it wants to know"),
     ("HTTPS_PROXY, HTTP_PROXY, NO_PROXY", "proxies on the way to a registry"),
 ];
 
@@ -24,6 +30,18 @@ pub struct Environment {
     home: Option<PathBuf>,
     password: Option<Secret>,
     hook: Option<PathBuf>,
+    sdp: Sdp,
+}
+
+/// SKA's variables, as they stand.
+#[derive(Debug, Clone, Default)]
+struct Sdp {
+    host: Option<String>,
+    port: Option<String>,
+    protocol: Option<String>,
+    certificate: Option<PathBuf>,
+    username: Option<String>,
+    password: Option<Secret>,
 }
 
 /// A text that is never shown.
@@ -44,6 +62,7 @@ impl Environment {
 
     /// What `get` gives. An empty variable counts as unset, but for the pass phrase, which may be empty.
     fn from(get: impl Fn(&str) -> Option<OsString>) -> Self {
+        let text = |name| get(name).and_then(|value| value.into_string().ok()).filter(|value| !value.is_empty());
         let path = |name| get(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         Self {
             registry_auth_file: path("REGISTRY_AUTH_FILE"),
@@ -52,6 +71,14 @@ impl Environment {
             home: path("HOME"),
             password: get("COSIGN_PASSWORD").and_then(|value| value.into_string().ok()).map(Secret),
             hook: path("SYNCPOINT_HOOK"),
+            sdp: Sdp {
+                host: text("SDP_CONFIG_HOST"),
+                port: text("SDP_CONFIG_PORT"),
+                protocol: text("SDP_CONFIG_PROTOCOL"),
+                certificate: path("SDP_CONFIG_CERT"),
+                username: text("SDP_CONFIG_USERNAME"),
+                password: text("SDP_CONFIG_PASSWORD").map(Secret),
+            },
         }
     }
 
@@ -89,6 +116,28 @@ impl Environment {
         self.password.clone()
     }
 
+    /// Where SKA's Configuration DB is; in words what is wrong with the variables.
+    pub fn configuration_db(&self) -> Result<Endpoint, String> {
+        let Sdp { host, port, protocol, certificate, username, password } = &self.sdp;
+        let mut endpoint = Endpoint { certificate: certificate.clone(), ..Endpoint::default() };
+        if let Some(host) = host {
+            endpoint.host.clone_from(host);
+        }
+        if let Some(port) = port {
+            endpoint.port = port.parse().map_err(|_| format!("SDP_CONFIG_PORT is no port: {port}"))?;
+        }
+        endpoint.protocol = match protocol.as_deref() {
+            None | Some("http") => Protocol::Http,
+            Some("https") => Protocol::Https,
+            Some(other) => return Err(format!("SDP_CONFIG_PROTOCOL is neither http nor https: {other}")),
+        };
+        if let Some(username) = username {
+            let password = password.as_ref().map(|secret| secret.0.clone()).unwrap_or_default();
+            endpoint.user = Some((username.clone(), password.into()));
+        }
+        Ok(endpoint)
+    }
+
     /// The program that CRIU runs at its hooks: the variable's, else the one beside the program.
     pub fn hook_program(&self) -> PathBuf {
         let beside = || std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("syncpoint-hook")));
@@ -116,6 +165,16 @@ mod tests {
         assert_eq!(one.auth_files(), [PathBuf::from("/a.json")]);
         let run = format!("/run/containers/{}/auth.json", nix::unistd::geteuid());
         assert_eq!(environment(&[]).login_file(), PathBuf::from(run));
+    }
+
+    #[test]
+    fn the_configuration_db_is_where_ska_looks() {
+        assert_eq!(environment(&[]).configuration_db().unwrap().to_string(), "http://127.0.0.1:2379");
+        let told = [("SDP_CONFIG_HOST", "etcd"), ("SDP_CONFIG_PORT", "1"), ("SDP_CONFIG_PROTOCOL", "https")];
+        assert_eq!(environment(&told).configuration_db().unwrap().to_string(), "https://etcd:1");
+        for wrong in [("SDP_CONFIG_PORT", "x"), ("SDP_CONFIG_PROTOCOL", "ftp")] {
+            assert!(environment(&[wrong]).configuration_db().unwrap_err().contains(wrong.0));
+        }
     }
 
     #[test]

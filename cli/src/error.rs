@@ -6,6 +6,7 @@ use std::io;
 
 use coordinator::{AttendError, Hook};
 use image_format::{ArchiveError, ArtifactError, DumpError, GlobalError, ImageError, MemberId, PackError, UnpackError};
+use launcher::sdp::DatabaseError;
 use launcher::{CheckpointError, CheckpointErrorKind, LoadError, RestoreError, RestoreErrorKind};
 use registry::sign::{Finding, KeyError, SignError};
 use registry::{CatalogueError, CopyError, LoginError, ParseReferenceError, PinError, PruneError, StoreError};
@@ -239,6 +240,9 @@ fn known(error: &(dyn Error + 'static)) -> Option<Known> {
     if let Some(error) = error.downcast_ref() {
         return checkpoint(error);
     }
+    if let Some(error) = error.downcast_ref() {
+        return database(error);
+    }
     if error.is::<ImageError>() || error.is::<GlobalError>() || error.is::<ArtifactError>() {
         return exit(Some(Exit::Damaged));
     }
@@ -284,6 +288,22 @@ fn is_refused(error: &(dyn Error + 'static)) -> bool {
         next = cause(error);
     }
     false
+}
+
+fn database(error: &DatabaseError) -> Option<Known> {
+    match error {
+        DatabaseError::Unreachable { .. } => Some((
+            Exit::Unreachable,
+            Some("where it is, $SDP_CONFIG_HOST, $SDP_CONFIG_PORT and $SDP_CONFIG_PROTOCOL say"),
+        )),
+        DatabaseError::Denied { .. } => {
+            Some((Exit::Denied, Some("who asks, $SDP_CONFIG_USERNAME and $SDP_CONFIG_PASSWORD say")))
+        }
+        DatabaseError::Settings { .. } => Some((Exit::Usage, None)),
+        DatabaseError::Answer { .. } | DatabaseError::Value { .. } => Some((Exit::Damaged, None)),
+        DatabaseError::Busy { .. } | DatabaseError::Fenced { .. } => Some((Exit::Refused, None)),
+        _ => None,
+    }
 }
 
 fn listed(error: &CatalogueError) -> Option<Known> {

@@ -55,6 +55,11 @@ impl Output {
         Self { verbosity }
     }
 
+    /// How much is to be said.
+    pub fn verbosity(&self) -> Verbosity {
+        self.verbosity
+    }
+
     /// Prints an answer.
     ///
     /// What comes out of images and registries may hold anything: in the human form, control characters are shown instead

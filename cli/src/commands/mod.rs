@@ -19,6 +19,7 @@ mod pin;
 mod preempt;
 mod prune;
 mod restore;
+mod sdp;
 mod sign;
 mod unpack;
 mod verify;
@@ -62,6 +63,7 @@ pub enum Command {
     Key(key::KeyArgs),
     Join(join::JoinArgs),
     Coordinator(coordinator::CoordinatorArgs),
+    Sdp(sdp::SdpArgs),
     Login(login::LoginArgs),
     Logout(login::LogoutArgs),
     Completion(completion::CompletionArgs),
@@ -108,6 +110,7 @@ pub async fn run(command: Command, context: &Context) -> Result<(), CommandError
         Command::Join(args) => join::run(args, context).await,
         Command::Coordinator(args) => coordinator::run(args, context).await,
         Command::Key(args) => key::run(args, context).await,
+        Command::Sdp(args) => sdp::run(args, context).await,
         Command::Login(args) => login::run(args, context).await,
         Command::Logout(args) => login::run_logout(args, context).await,
         Command::Completion(args) => completion::run(args, context),
