@@ -12,5 +12,6 @@ mod peers;
 mod prune;
 mod restore;
 mod runc;
+mod sdp;
 mod setup;
 mod torn;
