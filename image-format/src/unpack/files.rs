@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 use super::{Layers, UnpackError};
-use crate::archive::{ArchiveReader, CHUNK, Entries, Entry, EntryName};
+use crate::archive::{ArchiveReader, CHUNK, Entries, Entry};
 use crate::image::CheckpointImage;
 use crate::{BlobSource, Digest, HashReader, Limits};
 
@@ -66,7 +66,7 @@ struct Files {
 
 impl Files {
     fn add(&mut self, name: &[u8], place: &str, state: FileState) -> io::Result<()> {
-        let name = EntryName::new(name).to_string();
+        let name = String::from_utf8_lossy(name);
         let name = format!("{place}{}", name.trim_start_matches("./").trim_start_matches('/'));
         self.names += name.len();
         if self.names > MAX_NAMES {
