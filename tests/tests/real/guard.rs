@@ -350,9 +350,10 @@ fn sigterm_preempts_where_the_plan_says_so() {
     let mut guarded = Guarded::new(&to, &keys, 5065, "on-terminate = \"preempt\"");
     guarded.start(&registry);
     guarded.wait_for("checkpoint", 0);
+    // Before it: whoever is ended later has noticed that the others are gone, and says so last.
+    let at = ledger.said().into_iter().max().unwrap();
     assert_eq!(guarded.stop(), 0, "{}", guarded.words());
     assert_eq!(Ledger::running(), [""; 0]);
-    let at = ledger.said().into_iter().max().unwrap();
     ledger.wipe();
     let last = guarded.events().iter().rev().find(|event| event["event"] == "ended").unwrap()["message"].to_string();
     let epoch = last.split("epoch ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().to_owned();
