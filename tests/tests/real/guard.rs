@@ -18,17 +18,18 @@ use tempfile::TempDir;
 
 use crate::setup::Keys;
 
-const INTERVAL: Duration = Duration::from_secs(3);
+pub const INTERVAL: Duration = Duration::from_secs(3);
 
 /// A plan, its guard, and what that wrote.
-struct Guarded {
+pub struct Guarded {
     dir: TempDir,
     metrics: u16,
+    arguments: Vec<String>,
     process: Option<Child>,
 }
 
 impl Guarded {
-    fn new(to: &str, keys: &Keys, metrics: u16, more: &str) -> Self {
+    pub fn new(to: &str, keys: &Keys, metrics: u16, more: &str) -> Self {
         let dir = TempDir::new().unwrap();
         let mut plan = format!(
             "application = \"ledger\"\nto = \"{to}\"\nkey = \"{}\"\ninterval = \"{}s\"\n{more}\n",
@@ -41,7 +42,12 @@ impl Guarded {
             let _ = write!(plan, "[members.{member}]\ndepends-on = [{}]\n", on.join(", "));
         }
         fs::write(dir.path().join("plan.toml"), plan).unwrap();
-        Self { dir, metrics, process: None }
+        Self { dir, metrics, arguments: Vec::new(), process: None }
+    }
+
+    /// Further arguments of the command, for when it is started.
+    pub fn more_arguments(&mut self, arguments: &[&str]) {
+        self.arguments.extend(arguments.iter().map(|&argument| argument.to_owned()));
     }
 
     fn command(&self, registry: &Registry, metrics: u16) -> std::process::Command {
@@ -50,11 +56,11 @@ impl Guarded {
         let metrics = format!("127.0.0.1:{metrics}");
         let arguments = ["guard", "--log-format", "json", "--retries", "1", "--metrics", &metrics, "--plan"];
         let mut command = registry.syncpoint(arguments);
-        command.arg(plan).arg("--state-dir").arg(state);
+        command.arg(plan).arg("--state-dir").arg(state).args(&self.arguments);
         command
     }
 
-    fn start(&mut self, registry: &Registry) {
+    pub fn start(&mut self, registry: &Registry) {
         let log = File::options().append(true).create(true).open(self.log()).unwrap();
         self.process = Some(self.command(registry, self.metrics).stderr(log).stdout(Stdio::null()).spawn().unwrap());
     }
@@ -64,27 +70,27 @@ impl Guarded {
     }
 
     /// What it wrote so far, a value a line; a line that is being written is left out.
-    fn events(&self) -> Vec<Value> {
+    pub fn events(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.log()).unwrap_or_default();
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    fn count(&self, event: &str) -> usize {
+    pub fn count(&self, event: &str) -> usize {
         self.events().iter().filter(|found| found["event"] == event).count()
     }
 
-    fn words(&self) -> String {
+    pub fn words(&self) -> String {
         fs::read_to_string(self.log()).unwrap_or_default()
     }
 
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         let mut process = self.process.take().unwrap();
         process.kill().unwrap();
         process.wait().unwrap();
     }
 
     /// SIGTERM; gives the exit code.
-    fn stop(&mut self) -> i32 {
+    pub fn stop(&mut self) -> i32 {
         let mut process = self.process.take().unwrap();
         send(process.id().cast_signed(), Signal::SIGTERM);
         process.wait().unwrap().code().unwrap_or(-1)
@@ -98,13 +104,13 @@ impl Guarded {
         answer
     }
 
-    fn metric(&self, name: &str) -> Option<f64> {
+    pub fn metric(&self, name: &str) -> Option<f64> {
         let text = self.get("/metrics");
         let line = text.lines().find(|line| line.starts_with(&format!("syncpoint_{name}{{")))?;
         line.rsplit(' ').next()?.trim().parse().ok()
     }
 
-    fn wait_for(&self, event: &str, more_than: usize) {
+    pub fn wait_for(&self, event: &str, more_than: usize) {
         wait_until(&format!("{event} after {more_than}"), || self.count(event) > more_than);
     }
 }

@@ -14,4 +14,5 @@ mod restore;
 mod runc;
 mod sdp;
 mod setup;
+mod storage;
 mod torn;
