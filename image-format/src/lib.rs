@@ -23,6 +23,7 @@ mod kind;
 mod layer;
 mod limits;
 mod pack;
+pub mod page_server;
 mod pages;
 mod timeline;
 mod timestamp;
