@@ -121,6 +121,11 @@ impl Decoder {
         }
     }
 
+    /// Whether the sender said [`Event::Close`].
+    pub fn is_closed(&self) -> bool {
+        self.state == State::Closed
+    }
+
     /// Which form the heads have, as soon as the first one told.
     pub fn form(&self) -> Option<Form> {
         self.form
@@ -142,8 +147,12 @@ impl Decoder {
     fn next_head(&mut self, input: &mut &[u8]) -> Result<Option<Head>, PageStreamError> {
         let form = match self.form {
             Some(form) => form,
-            None if !self.fill(input, SHORT) => return Ok(None),
-            None => *self.form.insert(Form::of_first(&self.head)?),
+            None => {
+                if !self.fill(input, SHORT) {
+                    return Ok(None);
+                }
+                *self.form.insert(Form::of_first(&self.head)?)
+            }
         };
         if !self.fill(input, form.len()) {
             return Ok(None);

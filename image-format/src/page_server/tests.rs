@@ -157,6 +157,25 @@ fn lies_are_refused() {
     assert_eq!(refusal(&most), PageStreamError::Range { address: 0, pages: u64::MAX });
 }
 
+/// Lengths, commands and numbers alike: whatever any byte of a stream is, it is read to an end, the same in any pieces.
+#[test]
+fn any_byte_may_be_another() {
+    for form in [Form::Short, Form::Long] {
+        let (stream, _) = whole(form);
+        let mut refused = 0;
+        for at in (0..150).chain(stream.len() - 5 * form.len()..stream.len()) {
+            for bit in 0..8 {
+                let mut other = stream.clone();
+                other[at] ^= 1 << bit;
+                let (seen, result) = read(&other, usize::MAX);
+                assert_eq!((&seen, &result), (&read(&other, 4099).0, &read(&other, 4099).1), "byte {at}, bit {bit}");
+                refused += usize::from(result.is_err());
+            }
+        }
+        assert!(refused > 200, "{refused}");
+    }
+}
+
 #[test]
 fn answers_are_what_the_sender_waits_for() {
     assert_eq!((opened(false), opened(true)), ([0], [1]));
