@@ -14,6 +14,7 @@ use crate::facts::{Facts, FactsBuilder, FactsError};
 use crate::generation::{Base, Chain, ChainLimits, Dump, Generated, Generations};
 use crate::image::{BuildError, ImageMetadata, build_config, build_manifest};
 use crate::layer::LayerInfo;
+use crate::page_server::{Placing, Received, ReceivedError, ReceivedFile, ReceivedImage};
 use crate::pages::{Pages, Short};
 use crate::{BlobStore, Compression, Document, LayerContent, Limits, MemberId, timestamp};
 
@@ -134,6 +135,9 @@ pub enum PackError {
         #[source]
         source: io::Error,
     },
+    /// What came in a stream of pages does not go with the dump.
+    #[error(transparent)]
+    Received(#[from] ReceivedError),
     /// The options do not make a valid image.
     #[error("cannot describe the image")]
     Describe(#[from] BuildError),
@@ -147,10 +151,11 @@ pub enum PackError {
 /// A dump that is unsafe, damaged or none; a store that fails.
 pub fn pack(source: DumpSource, options: &PackOptions, store: &dyn BlobStore) -> Result<PackedImage, PackError> {
     let path = source.path().to_owned();
+    let (source, received) = source.take_pages();
     let mut entries = source.into_entries(&options.limits)?;
     let packed = std::thread::scope(|scope| {
         let layers = OpenLayers::new(scope, path.clone(), options, store);
-        let mut packer = Packer::new(path.clone(), options, layers);
+        let mut packer = Packer::new(path.clone(), options, received.as_ref(), layers);
         while let Some(entry) = entries.next_entry().map_err(|source| packer.bad_content(source))? {
             packer.add(entry, &mut entries)?;
         }
@@ -197,6 +202,8 @@ struct Packer<'scope, 'env> {
     inventory_mtime: Option<u64>,
     layers: OpenLayers<'scope, 'env>,
     generations: Generations<'env>,
+    /// What came in a stream and is no entry of the dump.
+    placing: Option<Placing<'env>>,
 }
 
 /// What is known when the last entry has passed.
@@ -210,7 +217,12 @@ struct Packed {
 }
 
 impl<'scope, 'env> Packer<'scope, 'env> {
-    fn new(path: PathBuf, options: &'env PackOptions, layers: OpenLayers<'scope, 'env>) -> Self {
+    fn new(
+        path: PathBuf,
+        options: &'env PackOptions,
+        received: Option<&'env Received>,
+        layers: OpenLayers<'scope, 'env>,
+    ) -> Self {
         Self {
             path,
             options,
@@ -220,7 +232,8 @@ impl<'scope, 'env> Packer<'scope, 'env> {
             pages_files: Pages::default(),
             inventory_mtime: None,
             layers,
-            generations: Generations::new(options.base.as_deref(), options.chain, &options.scratch),
+            generations: Generations::new(options.base.as_deref(), received, options.chain, &options.scratch),
+            placing: received.map(Placing::new),
         }
     }
 
@@ -228,24 +241,65 @@ impl<'scope, 'env> Packer<'scope, 'env> {
         if !self.guard.admit(&mut entry).map_err(|source| self.bad_content(source))? {
             return Ok(());
         }
+        if let Some(placing) = &mut self.placing {
+            placing.saw(&entry)?;
+        }
+        while let Some((entry, file)) = self.placing.as_mut().and_then(|placing| placing.next_before(&entry.name)) {
+            self.add_received(entry, file)?;
+        }
+        self.deal(&entry, content, None)
+    }
+
+    /// Takes a file that came in a stream.
+    fn add_received(&mut self, mut entry: Entry, file: ReceivedFile<'env>) -> Result<(), PackError> {
+        self.guard.admit(&mut entry).map_err(|source| self.bad_content(source))?;
+        let received = self.placing.as_ref().map(Placing::received);
+        match file {
+            ReceivedFile::Pagemap(image) => self.deal(&entry, &mut &image.pagemap[..], None),
+            ReceivedFile::Pages(image) => match received {
+                Some(received) => self.deal(&entry, &mut received.content(image), Some(image)),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// Deals one entry out. If it is a file of pages that came in a stream, `received` is what came.
+    fn deal(
+        &mut self,
+        entry: &Entry,
+        content: &mut dyn Read,
+        received: Option<&ReceivedImage>,
+    ) -> Result<(), PackError> {
         match &entry.name[..] {
             b"checkpoint/inventory.img" => self.inventory_mtime = Some(entry.mtime),
             b"pre-checkpoint/inventory.img" => self.inventory_mtime = self.inventory_mtime.or(Some(entry.mtime)),
             _ => {}
         }
-        let head = self.read_head(&entry, content)?;
-        if self.options.layout == Layout::Generations && self.add_to_generation(&entry, &head, content)? {
+        let head = self.read_head(entry, content)?;
+        if self.options.layout == Layout::Generations && self.add_to_generation(entry, &head, content, received)? {
             return Ok(());
         }
-        let layer = self.layer_of(&entry);
-        if layer == LayerContent::Pages {
-            self.layers.prepare_pages(&entry)?;
+        if let Some(all) = self.placing.as_ref().map(Placing::received)
+            && let Some(base) = all.base().filter(|_| received.is_some_and(|image| image.spooled < image.pages))
+        {
+            let reason = "its pages do not go into generations";
+            return Err(all.not_over_base(base, reason).into());
         }
-        self.layers.append(Slot::Content(layer), &entry, &mut head.chain(content))
+        let layer = self.layer_of(entry);
+        if layer == LayerContent::Pages {
+            self.layers.prepare_pages(entry)?;
+        }
+        self.layers.append(Slot::Content(layer), entry, &mut head.chain(content))
     }
 
     /// Whether the entry is taken by the generation. `head` is all of a pagemap, and nothing of a file of pages.
-    fn add_to_generation(&mut self, entry: &Entry, head: &[u8], content: &mut dyn Read) -> Result<bool, PackError> {
+    fn add_to_generation(
+        &mut self,
+        entry: &Entry,
+        head: &[u8],
+        content: &mut dyn Read,
+        received: Option<&ReceivedImage>,
+    ) -> Result<bool, PackError> {
         self.generations.saw(entry)?;
         match &entry.kind {
             EntryKind::HardLink { target } if !self.generations.keep(target, &mut self.layers)? => {
@@ -263,7 +317,7 @@ impl<'scope, 'env> Packer<'scope, 'env> {
         }
         let (architecture, criu) = (self.facts.architecture(), self.facts.criu_version());
         let dump = Dump { member: self.options.member.as_ref(), architecture, criu, bytes: 0 };
-        self.generations.take(name, entry, content, dump, &mut self.layers)
+        self.generations.take(name, entry, content, received, dump, &mut self.layers)
     }
 
     /// Reads of a file what is worth knowing.
@@ -312,6 +366,12 @@ impl<'scope, 'env> Packer<'scope, 'env> {
     }
 
     fn finish(mut self) -> Result<Packed, PackError> {
+        while let Some((entry, file)) = self.placing.as_mut().and_then(Placing::next_file) {
+            self.add_received(entry, file)?;
+        }
+        if let Some(placing) = &self.placing {
+            placing.finish()?;
+        }
         let generated = self.generations.finish(&mut self.layers)?;
         Ok(Packed {
             layers: self.layers.finish()?,

@@ -15,6 +15,7 @@ use self::folder::FolderReader;
 pub use self::recognize::RecognizeError;
 pub(crate) use self::recognize::Recognizer;
 use crate::archive::{ArchiveError, ArchiveReader, Decoder, Entries, EntryName, read_full};
+use crate::page_server::Received;
 use crate::{Compression, Limits};
 
 /// One dump, found but not read: an archive file of any compression, a plain archive that is just being written, or a folder.
@@ -27,6 +28,8 @@ pub struct DumpSource {
     input: Input,
     /// What goes into the place of entries, or comes after all of them.
     added: Vec<AddedFile>,
+    /// Its memory, if that came in a stream.
+    received: Option<Received>,
 }
 
 enum Input {
@@ -132,7 +135,7 @@ impl DumpSource {
         } else {
             return not_a_dump("neither a file nor a folder");
         };
-        Ok(Self { path: path.to_owned(), input, added: bundle_config.into_iter().collect() })
+        Ok(Self { path: path.to_owned(), input, added: bundle_config.into_iter().collect(), received: None })
     }
 
     /// Takes an engine's plain tar archive that is being written: it is read once, in order, as it comes, and never copied.
@@ -144,7 +147,19 @@ impl DumpSource {
     /// A captured file that cannot be opened.
     pub fn stream(name: &str, stream: impl Read + Send + 'static, captured: Captured) -> Result<Self, DumpError> {
         let added = captured.open()?;
-        Ok(Self { path: PathBuf::from(name), input: Input::Stream(Box::new(stream)), added })
+        Ok(Self { path: PathBuf::from(name), input: Input::Stream(Box::new(stream)), added, received: None })
+    }
+
+    /// Says that CRIU sent its pages away while it made this dump, and what it sent. The dump is packed as if CRIU had written them
+    /// beside its other files.
+    #[must_use]
+    pub fn with_pages(self, received: Received) -> Self {
+        Self { received: Some(received), ..self }
+    }
+
+    pub(crate) fn take_pages(mut self) -> (Self, Option<Received>) {
+        let received = self.received.take();
+        (self, received)
     }
 
     /// Where it lies; of a stream, what it is called.

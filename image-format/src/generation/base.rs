@@ -1,8 +1,11 @@
 //! The checkpoint image before: what the pages of a new dump are compared with, and whose layers are used again.
 
+use std::io;
+use std::ops::Deref;
 use std::path::Path;
 
-use super::{Link, Tables};
+use super::table::Known;
+use super::{Link, PAGE, Scratch, Tables};
 use crate::annotation::CRIU_PREFIX;
 use crate::image::CheckpointImage;
 use crate::layer::LayerInfo;
@@ -107,34 +110,66 @@ impl Base {
         self.links.iter().map(|link| &link.descriptor)
     }
 
+    /// Why the pages of a dump of this member cannot be compared with this image as they come, in words that go after "a new
+    /// chain begins: ". It is known before the dump is, so that the pages of this image stand for those of the dump.
+    #[must_use]
+    pub fn refuses_stream(&self, member: Option<&MemberId>, limits: &ChainLimits) -> Option<String> {
+        let bytes = self.tables.pages().saturating_mul(PAGE);
+        self.refuses(&Dump { member, architecture: Some(&self.architecture), criu: None, bytes }, limits)
+    }
+
+    /// Its newest generation.
+    pub(crate) fn generations(&self) -> u32 {
+        self.generations
+    }
+
+    pub(crate) fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// The pages of a pagemap, if there is one of that name. `data` gives the data of this image's tables.
+    pub(crate) fn known<D: Deref<Target = Scratch> + Clone>(
+        &self,
+        pagemap: &str,
+        data: D,
+    ) -> io::Result<Option<Known<D>>> {
+        self.tables.get(pagemap).map(|table| Known::over(data, &self.tables, table)).transpose()
+    }
+
     /// Bytes of all generations.
     fn stored(&self) -> u64 {
         self.links.iter().fold(0, |sum, link| sum.saturating_add(link.diff_size))
     }
 
-    /// Why a dump does not go over this base, if it does not: in words that go after "a new chain begins: ".
-    pub(super) fn refuses(&self, dump: &Dump<'_>, limits: &ChainLimits) -> Option<String> {
-        let Self { generations, architecture, .. } = self;
-        let limit = limits.generations.min(super::MAX_GENERATIONS);
-        let (stored, percent) = (self.stored(), limits.stored_percent);
-        let image = self.image.short();
+    /// Why a dump is no further one of what this image was made of, if it is not: in words that go after "a new chain begins: ".
+    pub(super) fn is_of_another(&self, dump: &Dump<'_>) -> Option<String> {
+        let (image, architecture) = (self.image.short(), &self.architecture);
         if self.member.as_ref() != dump.member {
             let name = |member: Option<&MemberId>| member.map_or("no member".to_owned(), MemberId::to_string);
-            return Some(format!(
-                "the base {image} is of {}, not of {}",
-                name(self.member.as_ref()),
-                name(dump.member)
-            ));
+            let (ours, other) = (name(self.member.as_ref()), name(dump.member));
+            return Some(format!("the base {image} is of {ours}, not of {other}"));
         }
         if Some(architecture.as_str()) != dump.architecture {
             return Some(format!("the base {image} is of another machine ({architecture})"));
         }
+        None
+    }
+
+    /// Why a dump does not go over this base, if it does not, in the same words.
+    pub(super) fn refuses(&self, dump: &Dump<'_>, limits: &ChainLimits) -> Option<String> {
+        if let Some(reason) = self.is_of_another(dump) {
+            return Some(reason);
+        }
+        let generations = self.generations;
+        let limit = limits.generations.min(super::MAX_GENERATIONS);
+        let (stored, percent) = (self.stored(), limits.stored_percent);
+        let image = self.image.short();
         if let (Some(criu), Some(other)) = (&self.criu, dump.criu)
             && criu != other
         {
             return Some(format!("the base {image} was written by CRIU {criu}, and this dump by {other}"));
         }
-        if *generations >= limit {
+        if generations >= limit {
             return Some(format!("the base {image} has {generations} generations, and {limit} are the limit"));
         }
         if u128::from(stored) * 100 > u128::from(dump.bytes) * u128::from(percent) {

@@ -30,8 +30,8 @@ pub use self::compare::PageChanges;
 pub use self::link::{Chain, Link};
 pub(crate) use self::scratch::Scratch;
 pub use self::table::TableError;
-pub(crate) use self::table::{AddError, Table, Tables, digest_of};
-pub(crate) use self::write::{Generated, Generations};
+pub(crate) use self::table::{AddError, Known, RECORD, Source, Sources, Table, Tables, digest_of};
+pub(crate) use self::write::{Generated, Generations, MAX_HELD};
 
 /// Bytes of a page. Dumps with other pages are packed as they are.
 pub(crate) const PAGE: u64 = 4096;

@@ -1,5 +1,6 @@
 //! Bytes that are written once and read again: in memory while they are few, in a file without a name otherwise.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -10,7 +11,6 @@ const IN_MEMORY: usize = 1 << 20;
 
 /// Grows at its end and is read anywhere. What does not stay in memory goes into a file that only its owner could have
 /// opened, that has no name, and that is gone with the process.
-#[derive(Debug)]
 pub(crate) struct Scratch {
     folder: PathBuf,
     file: Option<File>,
@@ -53,6 +53,13 @@ impl Scratch {
         self.spilled += self.tail.len() as u64;
         self.tail.clear();
         Ok(())
+    }
+}
+
+/// Without the bytes, which are somebody's memory.
+impl fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scratch").field("len", &self.len()).finish_non_exhaustive()
     }
 }
 

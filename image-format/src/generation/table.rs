@@ -15,6 +15,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Read, Write};
+use std::ops::Deref;
 use std::path::Path;
 
 use super::pagemap::Pagemap;
@@ -267,6 +268,21 @@ impl Tables {
         self.pages
     }
 
+    /// What the tables lie in.
+    pub fn data(&self) -> &Scratch {
+        &self.data
+    }
+
+    /// Whether a pagemap has counts of 64 bits.
+    pub fn any_wide(&self) -> io::Result<bool> {
+        for table in &self.tables {
+            if self.pagemap(table)?.wide {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The pagemap's own bytes.
     pub fn pagemap_bytes(&self, table: &Table) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
@@ -279,12 +295,12 @@ impl Tables {
         Pagemap::read(&self.pagemap_bytes(table)?).map_err(damaged)
     }
 
-    pub fn sources(&self, table: &Table) -> Sources<'_> {
+    pub fn sources(&self, table: &Table) -> Sources<&Scratch> {
         Sources::new(&self.data, table.table_at + HEAD, table.runs)
     }
 
     /// The digests of its pages, each a [`PageDigest`].
-    pub fn digests(&self, table: &Table) -> Records<'_> {
+    pub fn digests(&self, table: &Table) -> Records<&Scratch> {
         Records::new(&self.data, table.table_at + HEAD + table.runs * RECORD, table.pages)
     }
 }
@@ -325,8 +341,8 @@ fn copy(from: &mut impl Read, to: &mut Scratch) -> Result<u64, AddError> {
 
 /// Records of 16 bytes, some thousand of them at a time.
 #[derive(Debug)]
-pub(crate) struct Records<'a> {
-    data: &'a Scratch,
+pub(crate) struct Records<D> {
+    data: D,
     at: u64,
     left: u64,
     block: Vec<u8>,
@@ -335,8 +351,8 @@ pub(crate) struct Records<'a> {
 
 const BLOCK: u64 = 4096;
 
-impl<'a> Records<'a> {
-    fn new(data: &'a Scratch, at: u64, records: u64) -> Self {
+impl<D: Deref<Target = Scratch>> Records<D> {
+    fn new(data: D, at: u64, records: u64) -> Self {
         Self { data, at, left: records, block: Vec::new(), used: 0 }
     }
 
@@ -369,12 +385,12 @@ impl<'a> Records<'a> {
 
 /// Where the pages of one pagemap lie, run by run.
 #[derive(Debug)]
-pub(crate) struct Sources<'a> {
-    records: Records<'a>,
+pub(crate) struct Sources<D> {
+    records: Records<D>,
 }
 
-impl<'a> Sources<'a> {
-    pub fn new(data: &'a Scratch, at: u64, runs: u64) -> Self {
+impl<D: Deref<Target = Scratch>> Sources<D> {
+    pub fn new(data: D, at: u64, runs: u64) -> Self {
         Self { records: Records::new(data, at, runs) }
     }
 
@@ -385,30 +401,37 @@ impl<'a> Sources<'a> {
 
 /// Walks through the pages of a base by rising addresses.
 #[derive(Debug)]
-pub(crate) struct Known<'a> {
+pub(crate) struct Known<D> {
     map: Pagemap,
     /// The run at hand, and how many pages there are before it.
     run: usize,
     before: u64,
-    sources: Sources<'a>,
+    sources: Sources<D>,
     source: Option<Source>,
     /// The first page that `source` names.
     source_at: u64,
-    digests: Records<'a>,
+    digests: Records<D>,
     /// The page whose digest comes next.
     digest_at: u64,
 }
 
-impl<'a> Known<'a> {
+impl<'a> Known<&'a Scratch> {
     pub fn new(tables: &'a Tables, table: &Table) -> io::Result<Self> {
+        Self::over(tables.data(), tables, table)
+    }
+}
+
+impl<D: Deref<Target = Scratch> + Clone> Known<D> {
+    /// `data` gives [`Tables::data`] of these tables.
+    pub fn over(data: D, tables: &Tables, table: &Table) -> io::Result<Self> {
         Ok(Self {
             map: tables.pagemap(table)?,
             run: 0,
             before: 0,
-            sources: tables.sources(table),
+            sources: Sources::new(data.clone(), table.table_at + HEAD, table.runs),
             source: None,
             source_at: 0,
-            digests: tables.digests(table),
+            digests: Records::new(data, table.table_at + HEAD + table.runs * RECORD, table.pages),
             digest_at: 0,
         })
     }

@@ -17,16 +17,19 @@ use super::{Link, OWN_FOLDER, PAGE, PAGE_LEN, Scratch};
 use crate::LayerContent;
 use crate::archive::{ArchiveError, CHUNK, Entry, read_full};
 use crate::pack::{OpenLayers, PackError, Slot};
+use crate::page_server::{Received, ReceivedImage};
 
 /// Parts of a generation; beyond, parts become larger. CRIU asks every link above a page for it.
 const PARTS: u64 = 64;
 /// Bytes of all pagemaps that are held.
-const HELD: u64 = MAX_PAGEMAP;
+pub(crate) const MAX_HELD: u64 = MAX_PAGEMAP;
 
 /// The generation of a dump.
 #[derive(Debug)]
 pub(crate) struct Generations<'b> {
     base: Option<&'b Base>,
+    /// The pages, if they came in a stream.
+    received: Option<&'b Received>,
     limits: ChainLimits,
     /// Whether pagemaps are still taken.
     open: bool,
@@ -44,9 +47,9 @@ pub(crate) struct Generations<'b> {
     pagemaps: Scratch,
     runs: Scratch,
     digests: Scratch,
-    /// Changed pages of the part at hand, and whose they are.
+    /// Changed pages of the part at hand that were put aside, and all that it has.
     changed: Scratch,
-    segments: Vec<(usize, u64)>,
+    segments: Vec<Segment>,
     /// Why there is no base though one was given, and what else a person should know.
     notes: Vec<String>,
 }
@@ -61,6 +64,16 @@ struct Held {
     bytes_at: u64,
     bytes_len: u64,
     state: State,
+}
+
+/// Changed pages of one pagemap that follow one another.
+#[derive(Debug)]
+struct Segment {
+    /// Whose they are.
+    held: usize,
+    bytes: u64,
+    /// Where they are among what was received. Without it, they are next in what was put aside.
+    spool_at: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -104,10 +117,12 @@ impl Taken {
 }
 
 impl<'b> Generations<'b> {
-    pub fn new(base: Option<&'b Base>, limits: ChainLimits, scratch: &Path) -> Self {
+    /// Pages that were compared as they came go over the base that they were compared with.
+    pub fn new(base: Option<&'b Base>, received: Option<&'b Received>, limits: ChainLimits, scratch: &Path) -> Self {
         let scratch = || Scratch::new(scratch);
         Self {
-            base,
+            base: received.and_then(|received| received.base()).map(AsRef::as_ref).or(base),
+            received,
             limits,
             open: true,
             held: Vec::new(),
@@ -123,7 +138,7 @@ impl<'b> Generations<'b> {
             digests: scratch(),
             changed: scratch(),
             segments: Vec::new(),
-            notes: Vec::new(),
+            notes: received.map(|received| received.notes().to_vec()).unwrap_or_default(),
         }
     }
 
@@ -148,7 +163,7 @@ impl<'b> Generations<'b> {
     }
 
     fn hold(&mut self, file: &str, name: &str, entry: &Entry, bytes: &[u8]) -> Result<bool, PackError> {
-        if bytes.len() as u64 != entry.size() || self.pagemaps.len() + entry.size() > HELD {
+        if bytes.len() as u64 != entry.size() || self.pagemaps.len() + entry.size() > MAX_HELD {
             self.notes.push(format!("{name} is too large to be compared, and its pages are packed as they are"));
             return Ok(false);
         }
@@ -213,12 +228,14 @@ impl<'b> Generations<'b> {
         layers.append(Slot::Content(LayerContent::State), &held.entry, &mut bytes)
     }
 
-    /// Takes a file of pages, if its pagemap is held and counts as many. `false`: it is to be packed as it is.
+    /// Takes a file of pages, if its pagemap is held and counts as many. `false`: it is to be packed as it is. If they came in a
+    /// stream, `received` says which, and only if all of them are there, `content` gives them.
     pub fn take(
         &mut self,
         name: &str,
         entry: &Entry,
         content: &mut dyn Read,
+        received: Option<&ReceivedImage>,
         dump: Dump<'_>,
         layers: &mut OpenLayers<'_, '_>,
     ) -> Result<bool, PackError> {
@@ -235,7 +252,7 @@ impl<'b> Generations<'b> {
             return Ok(false);
         }
         if self.link.is_none() {
-            self.begin(dump);
+            self.begin(dump)?;
         }
         let pages_id = self.chain_pages_id(index);
         self.order.push(index);
@@ -251,19 +268,28 @@ impl<'b> Generations<'b> {
             run: None,
             digests_at,
         }));
-        match self.base {
-            Some(base) => self.compare(index, base, content, layers)?,
-            None => self.pass(index, content, layers)?,
+        match (self.base, self.received.zip(received)) {
+            (Some(_), Some((all, image))) if all.base().is_some() => self.take_compared(index, all, image, layers)?,
+            (Some(base), _) => self.compare(index, base, content, layers)?,
+            (None, Some((all, image))) => {
+                io::copy(&mut all.digests(image), &mut self.digests).map_err(PackError::Scratch)?;
+                self.pass(index, content, false, layers)?;
+            }
+            (None, None) => self.pass(index, content, true, layers)?,
         }
         self.end_run(index)?;
         Ok(true)
     }
 
     /// Decides whether there is a base, now that the pagemaps are known.
-    fn begin(&mut self, dump: Dump<'_>) {
+    fn begin(&mut self, dump: Dump<'_>) -> Result<(), PackError> {
         let waiting = self.held.iter().filter(|held| matches!(held.state, State::Waiting));
         let bytes = waiting.fold(0, |sum: u64, held| sum.saturating_add(held.map.pages.saturating_mul(PAGE)));
-        if let Some(base) = self.base
+        if let Some((base, received)) = self.base.zip(self.received.filter(|received| received.base().is_some())) {
+            if let Some(reason) = base.is_of_another(&dump) {
+                return Err(received.not_over_base(base, reason).into());
+            }
+        } else if let Some(base) = self.base
             && let Some(reason) = base.refuses(&Dump { bytes, ..dump }, &self.limits)
         {
             self.notes.push(format!("a new chain begins: {reason}"));
@@ -275,6 +301,7 @@ impl<'b> Generations<'b> {
         self.link = Some(Link { generation, part: 1 });
         let used = self.base.into_iter().flat_map(|base| base.tables.iter().map(|table| table.pages_id));
         self.next_pages_id = used.max().unwrap_or(0).saturating_add(1);
+        Ok(())
     }
 
     /// A pagemap keeps its number for the length of the chain.
@@ -291,8 +318,14 @@ impl<'b> Generations<'b> {
         self.link.unwrap_or(Link { generation: 1, part: 1 })
     }
 
-    /// Every page is new: the file goes into one part after the other as it comes.
-    fn pass(&mut self, index: usize, content: &mut dyn Read, layers: &mut OpenLayers<'_, '_>) -> Result<(), PackError> {
+    /// Every page is new: the file goes into one part after the other as it comes. `hash`: the digests are not known yet.
+    fn pass(
+        &mut self,
+        index: usize,
+        content: &mut dyn Read,
+        hash: bool,
+        layers: &mut OpenLayers<'_, '_>,
+    ) -> Result<(), PackError> {
         let mut left = self.held[index].map.pages * PAGE;
         while left > 0 {
             if self.part >= self.part_limit {
@@ -301,8 +334,12 @@ impl<'b> Generations<'b> {
             let piece = left.min(self.part_limit - self.part);
             self.open_part(layers)?;
             let entry = self.pages_entry(index, piece);
-            let mut hashed = Hashed::new(content.take(piece), &mut self.digests);
-            layers.append(Slot::Link, &entry, &mut hashed)?;
+            let mut piece_content = content.take(piece);
+            if hash {
+                layers.append(Slot::Link, &entry, &mut Hashed::new(piece_content, &mut self.digests))?;
+            } else {
+                layers.append(Slot::Link, &entry, &mut piece_content)?;
+            }
             self.part += piece;
             left -= piece;
             let generation = self.link().generation;
@@ -354,17 +391,56 @@ impl<'b> Generations<'b> {
                             self.close_part(layers)?;
                         }
                         self.changed.write_all(page).map_err(PackError::Scratch)?;
-                        self.part += PAGE;
-                        match self.segments.last_mut() {
-                            Some((whose, bytes)) if *whose == index => *bytes += PAGE,
-                            _ => self.segments.push((index, PAGE)),
-                        }
+                        self.add_segment(index, PAGE, None);
                         self.saw_pages(index, generation, None, 1)?;
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    /// Takes pages that were compared as they came.
+    fn take_compared(
+        &mut self,
+        index: usize,
+        all: &Received,
+        image: &ReceivedImage,
+        layers: &mut OpenLayers<'_, '_>,
+    ) -> Result<(), PackError> {
+        io::copy(&mut all.digests(image), &mut self.digests).map_err(PackError::Scratch)?;
+        let generation = self.link().generation;
+        let mut spool_at = image.spool_at();
+        let mut sources = all.sources(image);
+        while let Some(source) = sources.next().map_err(PackError::Scratch)? {
+            if source.generation < generation {
+                self.saw_pages(index, source.generation, Some(source.index), source.pages)?;
+                continue;
+            }
+            let mut left = source.pages;
+            while left > 0 {
+                if self.part >= self.part_limit {
+                    self.close_part(layers)?;
+                }
+                let room = (self.part_limit - self.part) / PAGE;
+                let pages = left.min(u32::try_from(room).unwrap_or(u32::MAX));
+                let bytes = u64::from(pages) * PAGE;
+                self.add_segment(index, bytes, Some(spool_at));
+                self.saw_pages(index, generation, None, pages)?;
+                spool_at += bytes;
+                left -= pages;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds changed pages to the part at hand.
+    fn add_segment(&mut self, held: usize, bytes: u64, spool_at: Option<u64>) {
+        self.part += bytes;
+        match self.segments.last_mut() {
+            Some(last) if last.held == held => last.bytes += bytes,
+            _ => self.segments.push(Segment { held, bytes, spool_at }),
+        }
     }
 
     /// Notes where pages are: at a place in an older generation, or next in this one.

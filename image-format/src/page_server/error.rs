@@ -50,6 +50,38 @@ pub enum PageStreamError {
         /// Bytes of pages that were announced and did not come.
         bytes_missing: u64,
     },
+    /// Pages that are not in the stream: in a dump before this one, or left to be asked for.
+    #[error(
+        "the page stream has pages of {image} with flags {flags:#x}, which are elsewhere; this receiver has no dump before this one"
+    )]
+    Elsewhere {
+        /// Whose they are.
+        image: PageImage,
+        /// As they came.
+        flags: u32,
+    },
+    /// A run of pages that begins before the end of the one before.
+    #[error("the page stream goes back to address {address:#x} of {image}")]
+    Order {
+        /// Whose it is.
+        image: PageImage,
+        /// Where it begins.
+        address: u64,
+    },
+    /// An image that was opened before.
+    #[error("the page stream opens {image} twice")]
+    Twice {
+        /// Which.
+        image: PageImage,
+    },
+    /// More than is taken.
+    #[error("the page stream has more {what} than the limit of {limit}")]
+    TooMuch {
+        /// Of what.
+        what: &'static str,
+        /// How many are taken.
+        limit: u64,
+    },
     /// Bytes follow the message that closes the stream.
     #[error("the page stream goes on after it was closed")]
     BehindClose,

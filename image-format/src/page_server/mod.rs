@@ -1,8 +1,11 @@
-//! The protocol in which CRIU sends its pages away (`criu dump --page-server`): bytes in, events out.
+//! The protocol in which CRIU sends its pages away (`criu dump --page-server`).
+//!
+//! [`Decoder`] turns bytes into events. [`Receiving`] takes a whole stream by it, and gives [`Received`]: the memory of one dump,
+//! which [`crate::DumpSource::with_pages`] puts beside the files that CRIU wrote.
 //!
 //! A stream is a line of messages, each a fixed head of numbers in the byte order of the sender's machine, which has to be
-//! ours. Behind a head that says so follow the pages themselves. Two messages wait for an answer: whoever reads sends it,
-//! since nothing here writes ([`Event`] says which one).
+//! ours. Behind a head that says so follow the pages themselves. Three messages wait for an answer: whoever holds the
+//! connection sends it, since nothing here writes ([`Event`] says which one).
 //!
 //! ```text
 //!               ┌─ PARENT ─┐ ┌──── ADD_F and so on ────┐
@@ -18,11 +21,17 @@
 
 mod error;
 mod head;
+mod receive;
+mod received;
+mod spool;
 #[cfg(test)]
 mod tests;
 
 pub use error::PageStreamError;
 pub use head::{Form, PageFlags, PageImage};
+pub use receive::{ReceiveError, ReceiveLimits, Receiving};
+pub(crate) use received::{Placing, ReceivedFile, ReceivedImage};
+pub use received::{Received, ReceivedError};
 
 use head::{Command, Head, SHORT};
 

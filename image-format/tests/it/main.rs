@@ -6,4 +6,5 @@ mod generations;
 mod hostile;
 mod raw;
 mod round_trip;
+mod stream;
 mod support;

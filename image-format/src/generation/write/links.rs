@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 
-use super::{Generated, Generations, Held, State};
+use super::{Generated, Generations, Held, Segment, State};
 use crate::LayerContent;
 use crate::archive::{Entry, EntryKind};
 use crate::generation::base::Base;
@@ -56,8 +56,12 @@ impl Generations<'_> {
     pub(super) fn close_part(&mut self, layers: &mut OpenLayers<'_, '_>) -> Result<(), PackError> {
         self.open_part(layers)?;
         let mut at = 0;
-        for (index, bytes) in std::mem::take(&mut self.segments) {
-            let entry = self.pages_entry(index, bytes);
+        for Segment { held, bytes, spool_at } in std::mem::take(&mut self.segments) {
+            let entry = self.pages_entry(held, bytes);
+            if let Some((received, spool_at)) = self.received.zip(spool_at) {
+                layers.append(Slot::Link, &entry, &mut received.spooled(spool_at, bytes))?;
+                continue;
+            }
             layers.append(Slot::Link, &entry, &mut self.changed.reader(at, bytes))?;
             at += bytes;
         }

@@ -1,0 +1,227 @@
+//! What came of a stream, and how it is put beside the rest of its dump.
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::sync::Arc;
+
+use super::PageImage;
+use super::spool::Spool;
+use crate::archive::{Entry, EntryKind, EntryName};
+use crate::generation::{Base, PAGE, RECORD, Scratch, Sources};
+
+/// The memory of one dump as it came in a stream: pagemaps, digests of all pages, and the pages that are not in the base.
+#[derive(Debug)]
+pub struct Received {
+    pub(super) base: Option<Arc<Base>>,
+    /// In the order in which they were opened.
+    pub(super) images: Vec<ReceivedImage>,
+    pub(super) spool: Spool,
+    pub(super) digests: Scratch,
+    /// With a base: where each page is, in the records of a table of pages.
+    pub(super) sources: Scratch,
+    pub(super) notes: Vec<String>,
+}
+
+/// One pagemap and its pages.
+#[derive(Debug)]
+pub(crate) struct ReceivedImage {
+    pub image: PageImage,
+    /// The number in the name of its file of pages.
+    pub pages_id: u32,
+    /// As CRIU would have written it.
+    pub pagemap: Vec<u8>,
+    pub pages: u64,
+    /// How many of them are in the spool, and from where on.
+    pub spooled: u64,
+    pub(super) spool_at: u64,
+    pub(super) digests_at: u64,
+    pub(super) sources_at: u64,
+    pub(super) sources: u64,
+}
+
+/// Why a dump and a stream of pages are not put together.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReceivedError {
+    /// The dump has what came in the stream.
+    #[error("entry {entry}: the dump has pages of its own, and others came in a stream")]
+    OwnPages {
+        /// The file.
+        entry: EntryName,
+    },
+    /// The stream lacks the memory of a process.
+    #[error("entry {entry}: the stream of pages has no {image}")]
+    Missing {
+        /// The file that says that there is such a process.
+        entry: EntryName,
+        /// What should have been opened.
+        image: PageImage,
+    },
+    /// The stream has memory of a process that the dump lacks.
+    #[error("the stream of pages has {image}, and the dump has no such process")]
+    Foreign {
+        /// What was opened.
+        image: PageImage,
+    },
+    /// Pages that are in a base were left out of the spool, and the dump does not go over that base.
+    #[error("the pages were compared with the image {base} as they came, and cannot be packed without it: {reason}")]
+    NotOverBase {
+        /// The image, shortened.
+        base: String,
+        /// Why not.
+        reason: String,
+    },
+}
+
+impl Received {
+    /// Pages of all processes and shared memory.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.images.iter().map(|image| image.pages).sum()
+    }
+
+    /// Pages that are not in the base: all of them if there is none.
+    #[must_use]
+    pub fn changed(&self) -> u64 {
+        self.images.iter().map(|image| image.spooled).sum()
+    }
+
+    /// Bytes of pages in memory and in the spool's file.
+    #[must_use]
+    pub fn spooled_bytes(&self) -> u64 {
+        self.spool.len()
+    }
+
+    /// The image with which the pages were compared.
+    #[must_use]
+    pub fn base(&self) -> Option<&Arc<Base>> {
+        self.base.as_ref()
+    }
+
+    /// What a person may want to know, such as why there is no use of a base.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// An image's pages, if all of them are here.
+    pub(crate) fn content(&self, image: &ReceivedImage) -> impl Read {
+        self.spool.reader(image.spool_at, image.spooled * PAGE)
+    }
+
+    /// Pages that lie in the spool, from a place in it on.
+    pub(crate) fn spooled(&self, at: u64, bytes: u64) -> impl Read {
+        self.spool.reader(at, bytes)
+    }
+
+    /// The digests of an image's pages.
+    pub(crate) fn digests(&self, image: &ReceivedImage) -> impl Read {
+        self.digests.reader(image.digests_at, image.pages * RECORD)
+    }
+
+    /// Where the pages of an image are, if there is a base.
+    pub(crate) fn sources(&self, image: &ReceivedImage) -> Sources<&Scratch> {
+        Sources::new(&self.sources, image.sources_at, image.sources)
+    }
+
+    pub(crate) fn not_over_base(&self, base: &Base, reason: impl Into<String>) -> ReceivedError {
+        ReceivedError::NotOverBase { base: base.image().short(), reason: reason.into() }
+    }
+}
+
+impl ReceivedImage {
+    /// Where its pages begin in the spool.
+    pub fn spool_at(&self) -> u64 {
+        self.spool_at
+    }
+}
+
+/// Puts the files that a stream was instead of back where CRIU would have written them.
+#[derive(Debug)]
+pub(crate) struct Placing<'a> {
+    received: &'a Received,
+    /// By name, as archives and folders have them; the next one is the last.
+    files: Vec<(String, ReceivedFile<'a>)>,
+    /// Permissions and owner of CRIU's files in this dump.
+    like: Option<Entry>,
+    /// Processes with memory.
+    processes: BTreeSet<u64>,
+}
+
+/// A file that was not written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum ReceivedFile<'a> {
+    Pagemap(&'a ReceivedImage),
+    Pages(&'a ReceivedImage),
+}
+
+impl<'a> Placing<'a> {
+    pub fn new(received: &'a Received) -> Self {
+        let files = received.images.iter().flat_map(|image| {
+            [
+                (format!("checkpoint/{}", image.image), ReceivedFile::Pagemap(image)),
+                (format!("checkpoint/pages-{}.img", image.pages_id), ReceivedFile::Pages(image)),
+            ]
+        });
+        let mut files: Vec<_> = files.collect();
+        files.sort_by(|(a, _), (b, _)| b.cmp(a));
+        Self { received, files, like: None, processes: BTreeSet::new() }
+    }
+
+    pub fn received(&self) -> &'a Received {
+        self.received
+    }
+
+    /// Looks at an entry of the dump.
+    pub fn saw(&mut self, entry: &Entry) -> Result<(), ReceivedError> {
+        let image = entry.name.strip_prefix(b"checkpoint/").filter(|file| file.ends_with(b".img"));
+        let Some(file) = image.and_then(|file| str::from_utf8(file).ok()) else {
+            return Ok(());
+        };
+        if file.starts_with("pagemap-") || file.starts_with("pages-") {
+            return Err(ReceivedError::OwnPages { entry: EntryName::new(&entry.name) });
+        }
+        if file == "inventory.img" {
+            self.like = Some(entry.clone());
+        }
+        let process = file.strip_prefix("mm-").and_then(|rest| rest.strip_suffix(".img")?.parse().ok());
+        if let Some(process) = process {
+            let image = PageImage::Task(process);
+            if self.received.images.iter().all(|received| received.image != image) {
+                return Err(ReceivedError::Missing { entry: EntryName::new(&entry.name), image });
+            }
+            self.processes.insert(process);
+        }
+        Ok(())
+    }
+
+    /// The next file, if its place is before this name: where a sorted dump would have it.
+    pub fn next_before(&mut self, name: &[u8]) -> Option<(Entry, ReceivedFile<'a>)> {
+        self.files.last().filter(|(file, _)| self.like.is_some() && file.as_bytes() < name)?;
+        self.next_file()
+    }
+
+    /// The next file.
+    pub fn next_file(&mut self) -> Option<(Entry, ReceivedFile<'a>)> {
+        let (name, file) = self.files.pop()?;
+        let size = match file {
+            ReceivedFile::Pagemap(image) => image.pagemap.len() as u64,
+            ReceivedFile::Pages(image) => image.pages * PAGE,
+        };
+        let kind = EntryKind::File { size };
+        let like = self.like.clone().unwrap_or_else(|| Entry::plain("", kind.clone()));
+        Some((Entry { name: name.into_bytes(), kind, ..like }, file))
+    }
+
+    /// Checks that stream and dump were of one another.
+    pub fn finish(&self) -> Result<(), ReceivedError> {
+        let foreign = |image: &&ReceivedImage| match image.image {
+            PageImage::Task(process) => !self.processes.contains(&process),
+            PageImage::Shmem(_) => false,
+        };
+        match self.received.images.iter().find(foreign) {
+            Some(image) => Err(ReceivedError::Foreign { image: image.image }),
+            None => Ok(()),
+        }
+    }
+}
