@@ -238,6 +238,9 @@ impl<'scope, 'env> Packer<'scope, 'env> {
     }
 
     fn add(&mut self, mut entry: Entry, content: &mut dyn Read) -> Result<(), PackError> {
+        if let Some(placing) = &self.placing {
+            placing.refuse_own(&entry.name)?;
+        }
         if !self.guard.admit(&mut entry).map_err(|source| self.bad_content(source))? {
             return Ok(());
         }

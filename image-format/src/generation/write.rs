@@ -4,12 +4,14 @@
 //! there is a base to compare with. Pages that are all new go straight into the layer of a part; what is compared is put
 //! aside until the part is full or the dump is through, since a file in an archive says its size first.
 
+mod hashed;
 mod links;
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
+use self::hashed::Hashed;
 use super::base::{Base, ChainLimits, Dump};
 use super::pagemap::{NotUnderstood, Pagemap};
 use super::table::{Known, MAX_PAGEMAP, Source, digest_of};
@@ -479,43 +481,4 @@ impl<'b> Generations<'b> {
 pub(crate) struct Generated {
     pub chain: Option<super::Chain>,
     pub notes: Vec<String>,
-}
-
-/// Passes pages on and keeps their digests.
-struct Hashed<'a, R> {
-    inner: R,
-    digests: &'a mut Scratch,
-    /// What has passed of a page that came in pieces.
-    begun: Vec<u8>,
-}
-
-impl<'a, R: Read> Hashed<'a, R> {
-    fn new(inner: R, digests: &'a mut Scratch) -> Self {
-        Self { inner, digests, begun: Vec::with_capacity(PAGE_LEN) }
-    }
-
-    fn add(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        if !self.begun.is_empty() {
-            let (more, rest) = bytes.split_at(bytes.len().min(PAGE_LEN - self.begun.len()));
-            self.begun.extend_from_slice(more);
-            if self.begun.len() < PAGE_LEN {
-                return Ok(());
-            }
-            self.digests.write_all(&digest_of(&self.begun))?;
-            self.begun.clear();
-            bytes = rest;
-        }
-        let mut pages = bytes.chunks_exact(PAGE_LEN);
-        pages.by_ref().try_for_each(|page| self.digests.write_all(&digest_of(page)))?;
-        self.begun.extend_from_slice(pages.remainder());
-        Ok(())
-    }
-}
-
-impl<R: Read> Read for Hashed<'_, R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buf)?;
-        self.add(&buf[..read])?;
-        Ok(read)
-    }
 }

@@ -172,15 +172,23 @@ impl<'a> Placing<'a> {
         self.received
     }
 
+    /// Refuses an entry that came in the stream, whichever of them is there first.
+    pub fn refuse_own(&self, name: &[u8]) -> Result<(), ReceivedError> {
+        let mut components = name.split(|byte| *byte == b'/').filter(|component| !matches!(*component, b"" | b"."));
+        let (folder, file) = (components.next(), components.next().unwrap_or_default());
+        let own = file.starts_with(b"pagemap-") || file.starts_with(b"pages-");
+        if folder == Some(b"checkpoint") && own && file.ends_with(b".img") && components.next().is_none() {
+            return Err(ReceivedError::OwnPages { entry: EntryName::new(name) });
+        }
+        Ok(())
+    }
+
     /// Looks at an entry of the dump.
     pub fn saw(&mut self, entry: &Entry) -> Result<(), ReceivedError> {
         let image = entry.name.strip_prefix(b"checkpoint/").filter(|file| file.ends_with(b".img"));
         let Some(file) = image.and_then(|file| str::from_utf8(file).ok()) else {
             return Ok(());
         };
-        if file.starts_with("pagemap-") || file.starts_with("pages-") {
-            return Err(ReceivedError::OwnPages { entry: EntryName::new(&entry.name) });
-        }
         if file == "inventory.img" {
             self.like = Some(entry.clone());
         }

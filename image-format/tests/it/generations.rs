@@ -54,6 +54,11 @@ fn pagemap(pages_id: u32, pages: &Pages, wide: bool) -> Vec<u8> {
 
 /// A dump as podman exports it, with a real dump's other files.
 pub fn dump(machine: &Machine) -> Vec<u8> {
+    dump_with(machine, |number| number % 2 == 0)
+}
+
+/// The same, with counts of 64 bits in the pagemaps of these numbers.
+pub fn dump_with(machine: &Machine, wide: impl Fn(usize) -> bool) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     let mut add = |name: &str, content: &[u8]| {
         let mut header = tar::Header::new_gnu();
@@ -67,12 +72,17 @@ pub fn dump(machine: &Machine) -> Vec<u8> {
     let real = std::fs::read(fixture("podman-none.tar")).unwrap();
     for file in entries(&real).iter().filter(|file| file.kind == b'0') {
         let name = String::from_utf8(file.name.clone()).unwrap();
-        if !name.contains("/pagemap-") && !name.contains("/pages-") {
+        if !["/pagemap-", "/pages-", "/mm-"].iter().any(|other| name.contains(other)) {
             add(&name, &file.content);
         }
     }
+    for process in machine.0.iter().filter_map(|(name, _)| name.strip_prefix("pagemap-")) {
+        if !process.starts_with("shmem") {
+            add(&format!("checkpoint/mm-{process}"), b"");
+        }
+    }
     for (number, (name, pages)) in machine.0.iter().enumerate() {
-        add(&format!("checkpoint/{name}"), &pagemap(number as u32 + 1, pages, number % 2 == 0));
+        add(&format!("checkpoint/{name}"), &pagemap(number as u32 + 1, pages, wide(number)));
     }
     for (number, (_, pages)) in machine.0.iter().enumerate() {
         let content: Vec<u8> = pages.values().flat_map(|content| page(*content)).collect();
@@ -153,21 +163,21 @@ fn name() -> impl Strategy<Value = String> {
     ]
 }
 
-fn machine() -> impl Strategy<Value = Machine> {
+pub fn machine() -> impl Strategy<Value = Machine> {
     let pages = btree_map(0..40_u64, 0..4_u16, 1..24);
     let processes = btree_map(name(), pages, 1..5).prop_map(|all| all.into_iter().collect::<Vec<_>>());
     processes.prop_shuffle().prop_map(Machine)
 }
 
 /// Pages of processes that change or go, what another machine has, and what happens to whole processes.
-type Step = (Vec<(usize, u64, Option<u16>)>, Machine, u8);
+pub type Step = (Vec<(usize, u64, Option<u16>)>, Machine, u8);
 
 /// What becomes of memory: pages that change, come or go, and whole processes of another machine.
-fn step() -> impl Strategy<Value = Step> {
+pub fn step() -> impl Strategy<Value = Step> {
     (vec((0..5_usize, 0..40_u64, prop::option::weighted(0.8, 4..9_u16)), 0..20), machine(), 0..8_u8)
 }
 
-fn apply(machine: &Machine, (changes, other, how): &Step) -> Machine {
+pub fn apply(machine: &Machine, (changes, other, how): &Step) -> Machine {
     let mut next = machine.clone();
     match how {
         0 => next = other.clone(),
@@ -257,7 +267,7 @@ fn a_change_costs_what_it_changed() {
     assert!(contents.iter().any(|(content, _)| *content == LayerContent::Digests));
 }
 
-fn one_process(pages: u64) -> Machine {
+pub fn one_process(pages: u64) -> Machine {
     Machine(vec![("pagemap-1.img".to_owned(), (0..pages).map(|number| (number, number as u16)).collect())])
 }
 

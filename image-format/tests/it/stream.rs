@@ -3,10 +3,16 @@
 use std::io::Read;
 use std::sync::Arc;
 
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use crate::generations::{Machine, apply, base_of, dump_with, machine, one_process, options, step};
 use crate::support::{File, Memory, entries, fixture, pack_bytes};
 use image_format::criu::{ImageKind, PagemapEntry, PagemapHead, Records};
-use image_format::page_server::{Form, ReceiveError, ReceiveLimits, Received, Receiving};
-use image_format::{Base, Compression, DumpSource, Layout, PackError, PackOptions, PackedImage, pack};
+use image_format::page_server::{
+    Form, PageImage, PageStreamError, ReceiveError, ReceiveLimits, Received, ReceivedError, Receiving,
+};
+use image_format::{Base, ChainLimits, Compression, DumpSource, Layout, PackError, PackOptions, PackedImage, pack};
 
 const PAGE: u64 = 4096;
 const OPEN: u32 = 4;
@@ -114,7 +120,6 @@ fn receive_within(
     for piece in stream.chunks(piece) {
         receiving.take(piece)?;
     }
-    assert!(receiving.is_closed() || receiving.progress().0 < u64::MAX);
     receiving.finish()
 }
 
@@ -170,4 +175,260 @@ fn real_dumps_give_the_same_image() {
             assert_eq!(packed.facts, expected.facts, "{name}, {layout:?}");
         }
     }
+}
+
+/// A machine's dump, ordinary and streamed.
+fn both(machine: &Machine, form: Form) -> (Vec<u8>, Streamed) {
+    let archive = dump_with(machine, |_| form == Form::Long);
+    let streamed = stream_of(&archive, form);
+    (archive, streamed)
+}
+
+/// Pages that are not where they were before.
+fn changed(machine: &Machine, before: Option<&Machine>) -> u64 {
+    let known = |name: &str, number: u64| {
+        let (_, pages) = before?.0.iter().find(|(known, _)| known == name)?;
+        pages.get(&number).copied()
+    };
+    let pages = machine.0.iter().flat_map(|(name, pages)| pages.iter().map(move |page| (name, page)));
+    pages.filter(|(name, (number, content))| known(name, **number) != Some(**content)).count() as u64
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn chains_are_those_of_ordinary_dumps(
+        first in machine(),
+        steps in vec((step(), 1..20_000_usize, 0..200_000_usize), 1..5),
+        part_pages in 1..30_u64,
+        generations in 1..5_u32,
+        long in any::<bool>(),
+    ) {
+        let form = if long { Form::Long } else { Form::Short };
+        let store = Memory::default();
+        let chain = ChainLimits { generations, stored_percent: 10_000, part_bytes: part_pages * PAGE };
+        let mut machine = first;
+        let (archive, _) = both(&machine, form);
+        let mut packed = pack_bytes(&archive, &options(None, chain), &store).unwrap();
+        for (step, piece, memory_bytes) in &steps {
+            let before = machine.clone();
+            machine = apply(&machine, step);
+            let (archive, streamed) = both(&machine, form);
+            let base = Arc::new(base_of(&packed, &store));
+            let with_base = PackOptions { base: Some(base.clone()), ..options(None, chain) };
+            let expected = pack_bytes(&archive, &with_base, &store).unwrap();
+            let goes = base.refuses_stream(with_base.member.as_ref(), &chain).is_none();
+            prop_assert_eq!(goes, expected.chain.as_ref().unwrap().generations > 1);
+            let limits = ReceiveLimits { memory_bytes: *memory_bytes, ..ReceiveLimits::default() };
+            let base = Some(base).filter(|_| goes);
+            let received = receive_within(&streamed.stream, *piece, base, limits).unwrap();
+            prop_assert_eq!(received.changed(), changed(&machine, Some(&before).filter(|_| goes)));
+            prop_assert_eq!(received.spooled_bytes(), received.changed() * PAGE);
+            let over_received = pack_received(&streamed.archive, received, &options(None, chain), &store).unwrap();
+            prop_assert_eq!(&over_received.layers, &expected.layers);
+            prop_assert_eq!(&over_received.manifest, &expected.manifest);
+            // Compared when it is packed, not when it comes.
+            let received = receive(&streamed.stream, *piece, None).unwrap();
+            let later = pack_received(&streamed.archive, received, &with_base, &store).unwrap();
+            prop_assert_eq!(&later.manifest, &expected.manifest);
+            packed = expected;
+        }
+    }
+
+    #[test]
+    fn anything_is_received_or_refused(
+        machine in machine(),
+        long in any::<bool>(),
+        keep in any::<prop::sample::Index>(),
+        change in vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+        noise in vec(any::<u8>(), 0..100),
+        piece in 1..9_000_usize,
+    ) {
+        let form = if long { Form::Long } else { Form::Short };
+        let (archive, streamed) = both(&machine, form);
+        let store = Memory::default();
+        let packed = pack_bytes(&archive, &options(None, ChainLimits::default()), &store).unwrap();
+        let mut stream = streamed.stream;
+        stream.truncate(keep.index(stream.len()) + 1);
+        for (at, byte) in change {
+            let len = stream.len();
+            stream[at.index(len)] = byte;
+        }
+        stream.extend(noise);
+        for base in [None, Some(Arc::new(base_of(&packed, &store)))] {
+            let received = receive(&stream, piece, base.clone()).map(|received| (received.pages(), received.changed()));
+            let whole = receive(&stream, usize::MAX, base).map(|received| (received.pages(), received.changed()));
+            prop_assert_eq!(format!("{received:?}"), format!("{whole:?}"));
+        }
+    }
+}
+
+#[test]
+fn five_percent_are_spooled() {
+    let store = Memory::default();
+    let mut machine = one_process(2_000);
+    let (archive, _) = both(&machine, Form::Long);
+    let first = pack_bytes(&archive, &options(None, ChainLimits::default()), &store).unwrap();
+    for number in (0..2_000).step_by(20) {
+        machine.0[0].1.insert(number, 60_000);
+    }
+    let (_, streamed) = both(&machine, Form::Long);
+    let received = receive(&streamed.stream, 65_536, Some(Arc::new(base_of(&first, &store)))).unwrap();
+    assert_eq!((received.pages(), received.changed()), (2_000, 100));
+    assert_eq!(received.spooled_bytes(), 100 * PAGE);
+}
+
+/// A dump of one process over a base that has one page less.
+fn over_base(store: &Memory) -> (Streamed, Arc<Base>) {
+    let (archive, _) = both(&one_process(5), Form::Long);
+    let first = pack_bytes(&archive, &options(None, ChainLimits::default()), store).unwrap();
+    (both(&one_process(6), Form::Long).1, Arc::new(base_of(&first, store)))
+}
+
+#[test]
+fn what_was_compared_is_packed_over_its_base_or_not_at_all() {
+    let store = Memory::default();
+    let (streamed, base) = over_base(&store);
+    let good = options(None, ChainLimits::default());
+    let refused = |options: &PackOptions, archive: &[u8]| {
+        let received = receive(&streamed.stream, 4096, Some(base.clone())).unwrap();
+        match pack_received(archive, received, options, &store) {
+            Err(PackError::Received(error @ ReceivedError::NotOverBase { .. })) => error.to_string(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let other = PackOptions { member: Some("n".parse().unwrap()), ..good.clone() };
+    assert!(base.refuses_stream(other.member.as_ref(), &other.chain).unwrap().contains("is of m, not of n"));
+    assert!(refused(&other, &streamed.archive).contains("is of m, not of n"));
+    for layout in [Layout::Split, Layout::Plain] {
+        let said = refused(&PackOptions { layout, ..good.clone() }, &streamed.archive);
+        assert!(said.contains("do not go into generations"), "{said}");
+    }
+    let mut own_chain = tar::Builder::new(streamed.archive[..streamed.archive.len() - 1024].to_vec());
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_size(0);
+    own_chain.append_link(&mut header, "checkpoint/parent", "../pre-checkpoint").unwrap();
+    let own_chain = own_chain.into_inner().unwrap();
+    let received = receive(&streamed.stream, 4096, Some(base.clone())).unwrap();
+    let packed = pack_received(&own_chain, received, &good, &store);
+    assert!(matches!(packed, Err(PackError::LateChain { .. })), "{packed:?}");
+
+    let few = ChainLimits { generations: 1, ..ChainLimits::default() };
+    assert!(base.refuses_stream(good.member.as_ref(), &few).unwrap().contains("1 are the limit"));
+    assert_eq!(base.refuses_stream(good.member.as_ref(), &good.chain), None);
+}
+
+#[test]
+fn stream_and_dump_have_to_be_of_one_another() {
+    let store = Memory::default();
+    let good = options(None, ChainLimits::default());
+    let (archive, streamed) = both(&one_process(5), Form::Long);
+    let refused = |archive: &[u8], stream: &[u8]| {
+        let received = receive(stream, 4096, None).unwrap();
+        match pack_received(archive, received, &good, &store) {
+            Err(PackError::Received(error)) => error,
+            other => panic!("{other:?}"),
+        }
+    };
+    let error = refused(&archive, &streamed.stream);
+    assert!(matches!(&error, ReceivedError::OwnPages { .. }), "{error}");
+    let pages_only = without(&archive, |name| name.starts_with("checkpoint/pagemap-"));
+    assert!(matches!(refused(&pages_only, &streamed.stream), ReceivedError::OwnPages { .. }));
+
+    let two = Machine(vec![one_process(5).0.remove(0), ("pagemap-7.img".to_owned(), one_process(2).0.remove(0).1)]);
+    let (_, of_two) = both(&two, Form::Long);
+    let image = PageImage::Task(7);
+    let error = refused(&streamed.archive, &of_two.stream);
+    assert!(matches!(error, ReceivedError::Foreign { image: foreign } if foreign == image), "{error}");
+    let error = refused(&of_two.archive, &streamed.stream);
+    assert!(matches!(&error, ReceivedError::Missing { image: missing, .. } if *missing == image), "{error}");
+}
+
+#[test]
+fn an_older_criu_begins_a_new_chain() {
+    let store = Memory::default();
+    let (_, base) = over_base(&store);
+    let (archive, streamed) = both(&one_process(5), Form::Short);
+    let received = receive(&streamed.stream, 4096, Some(base)).unwrap();
+    assert_eq!(received.changed(), 5);
+    assert!(received.base().is_none());
+    let good = options(None, ChainLimits::default());
+    let packed = pack_received(&streamed.archive, received, &good, &store).unwrap();
+    assert_eq!(packed.manifest, pack_bytes(&archive, &good, &store).unwrap().manifest);
+    assert!(packed.notes[0].contains("written by CRIU 4.2 or newer"), "{:?}", packed.notes);
+}
+
+#[test]
+fn what_is_not_all_of_a_dump_is_refused() {
+    let image = 42 << 8 | 1;
+    let open = || head(Form::Long, OPEN, 0, 0, image);
+    let add = |flags: u32, pages, address| head(Form::Long, flags << 16 | ADD_F, pages, address, image);
+    let page = || vec![7; 4096];
+    let refused = |messages: &[Vec<u8>], limits: ReceiveLimits| {
+        let mut receiving = Receiving::new(&std::env::temp_dir(), None, limits);
+        let error = receiving.take(&messages.concat()).unwrap_err();
+        assert!(matches!(receiving.take(&[]), Err(ReceiveError::Stream(PageStreamError::Broken))));
+        assert!(matches!(receiving.finish(), Err(ReceiveError::Stream(PageStreamError::Broken))));
+        match error {
+            ReceiveError::Stream(error) => error,
+            other => panic!("{other:?}"),
+        }
+    };
+    let (all, whose) = (ReceiveLimits::default(), PageImage::Task(42));
+    for flags in [1, 2] {
+        let error = refused(&[open(), add(flags, 1, 0)], all);
+        assert_eq!(error, PageStreamError::Elsewhere { image: whose, flags });
+    }
+    for address in [0, 0x1000] {
+        let error = refused(&[open(), add(4, 2, 0), page(), page(), add(4, 1, address)], all);
+        assert_eq!(error, PageStreamError::Order { image: whose, address });
+    }
+    let other = head(Form::Long, OPEN, 0, 0, 43 << 8 | 1);
+    let error = refused(&[open(), other.clone(), open()], all);
+    assert_eq!(error, PageStreamError::Twice { image: whose });
+    let too_much = |what, limit| PageStreamError::TooMuch { what, limit };
+    let error = refused(&[open(), other], ReceiveLimits { images: 1, ..all });
+    assert_eq!(error, too_much("images", 1));
+    assert_eq!(refused(&[open(), add(4, 1 << 40, 0)], all), too_much("pages", 1 << 30));
+    let few = ReceiveLimits { pagemap_bytes: 30, ..all };
+    let error = refused(&[open(), add(4, 1, 0), page(), add(4, 1, 0x1000), page()], few);
+    assert_eq!(error, too_much("bytes of pagemaps", 30));
+}
+
+#[test]
+fn answers_go_back_in_order_and_the_last_one_is_the_holders() {
+    let (_, streamed) = both(&one_process(3), Form::Long);
+    let mut receiving = Receiving::new(&std::env::temp_dir(), None, ReceiveLimits::default());
+    let end = streamed.stream.len();
+    // PARENT and OPEN2: four bytes and one, neither has a parent.
+    assert_eq!(receiving.take(&streamed.stream[..64]).unwrap(), [0; 5]);
+    assert!(receiving.take(&streamed.stream[64..end - 1]).unwrap().is_empty());
+    assert!(!receiving.is_closed());
+    assert!(receiving.take(&streamed.stream[end - 1..]).unwrap().is_empty());
+    assert!(receiving.is_closed());
+    assert_eq!(receiving.progress(), (3, 3 * PAGE));
+    assert!(matches!(receiving.take(&[0]), Err(ReceiveError::Stream(PageStreamError::BehindClose))));
+}
+
+#[test]
+fn every_truncation_is_torn() {
+    let (_, streamed) = both(&one_process(3), Form::Long);
+    for end in 0..streamed.stream.len() {
+        let result = receive(&streamed.stream[..end], usize::MAX, None);
+        assert!(matches!(result, Err(ReceiveError::Stream(PageStreamError::Torn { .. }))), "{end}");
+    }
+}
+
+#[test]
+fn a_spool_that_cannot_be_written_is_an_error() {
+    let (_, streamed) = both(&one_process(1_000), Form::Long);
+    let nowhere = std::path::Path::new("/nowhere/at/all");
+    let limits = ReceiveLimits { memory_bytes: 0, ..ReceiveLimits::default() };
+    let error = Receiving::new(nowhere, None, limits).take(&streamed.stream).unwrap_err();
+    assert!(matches!(error, ReceiveError::Spool(_)), "{error}");
+    let mut in_memory = Receiving::new(nowhere, None, ReceiveLimits::default());
+    in_memory.take(&streamed.stream).unwrap();
+    assert!(in_memory.finish().is_ok());
 }
