@@ -164,6 +164,9 @@ pub fn pack(source: DumpSource, options: &PackOptions, store: &dyn BlobStore) ->
     let kind = packed.recognizer.finish().map_err(|source| DumpError::Unknown { path: path.clone(), source });
     let facts = kind.map(|kind| packed.facts.finish(kind));
     let processes: Vec<u32> = facts.iter().flat_map(|facts| &facts.processes).map(|process| process.pid).collect();
+    if let Some(placing) = &packed.placing {
+        placing.finish(&processes)?;
+    }
     if let Some(Short { pages, found, pagemap, counted }) = packed.pages_files.short(&processes) {
         let (pages, pagemap) = (EntryName::new(pages.as_bytes()), EntryName::new(pagemap.as_bytes()));
         return Err(DumpError::Short { path, pages, found, pagemap, counted }.into());
@@ -207,13 +210,14 @@ struct Packer<'scope, 'env> {
 }
 
 /// What is known when the last entry has passed.
-struct Packed {
+struct Packed<'env> {
     layers: Vec<LayerInfo>,
     generated: Generated,
     facts: FactsBuilder,
     recognizer: Recognizer,
     pages_files: Pages,
     inventory_mtime: u64,
+    placing: Option<Placing<'env>>,
 }
 
 impl<'scope, 'env> Packer<'scope, 'env> {
@@ -245,7 +249,7 @@ impl<'scope, 'env> Packer<'scope, 'env> {
             return Ok(());
         }
         if let Some(placing) = &mut self.placing {
-            placing.saw(&entry)?;
+            placing.saw(&entry);
         }
         while let Some((entry, file)) = self.placing.as_mut().and_then(|placing| placing.next_before(&entry.name)) {
             self.add_received(entry, file)?;
@@ -368,12 +372,9 @@ impl<'scope, 'env> Packer<'scope, 'env> {
         }
     }
 
-    fn finish(mut self) -> Result<Packed, PackError> {
+    fn finish(mut self) -> Result<Packed<'env>, PackError> {
         while let Some((entry, file)) = self.placing.as_mut().and_then(Placing::next_file) {
             self.add_received(entry, file)?;
-        }
-        if let Some(placing) = &self.placing {
-            placing.finish()?;
         }
         let generated = self.generations.finish(&mut self.layers)?;
         Ok(Packed {
@@ -383,6 +384,7 @@ impl<'scope, 'env> Packer<'scope, 'env> {
             recognizer: self.recognizer,
             pages_files: self.pages_files,
             inventory_mtime: self.inventory_mtime.unwrap_or(0),
+            placing: self.placing,
         })
     }
 

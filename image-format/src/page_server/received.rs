@@ -144,8 +144,8 @@ pub(crate) struct Placing<'a> {
     files: Vec<(String, ReceivedFile<'a>)>,
     /// Permissions and owner of CRIU's files in this dump.
     like: Option<Entry>,
-    /// Processes with memory.
-    processes: BTreeSet<u64>,
+    /// Processes that have memory (`mm-ID.img`).
+    with_memory: BTreeSet<u32>,
 }
 
 /// A file that was not written.
@@ -165,7 +165,7 @@ impl<'a> Placing<'a> {
         });
         let mut files: Vec<_> = files.collect();
         files.sort_by(|(a, _), (b, _)| b.cmp(a));
-        Self { received, files, like: None, processes: BTreeSet::new() }
+        Self { received, files, like: None, with_memory: BTreeSet::new() }
     }
 
     pub fn received(&self) -> &'a Received {
@@ -184,23 +184,16 @@ impl<'a> Placing<'a> {
     }
 
     /// Looks at an entry of the dump.
-    pub fn saw(&mut self, entry: &Entry) -> Result<(), ReceivedError> {
+    pub fn saw(&mut self, entry: &Entry) {
         let image = entry.name.strip_prefix(b"checkpoint/").filter(|file| file.ends_with(b".img"));
         let Some(file) = image.and_then(|file| str::from_utf8(file).ok()) else {
-            return Ok(());
+            return;
         };
         if file == "inventory.img" {
             self.like = Some(entry.clone());
         }
-        let process = file.strip_prefix("mm-").and_then(|rest| rest.strip_suffix(".img")?.parse().ok());
-        if let Some(process) = process {
-            let image = PageImage::Task(process);
-            if self.received.images.iter().all(|received| received.image != image) {
-                return Err(ReceivedError::Missing { entry: EntryName::new(&entry.name), image });
-            }
-            self.processes.insert(process);
-        }
-        Ok(())
+        let process = file.strip_prefix("mm-").and_then(|rest| rest.strip_suffix(".img")?.parse::<u32>().ok());
+        self.with_memory.extend(process);
     }
 
     /// The next file, if its place is before this name: where a sorted dump would have it.
@@ -221,14 +214,23 @@ impl<'a> Placing<'a> {
         Some((Entry { name: name.into_bytes(), kind, ..like }, file))
     }
 
-    /// Checks that stream and dump were of one another.
-    pub fn finish(&self) -> Result<(), ReceivedError> {
-        let foreign = |image: &&ReceivedImage| match image.image {
-            PageImage::Task(process) => !self.processes.contains(&process),
-            PageImage::Shmem(_) => false,
-        };
-        match self.received.images.iter().find(foreign) {
-            Some(image) => Err(ReceivedError::Foreign { image: image.image }),
+    /// Checks that stream and dump were of one another. Of processes that the dump does not have, if they are known, anything may
+    /// lie there: podman exports what an earlier checkpoint left behind.
+    pub fn finish(&self, processes: &[u32]) -> Result<(), ReceivedError> {
+        let tasks = self.received.images.iter().filter_map(|image| match image.image {
+            PageImage::Task(process) => Some(process),
+            PageImage::Shmem(_) => None,
+        });
+        let mut tasks: BTreeSet<u64> = tasks.collect();
+        for process in &self.with_memory {
+            let is_there = tasks.remove(&u64::from(*process));
+            if !is_there && (processes.is_empty() || processes.contains(process)) {
+                let entry = EntryName::new(format!("checkpoint/mm-{process}.img").as_bytes());
+                return Err(ReceivedError::Missing { entry, image: PageImage::Task((*process).into()) });
+            }
+        }
+        match tasks.first() {
+            Some(process) => Err(ReceivedError::Foreign { image: PageImage::Task(*process) }),
             None => Ok(()),
         }
     }
