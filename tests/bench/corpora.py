@@ -45,6 +45,29 @@ print('ready', flush=True)
 while True: time.sleep(1)
 """
 
+# Computes all the time, changes 5 % of its pages in 10 s, a page at a time, and says how far it is.
+WORKER = """
+import hashlib, random, sys, time
+generator = random.Random(1)
+memory = bytearray(generator.randbytes(1 << 20)) * int(sys.argv[1])
+pages = len(memory) // 4096
+sample = generator.randbytes(1 << 16)
+begun = said = time.monotonic()
+done = changed = 0
+print('ready', flush=True)
+while True:
+    hashlib.sha256(sample).digest()
+    done += 1
+    now = time.monotonic()
+    if changed < (now - begun) / 10 * pages // 20:
+        page = generator.randrange(pages)
+        memory[page * 4096:page * 4096 + 64] = generator.randbytes(64)
+        changed += 1
+    if now - said >= 0.05:
+        said = now
+        print('done', done, now, flush=True)
+"""
+
 NODE = """
 const objects = [];
 for (let k = 0; k < process.argv[1] * 4200; k++) objects.push({id: k, name: 'object ' + k, values: [k, k * 0.37, k % 7], tags: ['a' + k % 91]});
@@ -105,6 +128,7 @@ class Corpora:
             "numbers": ["python3", "-c", NUMBERS],
             "random": ["python3", "-c", RANDOM],
             "churn": ["python3", "-c", CHURN],
+            "worker": ["python3", "-c", WORKER],
             "node": ["node", "--max-old-space-size=4096", "-e", NODE],
             "redis": ["bash", "-c", REDIS, "redis"],
         }
@@ -125,6 +149,11 @@ class Corpora:
         before = run("podman", "logs", container).count(word)
         run("podman", "kill", "--signal", SIGNALS[percent], container)
         self.wait(container, word, before + 1)
+
+    def progress(self, container):
+        """How much a worker has done, and when it said so, in seconds."""
+        _, done, at = run("podman", "logs", "--tail", "1", container).split()
+        return int(done), float(at)
 
     def dump(self, container, keep=False):
         """Dumps it into an archive, not compressed, as the kubelet's are; it runs on if it is to be kept."""
