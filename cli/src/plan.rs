@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use image_format::{ApplicationId, MemberId};
 use launcher::EngineKind;
-use registry::Reference;
+use registry::{Policy, Reference};
 use toml::Spanned;
 use toml::de::DeTable;
 
@@ -26,7 +26,7 @@ use self::fields::{Fields, List};
 use self::problem::Problem;
 use crate::error::{CommandError, While};
 use crate::exit::Exit;
-use crate::values::Time;
+use crate::values::{Age, Time};
 
 /// Bytes of a plan; the most members take some 400 KiB.
 const MAX_BYTES: u64 = 1 << 20;
@@ -65,6 +65,8 @@ pub struct GuardPlan {
     pub attempts: Option<u32>,
     /// How long it must run after a rollback for that to have been one.
     pub probation: Option<Duration>,
+    /// Which checkpoints stay when a new one is permanent; all of them if it is not said.
+    pub retention: Option<Policy>,
 }
 
 /// What becomes of a guarded application when its guard is told to stop.
@@ -168,12 +170,32 @@ fn parse(text: &str, language: Language, folder: &Path) -> Result<CheckpointPlan
         guard.probation = limits.with("probation", duration)?;
         limits.finish()?;
     }
+    if let Some(rules) = fields.table("retention", "retention")? {
+        guard.retention = Some(retention(rules)?);
+    }
     let list = fields.members()?;
     fields.finish()?;
     let members = list.into_iter().map(|fields| member(fields, engine, folder)).collect::<Result<Vec<_>, _>>()?;
     check(&members)?;
     let members = members.into_iter().map(|placed| placed.member).collect();
     Ok(CheckpointPlan { application, to, key, stop, gather, freeze, guard, members })
+}
+
+/// What is kept; a plan that says so must say it, since everything else is removed.
+fn retention(mut rules: Fields<'_>) -> Result<Policy, Problem> {
+    let at = rules.at.clone();
+    let mut some = |key| Ok::<_, Problem>(rules.number(key, 1..=1_000_000)?.unwrap_or(0));
+    let (last, hourly) = (some("keep-last")?, some("keep-hourly")?);
+    let (daily, weekly) = (some("keep-daily")?, some("keep-weekly")?);
+    let age = |text: &str| text.parse().map(|Age(age)| age).map_err(|error| format!("{text:?} is {error}"));
+    let within = rules.with("keep-within", age)?;
+    let tags = rules.list("keep-tag")?.values;
+    rules.finish()?;
+    let policy = Policy { last, within, hourly, daily, weekly, tags };
+    match policy.is_empty() {
+        true => Err(Problem::new(at, "retention has no rule, so that only what is pinned would stay")),
+        false => Ok(policy),
+    }
 }
 
 /// The two words for one choice; whoever says both must mean the same.

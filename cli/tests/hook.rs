@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use coordinator::{Deadlines, Hook, Outcome, Rendezvous, SessionId, SessionKind, SessionPlan};
-use image_format::{Epoch, MemberId};
+use coordinator::{Deadlines, Fence, Hook, Outcome, Rendezvous, SessionId, SessionKind, SessionPlan};
+use image_format::{ApplicationId, Epoch, MemberId};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -36,14 +36,17 @@ struct Fake {
 impl Set {
     async fn of(kind: SessionKind, count: usize, deadlines: Deadlines) -> Self {
         let root = tempfile::tempdir().expect("a folder");
+        // It is there at every test: a session that its holder has not lost goes on as any other.
+        let fence = Some(Fence::raise(root.path(), &application(), None).expect("a fence"));
         let ids: Vec<MemberId> = (0..count).map(|n| format!("member-{n}").parse().expect("an id")).collect();
         let plan = SessionPlan {
             kind,
             id: SessionId::random().expect("random numbers"),
             epoch: Epoch(7),
-            application: "app".parse().expect("an id"),
+            application: application(),
             members: ids.clone(),
             deadlines,
+            fence,
         };
         let rendezvous = Rendezvous::start(root.path(), plan, Path::new(PROGRAM)).await.expect("a session");
         let members = ids.into_iter().map(|id| {
@@ -145,6 +148,10 @@ impl Drop for Fake {
     }
 }
 
+fn application() -> ApplicationId {
+    "app".parse().expect("an id")
+}
+
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + LONG;
     while !holds() {
@@ -216,7 +223,9 @@ async fn a_set_is_restored_together() {
     assert_eq!(steps, 3 * (2 * BARRIERS.len() + 1), "arrived and passed at each barrier, and running");
     let Set { root, rendezvous, members: _members } = set;
     rendezvous.close().await.expect("a folder that goes");
-    assert_eq!(std::fs::read_dir(root.path()).expect("the root").count(), 0);
+    let left: Vec<_> =
+        std::fs::read_dir(root.path()).expect("the root").map(|entry| entry.expect("it").file_name()).collect();
+    assert_eq!(left, ["fences"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -237,6 +246,38 @@ async fn a_hook_killed_while_it_waits_aborts_the_set() {
             set.members.iter_mut().for_each(Fake::assert_killed);
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_overtaken_freezes_and_releases_nobody() {
+    let deadlines = Deadlines { gather: LONG, hold: LONG };
+    let dump = [Hook::PreDump, Hook::NetworkLock, Hook::PostDump];
+    for (kind, barriers) in [(SessionKind::Restore, BARRIERS), (SessionKind::Dump, dump)] {
+        for (place, hook) in barriers.into_iter().enumerate() {
+            let mut set = Set::of(kind, 2, deadlines).await;
+            for before in &barriers[..place] {
+                set.pass(*before).iter().for_each(assert_passed);
+            }
+            let waiting = set.members[0].start(hook);
+            std::thread::sleep(Duration::from_millis(100));
+            Fence::raise(set.root.path(), &application(), None).expect("a newer one");
+            assert_refused(&end(set.members[1].start(hook)), "somebody newer acts for this application");
+            let (member, at, reason) = set.aborted().await;
+            assert_eq!((member, at), (Some(set.members[1].id.clone()), Some(hook)));
+            assert!(reason.contains("is at 2, and this one has 1"), "{reason}");
+            assert_refused(&end(waiting), "somebody newer acts");
+            if hook == Hook::PreResume {
+                set.members.iter_mut().for_each(Fake::assert_killed);
+            } else {
+                set.members.iter_mut().for_each(Fake::assert_alive);
+            }
+        }
+    }
+    // Nor does anybody who cannot know whether he was.
+    let mut set = Set::restore(1).await;
+    std::fs::remove_file(set.root.path().join("fences/app")).expect("a fence");
+    assert_refused(&end(set.members[0].start(Hook::PreRestore)), "it is not known who may act");
+    assert!(set.aborted().await.2.contains("it is not known who may act"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -128,6 +128,7 @@ impl Bench {
             application: "bench".parse()?,
             members: (0..members).map(member).collect::<Result<_>>()?,
             deadlines: Deadlines { gather: LONG, hold: LONG },
+            fence: None,
         };
         let tls = self.certificates.of("coordinator");
         let listen = Listen { address: "127.0.0.1:0".parse()?, tls };

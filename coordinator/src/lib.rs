@@ -7,6 +7,7 @@
 
 mod control;
 mod door;
+mod fence;
 pub mod hook;
 mod plan;
 pub mod proto;
@@ -19,6 +20,7 @@ pub mod wire;
 
 pub use control::{Absent, AttendError, Delegate, Delegation, Ending, Lasting, RollCall};
 pub use door::{Listen, ListenError};
+pub use fence::{Fence, FenceError};
 pub use plan::{Deadlines, ParseSessionIdError, PlanError, SessionId, SessionPlan};
 pub use proto::{Event, Finished, Hook, Missing, Outcome, SessionKind, Span, Step, Timings};
 pub use rendezvous::{CloseError, FolderError, Outpost, OutpostError, Rendezvous, RendezvousError};

@@ -8,6 +8,7 @@ use std::time::Duration;
 use image_format::{ApplicationId, Epoch, MemberId};
 use serde::{Deserialize, Serialize};
 
+use crate::fence::Fence;
 use crate::proto::SessionKind;
 
 /// What a session is about: everything that is settled before its first message.
@@ -25,6 +26,8 @@ pub struct SessionPlan {
     pub members: Vec<MemberId>,
     /// When the session gives up.
     pub deadlines: Deadlines,
+    /// Hooks on this host go on only as long as nobody has raised the fence further.
+    pub fence: Option<Fence>,
 }
 
 impl SessionPlan {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use image_format::{Epoch, MemberId};
 use serde::{Deserialize, Serialize};
 
+use crate::fence::Fence;
 use crate::plan::SessionId;
 use crate::proto::SessionKind;
 use crate::secret::Secret;
@@ -33,6 +34,9 @@ pub(crate) struct Ticket {
     /// Proves at a socket that a hook speaks for this member.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<Secret>,
+    /// What the hook asks before it lets its member go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<Fence>,
     /// The session's deadlines, in milliseconds.
     pub gather_ms: u64,
     pub hold_ms: u64,
@@ -61,7 +65,7 @@ pub struct Remote {
 impl Ticket {
     pub(crate) fn new(invitation: &Invitation, place: Place, member: MemberId, secret: Option<Secret>) -> Self {
         let Invitation { kind, session, epoch, gather_ms, hold_ms } = *invitation;
-        Self { version: wire::VERSION, kind, session, epoch, member, place, secret, gather_ms, hold_ms }
+        Self { version: wire::VERSION, kind, session, epoch, member, place, secret, fence: None, gather_ms, hold_ms }
     }
 
     pub(crate) fn to_json(&self) -> io::Result<Vec<u8>> {

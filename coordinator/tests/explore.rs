@@ -146,6 +146,7 @@ impl World {
             application: "app".parse().expect("an id"),
             members: (0..MEMBERS).map(id).collect(),
             deadlines,
+            fence: None,
         };
         let member = Member {
             life: Life::Before(0),

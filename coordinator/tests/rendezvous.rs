@@ -30,6 +30,7 @@ fn plan(gather: Duration) -> SessionPlan {
         application: "app".parse().expect("an id"),
         members: vec![id("a"), id("b")],
         deadlines: Deadlines { gather, hold: LONG },
+        fence: None,
     }
 }
 

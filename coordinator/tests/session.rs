@@ -22,6 +22,7 @@ fn plan(kind: SessionKind, members: &[&str]) -> SessionPlan {
         application: "app".parse().expect("an id"),
         members: members.iter().map(|member| id(member)).collect(),
         deadlines: Deadlines { gather: Duration::from_secs(60), hold: Duration::from_secs(10) },
+        fence: None,
     }
 }
 

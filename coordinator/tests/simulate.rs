@@ -140,6 +140,7 @@ impl Simulation {
             application: "app".parse().expect("an id"),
             members: ids.clone(),
             deadlines: Deadlines { gather: GATHER, hold: HOLD },
+            fence: None,
         };
         let members = ids.into_iter().map(|id| Member {
             id,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use coordinator::Deadlines;
+use coordinator::{Deadlines, Fence};
 use image_format::MemberId;
 use registry::sign::PublicKey;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,8 @@ pub struct RestoreOptions {
     pub work_dir: PathBuf,
     /// When an attempt gives up.
     pub deadlines: Deadlines,
+    /// The right to act for the application, where that can be lost; hooks ask it.
+    pub fence: Option<Fence>,
     /// How often to try, at least once.
     pub attempts: u32,
     /// Whom to believe.
@@ -60,6 +62,7 @@ impl RestoreOptions {
             run_root: PathBuf::from("/run/syncpoint"),
             work_dir: PathBuf::from(WORK_DIR),
             deadlines: Deadlines::default(),
+            fence: None,
             attempts: 3,
             trust,
             names: BTreeMap::new(),

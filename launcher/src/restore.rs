@@ -279,6 +279,7 @@ impl Run<'_> {
             application: self.set.application.clone(),
             members: self.set.members.iter().map(|member| member.id.clone()).collect(),
             deadlines: self.options.deadlines,
+            fence: self.options.fence.clone(),
         };
         let rendezvous = Rendezvous::start(&self.record.run_root, plan, &self.options.hook_program).await;
         let mut rendezvous = rendezvous.map_err(|error| failed(error.into()))?;

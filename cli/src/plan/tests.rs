@@ -81,9 +81,18 @@ fn what_a_guard_does_stands_in_the_plan_too() {
         on_terminate: Some(OnTerminate::Preempt),
         attempts: Some(3),
         probation: Some(Duration::from_secs(5)),
+        retention: Some(registry::Policy {
+            last: 3,
+            within: Some(Duration::from_secs(7 * 86_400)),
+            daily: 2,
+            tags: vec!["night-*".parse().unwrap()],
+            ..registry::Policy::default()
+        }),
     };
-    let toml = "interval = \"30s\"\non-terminate = \"preempt\"\n[guard]\nattempts = 3\nprobation = \"5s\"\n[members.a]";
-    let yaml = "interval: 30s\non-terminate: preempt\nguard:\n  attempts: \"3\"\n  probation: 5s\nmembers:\n  a:\n";
+    let toml = "interval = \"30s\"\non-terminate = \"preempt\"\n[guard]\nattempts = 3\nprobation = \"5s\"\n\
+                [retention]\nkeep-last = 3\nkeep-within = \"7d\"\nkeep-daily = 2\nkeep-tag = [\"night-*\"]\n[members.a]";
+    let yaml = "interval: 30s\non-terminate: preempt\nguard:\n  attempts: \"3\"\n  probation: 5s\n\
+                retention: {keep-last: \"3\", keep-within: 7d, keep-daily: \"2\", keep-tag: [night-*]}\nmembers:\n  a:\n";
     assert_eq!(parse_toml(toml, "").guard, guard);
     assert_eq!(parse(yaml, Language::Yaml, Path::new("")).unwrap().guard, guard);
 }
@@ -108,6 +117,9 @@ fn what_is_wrong_is_said_with_its_place() {
         "on-terminate = \"stop\"\n[members.a]",
         "[guard]\nattempts = \"x\"\n[members.a]",
         "[guard]\nattempts = 0\n[members.a]",
+        "[retention]\n[members.a]",
+        "[retention]\nkeep-last = 0\n[members.a]",
+        "[retention]\nkeep-within = \"7 days\"\n[members.a]",
         "application = \"x\"",
         "members = []",
         "members = \"a\"",

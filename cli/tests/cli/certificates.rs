@@ -39,6 +39,7 @@ async fn meet(server: TlsFiles, client: TlsFiles, host: &str, member: &str) -> R
         application: "app".parse().unwrap(),
         members: vec![id(MEMBER), id("b")],
         deadlines: Deadlines::default(),
+        fence: None,
     };
     let listen = Listen { address: "127.0.0.1:0".parse().unwrap(), tls: server };
     let hook = Path::new("/bin/true");

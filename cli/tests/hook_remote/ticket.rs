@@ -32,6 +32,7 @@ impl Pair {
             application: "app".parse().expect("an id"),
             members: vec![id("near"), id("far")],
             deadlines: Deadlines { gather: LONG, hold: LONG },
+            fence: None,
         };
         let roots = [(); 2].map(|()| tempfile::tempdir().expect("a folder"));
         let authority = Authority::new();

@@ -47,6 +47,7 @@ use self::process::Process;
 pub(crate) use self::secure::{SecureError, server_name};
 use self::standalone::{JoinError, Stopped};
 use self::tasks::{Held, Tasks};
+use crate::fence::{Fence, FenceError};
 use crate::plan::SessionId;
 use crate::proto::{Duty, Hook, Message, Reply, SessionKind, Verdict, Vote};
 use crate::ticket::{HOOK, Place, TICKET, Ticket};
@@ -102,6 +103,8 @@ enum HookError {
     Aborted { reason: String },
     #[error(transparent)]
     Join(Box<JoinError>),
+    #[error(transparent)]
+    Fenced(FenceError),
     #[error("the session is lost")]
     Lost(#[source] Lost),
     #[error("syncpoint-hook-remote, which speaks with other hosts, cannot be run")]
@@ -405,8 +408,13 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// Votes for going on, unless the tasks are gone, and waits for what was decided.
+    /// Votes for going on, unless the tasks are gone or somebody newer acts for the application, and waits for what was decided.
     fn ask(&self, tasks: Option<&Tasks>, deadline: Instant) -> Result<(), HookError> {
+        if let Some(Err(error)) = self.ticket.fence.as_ref().map(Fence::check) {
+            // Whatever is answered, and whether anybody hears it, this member does not go on.
+            let _ = self.vote(Vote::No { reason: error.to_string() }, None, deadline);
+            return Err(HookError::Fenced(error));
+        }
         match tasks {
             Some(tasks) if tasks.are_gone() => {
                 self.vote(Vote::No { reason: "its tasks are gone".to_owned() }, None, deadline)

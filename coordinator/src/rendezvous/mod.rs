@@ -25,7 +25,7 @@ use crate::door::{Call, Door, Keys, Listen, ListenError};
 use crate::plan::{PlanError, SessionId, SessionPlan};
 use crate::proto::{Event, Finished, Missing, Outcome, Session};
 use crate::secret::Secret;
-use crate::ticket::Place;
+use crate::ticket::{Place, Ticket};
 use crate::wire::Invitation;
 use crate::wire::control::{Attend, Summons, Word};
 
@@ -158,7 +158,8 @@ impl Rendezvous {
             let tickets = |folder: &Path| {
                 let place = Place::Socket(folder::socket(folder));
                 let members = secrets.iter().map(|(member, secret)| (member.clone(), Some(secret.clone())));
-                folder::tickets(&Invitation::to(&plan), &place, members)
+                let tickets = folder::tickets(&Invitation::to(&plan), &place, members).into_iter();
+                tickets.map(|ticket| Ticket { fence: plan.fence.clone(), ..ticket }).collect()
             };
             Folder::make(&root, plan.id, &hook_program, tickets).map(|folder| (folder, secrets))
         };

@@ -268,6 +268,7 @@ impl Host {
                 application: self.plan.application.clone(),
                 members,
                 deadlines: self.plan.deadlines,
+                fence: None,
             };
             Session::new(plan).map_err(|error| error.to_string())
         });

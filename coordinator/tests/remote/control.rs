@@ -100,6 +100,7 @@ async fn begin() -> Session {
         application: "app".parse().expect("an id"),
         members: ["a", "b", "c"].map(id).to_vec(),
         deadlines: Deadlines { gather: LONG, hold: LONG },
+        fence: None,
     };
     let Here { authority, root, roll_call } = here;
     let summons = |attend: &Attend, session| {

@@ -48,6 +48,7 @@ async fn start() -> Set {
         application: "app".parse().expect("an id"),
         members: vec![id("a"), id(B)],
         deadlines: Deadlines { gather: LONG, hold: LONG },
+        fence: None,
     };
     let root = tempfile::tempdir().expect("a folder");
     let authority = Authority::new();

@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use coordinator::Fence;
 use image_format::{ApplicationId, Digest, Epoch, GlobalCheckpoint, MemberEntry, MemberTimeline};
 use registry::{Listed, Tag, newest, sign, under_tag};
 
@@ -61,11 +62,12 @@ pub(super) async fn commit(
     destination: &Destination,
     tentative: &Tentative,
     sent: &Sent,
+    fence: Option<&Fence>,
     jobs: usize,
     watcher: &dyn Watcher,
 ) -> Result<CheckpointReport, CheckpointError> {
     watcher.phase(Phase::Commit);
-    let committed = try_commit(destination, tentative, sent, jobs).await;
+    let committed = try_commit(destination, tentative, sent, fence, jobs).await;
     committed.map_err(|kind| CheckpointError::new(Phase::Commit, kind))
 }
 
@@ -73,6 +75,7 @@ async fn try_commit(
     destination: &Destination,
     tentative: &Tentative,
     sent: &Sent,
+    fence: Option<&Fence>,
     jobs: usize,
 ) -> Result<CheckpointReport, CheckpointErrorKind> {
     let store = &*destination.store;
@@ -107,6 +110,7 @@ async fn try_commit(
     }
     // The last look before the one step that counts. Registries have no compare-and-swap for tags.
     line.check(under_tag(store, &line.tag).await?.as_ref(), &tentative.application)?;
+    fence.map_or(Ok(()), Fence::check)?;
     store.put_manifest(&document, Some(&line.tag)).await?;
     Ok(CheckpointReport {
         digest: root.digest,

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use coordinator::{Absent, AttendError, FolderError, Hook, ListenError, RendezvousError, SessionId};
+use coordinator::{Absent, AttendError, FenceError, FolderError, Hook, ListenError, RendezvousError, SessionId};
 use image_format::files::FilesError;
 use image_format::{ApplicationId, Digest, Epoch, GlobalError, MemberId, PackError, TimelineError};
 use registry::sign::SignError;
@@ -223,6 +223,9 @@ pub enum CheckpointErrorKind {
         /// Its words.
         reason: String,
     },
+    /// Somebody newer acts for the application.
+    #[error(transparent)]
+    Fenced(#[from] FenceError),
     /// There is no tentative checkpoint of this name.
     #[error("there is no unfinished checkpoint {session} in {path:?}, or another syncpoint is at it")]
     NothingToResume {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use coordinator::{Deadlines, Listen, TlsFiles};
+use coordinator::{Deadlines, Fence, Listen, TlsFiles};
 use image_format::{ApplicationId, ChainLimits, Compression, MemberId};
 use registry::sign::PrivateKey;
 use registry::{Store, Tag};
@@ -106,6 +106,8 @@ pub struct CheckpointOptions {
     pub work_dir: PathBuf,
     /// When the session gives up: `hold` is the longest time that tasks stand frozen.
     pub deadlines: Deadlines,
+    /// The right to act for the application, where that can be lost; hooks ask it, and so does whoever is about to set the tag.
+    pub fence: Option<Fence>,
     /// How layers are compressed.
     pub compression: Compression,
     /// When a member's chain of generations ends, and a new one begins.
@@ -137,6 +139,7 @@ impl CheckpointOptions {
                 gather: std::time::Duration::from_secs(30),
                 hold: std::time::Duration::from_secs(10),
             },
+            fence: None,
             compression: Compression::default(),
             chain: ChainLimits::default(),
             keep_unsent: true,

@@ -34,6 +34,8 @@ struct Counts {
     bytes: u64,
     sent: u64,
     epoch: u64,
+    pruned: u64,
+    failed_prunes: u64,
     /// The instant of the newest permanent checkpoint, on both clocks.
     newest: Option<(Instant, SystemTime)>,
 }
@@ -85,6 +87,15 @@ impl GuardMetrics {
         counts.sent += report.members.iter().map(|member| member.sent).sum::<u64>();
         counts.epoch = report.epoch.0;
         counts.newest = Some(begun);
+    }
+
+    /// So many checkpoints were removed; `None`: it failed.
+    pub(super) fn pruned(&self, removed: Option<usize>) {
+        let mut counts = self.counts();
+        match removed {
+            Some(removed) => counts.pruned += removed as u64,
+            None => counts.failed_prunes += 1,
+        }
     }
 
     pub(super) fn failed(&self, phase: Phase) {
@@ -162,6 +173,13 @@ impl GuardMetrics {
         );
         family("bytes_total", "counter", "Bytes of all members of all checkpoints, as stored.", &count(counts.bytes));
         family("sent_bytes_total", "counter", "Bytes of them that had to be sent.", &count(counts.sent));
+        family(
+            "pruned_total",
+            "counter",
+            "Checkpoints that no rule kept and that were removed.",
+            &count(counts.pruned),
+        );
+        family("prune_failures_total", "counter", "Times at which that failed.", &count(counts.failed_prunes));
         family("epoch", "gauge", "The epoch of the newest permanent checkpoint.", &count(counts.epoch));
         if let Some((begun, at)) = counts.newest {
             let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();

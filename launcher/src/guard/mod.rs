@@ -22,8 +22,9 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use coordinator::{Fence, FenceError};
 use image_format::{ApplicationId, Digest, Epoch, MemberId};
-use registry::{Listed, Progress, StoreError, catalogue};
+use registry::{Listed, Policy, Progress, PruneError, PruneOptions, PruneReport, StoreError, catalogue};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -60,6 +61,10 @@ pub struct GuardOptions {
     pub limits: Limits,
     /// Where the guard's state is.
     pub state_dir: PathBuf,
+    /// Which checkpoints of the application stay when a new one is permanent; all of them if not given.
+    pub retention: Option<Policy>,
+    /// The number under which it acts, where somebody gives numbers out; otherwise one more than the last.
+    pub token: Option<u64>,
 }
 
 /// What a guard has to tell.
@@ -82,6 +87,16 @@ pub enum GuardEvent<'a> {
     CheckpointFailed {
         /// Why.
         error: &'a CheckpointError,
+    },
+    /// Checkpoints that no rule keeps were removed.
+    Pruned {
+        /// What was removed, and what is kept.
+        report: &'a PruneReport,
+    },
+    /// They could not be, or not all of them; the next time goes on.
+    PruneFailed {
+        /// Why.
+        error: &'a PruneError,
     },
     /// It took longer than the interval: a tick was skipped.
     Skipped {
@@ -188,6 +203,9 @@ pub enum GuardError {
         /// The application.
         application: ApplicationId,
     },
+    /// Somebody newer acts for the application, or it is not known who does.
+    #[error(transparent)]
+    Fenced(#[from] FenceError),
     /// An application that was never guarded does not run as a whole.
     #[error("of {application}, which was not guarded before, {} not run", does(containers))]
     NotRunning {
@@ -271,7 +289,12 @@ pub async fn guard(
     }
     let state = known.unwrap_or_else(|| state_file.begin(&application));
     state_file.write(&state).map_err(file(&state_file.path().to_owned()))?;
-    Guard { options, metrics, watcher, state, state_file, running: None }.run(interval).await
+    // From here on no older guard's hooks let anything happen, also where its lock is gone and it does not know.
+    let fence = Fence::raise(&run_root, &application, options.token)?;
+    let mut own = options.clone();
+    own.checkpoint.fence = Some(fence.clone());
+    own.restore.fence = Some(fence.clone());
+    Guard { options: &own, metrics, watcher, fence, state, state_file, running: None }.run(interval).await
 }
 
 /// One guard at work.
@@ -279,6 +302,7 @@ struct Guard<'a> {
     options: &'a GuardOptions,
     metrics: &'a GuardMetrics,
     watcher: &'a dyn GuardWatcher,
+    fence: Fence,
     state: GuardState,
     state_file: StateFile,
     /// The members, as long as none of them is known to be gone.
@@ -287,6 +311,9 @@ struct Guard<'a> {
 
 /// What is under way.
 type Work<'w> = Pin<Box<dyn Future<Output = Done> + 'w>>;
+
+/// Old checkpoints that are being removed, beside anything else. What is left half done is done the next time.
+type Pruning<'w> = Pin<Box<dyn Future<Output = Result<PruneReport, PruneError>> + 'w>>;
 
 /// What came of it.
 enum Done {
@@ -300,6 +327,7 @@ enum Woken {
     Interval,
     Lost(Vec<String>),
     Done(Box<Done>),
+    Pruned(Result<PruneReport, PruneError>),
     Time,
 }
 
@@ -318,9 +346,15 @@ impl Guard<'_> {
             }
         };
         let mut work: Option<Work<'_>> = None;
+        let mut pruning: Option<Pruning<'_>> = None;
         let mut cancel = CancellationToken::new();
         loop {
-            match decider.poll_action() {
+            let action = decider.poll_action();
+            if matches!(action, Some(Action::Checkpoint | Action::RollBack { .. })) {
+                // Before anything is ended, too: what runs may be a newer guard's.
+                self.fence.check()?;
+            }
+            match action {
                 Some(Action::Checkpoint) => {
                     cancel = stop.child_token();
                     work = Some(Box::pin(take(self.options, self.watcher, cancel.clone())));
@@ -342,7 +376,8 @@ impl Guard<'_> {
                 }
                 None => {}
             }
-            let woken = wait(&decider, self.running.as_ref(), work.as_mut(), &mut interval, &stop).await;
+            let under_way = (work.as_mut(), pruning.as_mut());
+            let woken = wait(&decider, self.running.as_ref(), under_way, &mut interval, &stop).await;
             let now = Instant::now();
             match woken {
                 Woken::Stop => {
@@ -359,8 +394,16 @@ impl Guard<'_> {
                     self.lost(&containers);
                     decider.handle_loss(now);
                 }
+                Woken::Pruned(pruned) => {
+                    pruning = None;
+                    self.pruned(&pruned);
+                }
                 Woken::Done(done) => {
                     work = None;
+                    if let (Done::Checkpoint(Ok(_), _), Some(policy)) = (&*done, &self.options.retention) {
+                        // One that still goes on will not see the newest; the next one does.
+                        pruning.get_or_insert_with(|| Box::pin(prune(self.options, policy)));
+                    }
                     self.finish(*done, &mut decider);
                 }
                 Woken::Time => {
@@ -408,6 +451,15 @@ impl Guard<'_> {
         }
     }
 
+    fn pruned(&self, pruned: &Result<PruneReport, PruneError>) {
+        self.metrics.pruned(pruned.as_ref().ok().map(|report| report.removed.len()));
+        match pruned {
+            Ok(report) if report.removed.is_empty() => {}
+            Ok(report) => self.watcher.event(GuardEvent::Pruned { report }),
+            Err(error) => self.watcher.event(GuardEvent::PruneFailed { error }),
+        }
+    }
+
     fn watch(&mut self, running: Running) {
         self.watcher.event(GuardEvent::Watching { members: self.options.checkpoint.members.len() });
         self.metrics.running(true);
@@ -433,7 +485,7 @@ impl Guard<'_> {
 async fn wait(
     decider: &Decider,
     running: Option<&Running>,
-    work: Option<&mut Work<'_>>,
+    (work, pruning): (Option<&mut Work<'_>>, Option<&mut Pruning<'_>>),
     interval: &mut watch::Receiver<Duration>,
     stop: &CancellationToken,
 ) -> Woken {
@@ -449,6 +501,12 @@ async fn wait(
             None => pending().await,
         }
     };
+    let pruned = async {
+        match pruning {
+            Some(pruning) => pruning.await,
+            None => pending().await,
+        }
+    };
     let time = async {
         match decider.poll_timeout() {
             Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -461,12 +519,14 @@ async fn wait(
             pending::<()>().await;
         }
     };
-    let (lost, done, time, changed) = (pin!(lost), pin!(done), pin!(time), pin!(changed));
+    let (lost, done, pruned) = (pin!(lost), pin!(done), pin!(pruned));
+    let (time, changed) = (pin!(time), pin!(changed));
     tokio::select! {
         biased;
         () = stop.cancelled() => Woken::Stop,
         done = done => Woken::Done(Box::new(done)),
         container = lost => Woken::Lost(vec![container]),
+        pruned = pruned => Woken::Pruned(pruned),
         () = changed => Woken::Interval,
         () = time => Woken::Time,
     }
@@ -477,6 +537,13 @@ async fn take(options: &GuardOptions, watcher: &dyn GuardWatcher, cancel: Cancel
     let own = CheckpointOptions { stop: false, keep_unsent: false, cancel, ..options.checkpoint.clone() };
     let taken = checkpoint(&options.destination, &own, &Quiet(watcher)).await;
     Done::Checkpoint(taken, begun)
+}
+
+/// Removes what no rule keeps.
+async fn prune(options: &GuardOptions, policy: &Policy) -> Result<PruneReport, PruneError> {
+    let application = Some(options.checkpoint.application.clone());
+    let own = PruneOptions { application, jobs: options.checkpoint.jobs, ..PruneOptions::new(SystemTime::now()) };
+    registry::prune(&*options.destination.store, policy, &own).await
 }
 
 async fn roll_back(

@@ -402,3 +402,37 @@ fn a_preempted_application_makes_room_only_when_there_is_time_and_a_checkpoint()
     ledger.counters_past(said);
     ledger.wipe();
 }
+
+#[test]
+fn a_guard_that_was_overtaken_touches_nothing_any_more() {
+    let registry = Registry::start(5068);
+    let keys = Keys::generate();
+    let ledger = Ledger::start(&[]);
+    let to = registry.repository("sdp/guarded");
+    let mut guarded = Guarded::new(&to, &keys, 5069, "[retention]\nkeep-last = 2\n");
+    guarded.start(&registry);
+    // Meanwhile, what no rule keeps is removed.
+    guarded.wait_for("pruned", 1);
+    let epochs =
+        || registry.tags("sdp/guarded").into_iter().filter(|tag| tag.starts_with("epoch-")).collect::<Vec<_>>();
+    assert!((2..=3).contains(&epochs().len()), "{:?}", epochs());
+    assert!(guarded.metric("pruned_total").unwrap() >= 2.0);
+    assert_eq!(guarded.metric("prune_failures_total"), Some(0.0));
+
+    // Somebody newer acts, and this guard was asleep when it lost its right to.
+    let fence = PathBuf::from("/run/syncpoint/fences/ledger");
+    let token: u64 = fs::read_to_string(&fence).unwrap().trim().parse().unwrap();
+    fs::write(&fence, (token + 1).to_string()).unwrap();
+    // A checkpoint that was under way then is the last thing that can fail.
+    let mut process = guarded.process.take().unwrap();
+    assert_eq!(process.wait().unwrap().code(), Some(7), "{}", guarded.words());
+    assert!(guarded.words().contains("somebody newer acts for this application"), "{}", guarded.words());
+    let before = epochs();
+    ledger.counters_past(ledger.said().into_iter().max().unwrap());
+    // The next guard takes the application over, whoever had it.
+    guarded.start(&registry);
+    guarded.wait_for("checkpoint", guarded.count("checkpoint"));
+    assert!(epochs().last() > before.last() && fs::read_to_string(&fence).unwrap().trim() == (token + 2).to_string());
+    assert_eq!(guarded.stop(), 0);
+    ledger.wipe();
+}

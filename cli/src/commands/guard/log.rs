@@ -137,6 +137,16 @@ impl GuardWatcher for Log {
                 });
                 self.write("checkpoint-failed", Level::Warning, &text, fields);
             }
+            GuardEvent::Pruned { report } => {
+                let epochs: Vec<_> = report.removed.iter().map(|checkpoint| checkpoint.epoch).collect();
+                let names: Vec<_> = epochs.iter().map(ToString::to_string).collect();
+                let fields = json!({"epochs": epochs, "bytes": report.store.bytes, "freed": report.store.freed});
+                self.write("pruned", Level::Info, &format!("no longer kept: {}", names.join(", ")), fields);
+            }
+            GuardEvent::PruneFailed { error } => {
+                let text = format!("old checkpoints were not all removed: {}", in_a_line(error));
+                self.write("prune-failed", Level::Warning, &text, json!({}));
+            }
             GuardEvent::Skipped { skipped } => {
                 let text = format!("a checkpoint takes longer than the interval; {skipped} were skipped so far");
                 self.write("skipped", Level::Warning, &text, json!({"skipped": skipped}));

@@ -191,7 +191,18 @@ async fn options(
     let store = store::create(&to, &args.transport, context).await?;
     let signer = Some(Signer { key, identity: args.identity.name.clone() });
     let destination = Destination { store, reference: to.to_string(), tag: None, signer };
-    Ok((to, GuardOptions { checkpoint, destination, restore, limits, state_dir: args.state_dir.clone() }))
+    Ok((
+        to,
+        GuardOptions {
+            checkpoint,
+            destination,
+            restore,
+            limits,
+            state_dir: args.state_dir.clone(),
+            retention: guard.retention,
+            token: None,
+        },
+    ))
 }
 
 /// The last checkpoint, after which the containers end. The signal that ended the guard does not end this; a second one does.
@@ -208,6 +219,7 @@ fn failed(error: GuardError) -> CommandError {
         GuardError::NotRoot => (Exit::Denied, Some("run it as root")),
         GuardError::NoMembers { .. } | GuardError::Elsewhere { .. } => (Exit::Usage, None),
         GuardError::Guarded { .. } => (Exit::Refused, Some("stop the other one first")),
+        GuardError::Fenced(_) => (Exit::Refused, Some("another guard took over; the application is its now")),
         GuardError::NotRunning { .. } => (
             Exit::Refused,
             Some("start the application, or bring it back with `syncpoint restore`, before it is guarded"),
