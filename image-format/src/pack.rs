@@ -287,7 +287,7 @@ impl<'scope, 'env> Packer<'scope, 'env> {
             return Ok(());
         }
         if let Some(all) = self.placing.as_ref().map(Placing::received)
-            && let Some(base) = all.base().filter(|_| received.is_some_and(|image| image.spooled < image.pages))
+            && let Some(base) = all.base().filter(|_| received.is_some_and(|image| !image.is_whole()))
         {
             let reason = "its pages do not go into generations";
             return Err(all.not_over_base(base, reason).into());

@@ -28,6 +28,7 @@ pub(crate) use self::base::Dump;
 pub use self::base::{Base, BaseError, ChainLimits};
 pub use self::compare::PageChanges;
 pub use self::link::{Chain, Link};
+pub(crate) use self::pagemap::Run;
 pub(crate) use self::scratch::Scratch;
 pub use self::table::TableError;
 pub(crate) use self::table::{AddError, Known, RECORD, Source, Sources, Table, Tables, digest_of};

@@ -273,11 +273,7 @@ impl<'b> Generations<'b> {
         match (self.base, self.received.zip(received)) {
             (Some(_), Some((all, image))) if all.base().is_some() => self.take_compared(index, all, image, layers)?,
             (Some(base), _) => self.compare(index, base, content, layers)?,
-            (None, Some((all, image))) => {
-                io::copy(&mut all.digests(image), &mut self.digests).map_err(PackError::Scratch)?;
-                self.pass(index, content, false, layers)?;
-            }
-            (None, None) => self.pass(index, content, true, layers)?,
+            (None, _) => self.pass(index, content, layers)?,
         }
         self.end_run(index)?;
         Ok(true)
@@ -320,14 +316,8 @@ impl<'b> Generations<'b> {
         self.link.unwrap_or(Link { generation: 1, part: 1 })
     }
 
-    /// Every page is new: the file goes into one part after the other as it comes. `hash`: the digests are not known yet.
-    fn pass(
-        &mut self,
-        index: usize,
-        content: &mut dyn Read,
-        hash: bool,
-        layers: &mut OpenLayers<'_, '_>,
-    ) -> Result<(), PackError> {
+    /// Every page is new: the file goes into one part after the other as it comes.
+    fn pass(&mut self, index: usize, content: &mut dyn Read, layers: &mut OpenLayers<'_, '_>) -> Result<(), PackError> {
         let mut left = self.held[index].map.pages * PAGE;
         while left > 0 {
             if self.part >= self.part_limit {
@@ -336,12 +326,8 @@ impl<'b> Generations<'b> {
             let piece = left.min(self.part_limit - self.part);
             self.open_part(layers)?;
             let entry = self.pages_entry(index, piece);
-            let mut piece_content = content.take(piece);
-            if hash {
-                layers.append(Slot::Link, &entry, &mut Hashed::new(piece_content, &mut self.digests))?;
-            } else {
-                layers.append(Slot::Link, &entry, &mut piece_content)?;
-            }
+            let mut hashed = Hashed::new(content.take(piece), &mut self.digests);
+            layers.append(Slot::Link, &entry, &mut hashed)?;
             self.part += piece;
             left -= piece;
             let generation = self.link().generation;

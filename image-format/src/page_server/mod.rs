@@ -21,6 +21,7 @@
 
 mod error;
 mod head;
+mod keep;
 mod receive;
 mod received;
 mod spool;

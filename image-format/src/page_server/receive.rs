@@ -1,25 +1,28 @@
-//! Takes a stream as it comes: checks it, hashes its pages, and keeps those that are not in the base.
+//! Takes a stream as it comes, while tasks are frozen: checks what it says, writes the pagemaps, and copies the pages into blocks.
 //!
-//! This runs while tasks are frozen, so it only hashes, compares and copies. What compresses and stores comes afterwards,
-//! from [`Received`].
+//! A thread of its own compares and spools them, and holds the sender back only if more blocks wait than may. What compresses
+//! and stores comes afterwards, from [`Received`].
 
 use std::collections::HashSet;
-use std::io::{self, Write};
-use std::path::Path;
+use std::io;
+use std::mem;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use prost::Message;
 
+use super::keep::{BLOCK, Keeping, Kept};
 use super::received::{Received, ReceivedImage};
-use super::spool::Spool;
 use super::{Decoder, Event, Form, PageFlags, PageImage, PageStreamError, opened, parent};
 use crate::criu::{ImageKind, PagemapEntry, PagemapHead};
-use crate::generation::{Base, Known, MAX_HELD, PAGE, PAGE_LEN, Scratch, Source, digest_of};
+use crate::generation::{Base, MAX_HELD, PAGE, Run};
 
 /// How much of a stream is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReceiveLimits {
-    /// Bytes of pages that are held in memory before a file is made.
+    /// Bytes of pages that wait in memory to be compared and spooled. Beyond, the sender waits.
+    pub waiting_bytes: usize,
+    /// Bytes of pages that are spooled in memory. Beyond, they go into a file.
     pub memory_bytes: usize,
     /// Pages, those of the base included.
     pub pages: u64,
@@ -31,7 +34,13 @@ pub struct ReceiveLimits {
 
 impl Default for ReceiveLimits {
     fn default() -> Self {
-        Self { memory_bytes: 64 << 20, pages: 1 << 30, images: 50_000, pagemap_bytes: 32 << 20 }
+        Self {
+            waiting_bytes: 256 << 20,
+            memory_bytes: 64 << 20,
+            pages: 1 << 30,
+            images: 50_000,
+            pagemap_bytes: 32 << 20,
+        }
     }
 }
 
@@ -55,42 +64,30 @@ pub enum ReceiveError {
 pub struct Receiving {
     decoder: Decoder,
     limits: ReceiveLimits,
+    folder: PathBuf,
+    base: Option<Arc<Base>>,
     /// An error was found, and what follows has no meaning.
     broken: bool,
     known: HashSet<PageImage>,
     pagemap_bytes: usize,
     pages: u64,
-    /// The image that is open.
-    open: Option<Open>,
-    /// The front of a page that came in pieces.
-    begun: Vec<u8>,
-    received: Received,
-}
-
-/// The image that is open.
-#[derive(Debug)]
-struct Open {
-    image: ReceivedImage,
-    /// The address behind the last run.
+    images: Vec<Image>,
+    /// The address behind the last run of the last image.
     end: u64,
-    /// The address of the next page.
-    next: u64,
-    /// Its pages in the base, if they are there.
-    before: Option<Known<BaseData>>,
-    /// The run of pages that may still grow.
-    source: Option<Source>,
+    /// Pages that wait until the block is full, and the runs that begin with them.
+    block: Vec<u8>,
+    runs: Vec<Run>,
+    /// What keeps pages, as soon as there are some.
+    keeping: Option<Keeping>,
+    notes: Vec<String>,
 }
 
-/// The tables of a base that is held for as long as it is read.
-#[derive(Debug, Clone)]
-struct BaseData(Arc<Base>);
-
-impl std::ops::Deref for BaseData {
-    type Target = Scratch;
-
-    fn deref(&self) -> &Scratch {
-        self.0.tables().data()
-    }
+/// An image that was opened.
+#[derive(Debug)]
+struct Image {
+    image: PageImage,
+    pagemap: Vec<u8>,
+    pages: u64,
 }
 
 impl Receiving {
@@ -103,25 +100,23 @@ impl Receiving {
         Self {
             decoder: Decoder::new(),
             limits,
+            folder: spool.to_owned(),
+            base,
             broken: false,
             known: HashSet::new(),
             pagemap_bytes: 0,
             pages: 0,
-            open: None,
-            begun: Vec::with_capacity(PAGE_LEN),
-            received: Received {
-                base,
-                images: Vec::new(),
-                spool: Spool::new(spool, limits.memory_bytes),
-                digests: Scratch::new(spool),
-                sources: Scratch::new(spool),
-                notes: Vec::new(),
-            },
+            images: Vec::new(),
+            end: 0,
+            block: Vec::new(),
+            runs: Vec::new(),
+            keeping: None,
+            notes: Vec::new(),
         }
     }
 
     /// Takes the next bytes of the stream and gives those to send back, in that order. The answer to the end of the stream is not
-    /// among them: when [`Receiving::is_closed`] and everything is safe, send [`super::CLOSED`].
+    /// among them: when [`Receiving::is_closed`], send [`super::CLOSED`]. Waits while as many pages wait as may.
     ///
     /// # Errors
     /// What is no stream of a dump's own pages, or too much of it; a file that cannot be written. Nothing can be taken after one.
@@ -135,133 +130,121 @@ impl Receiving {
         taken.map(|()| answers)
     }
 
-    /// Whether the sender has sent everything and waits for the answer to that.
+    /// Whether the sender has sent everything and waits for the answer to that. All of it is here then, but may still wait to be
+    /// compared or spooled: what [`Receiving::finish`] can find from here on is what a store can do as well, a disk that is full.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.decoder.is_closed()
     }
 
-    /// Pages so far, and bytes of those that were kept.
+    /// Pages that were announced so far.
     #[must_use]
-    pub fn progress(&self) -> (u64, u64) {
-        (self.pages, self.received.spooled_bytes())
+    pub fn pages(&self) -> u64 {
+        self.pages
     }
 
-    /// What was received.
+    /// What was received. Waits until all of it is compared and spooled, so that it is called best when the tasks run again.
     ///
     /// # Errors
-    /// [`PageStreamError::Torn`] if the stream was not closed; an error that was found before.
+    /// [`PageStreamError::Torn`] if the stream was not closed; an error that was found before; a file that cannot be written.
     pub fn finish(mut self) -> Result<Received, ReceiveError> {
         if self.broken {
             return Err(PageStreamError::Broken.into());
         }
         self.decoder.finish()?;
-        self.end_image()?;
-        Ok(self.received)
+        let kept = match self.keeping.take() {
+            Some(keeping) => keeping.finish()?,
+            None => return Err(PageStreamError::Empty.into()),
+        };
+        let images = self.images.into_iter().zip(kept.images).zip(1..);
+        let images = images.map(|((Image { image, pagemap, pages }, kept), pages_id)| ReceivedImage {
+            image,
+            pages_id,
+            pagemap,
+            pages,
+            kept,
+        });
+        let Kept { spool, digests, sources, .. } = kept;
+        Ok(Received { base: self.base, images: images.collect(), spool, digests, sources, notes: self.notes })
     }
 
     fn take_events(&mut self, bytes: &mut &[u8], answers: &mut Vec<u8>) -> Result<(), ReceiveError> {
         while let Some(event) = self.decoder.next_event(bytes)? {
             match event {
                 Event::Open(image) => {
-                    self.open_image(image)?;
+                    self.open(image)?;
                     answers.extend(opened(false));
                 }
                 Event::Parent(_) => answers.extend(parent(false)),
                 Event::Pages { address, pages, flags } => self.begin_run(address, pages, flags)?,
                 Event::Bytes(bytes) => self.take_pages(bytes)?,
-                Event::Close => self.end_image()?,
+                Event::Close => self.send_block()?,
             }
         }
         Ok(())
     }
 
-    fn open_image(&mut self, image: PageImage) -> Result<(), ReceiveError> {
-        self.end_image()?;
-        if self.received.images.is_empty() {
-            self.check_base().map_err(ReceiveError::Base)?;
-        }
-        if self.received.images.len() >= self.limits.images {
+    fn open(&mut self, image: PageImage) -> Result<(), ReceiveError> {
+        self.send_block()?;
+        if self.images.len() >= self.limits.images {
             return Err(PageStreamError::TooMuch { what: "images", limit: self.limits.images as u64 }.into());
         }
         if !self.known.insert(image) {
             return Err(PageStreamError::Twice { image }.into());
         }
+        let keeping = match &mut self.keeping {
+            Some(keeping) => keeping,
+            none => {
+                let (base, note) = usable(self.base.take(), self.decoder.form()).map_err(ReceiveError::Base)?;
+                self.base = base.clone();
+                self.notes.extend(note);
+                none.insert(Keeping::start(&self.folder, base, &self.limits).map_err(ReceiveError::Spool)?)
+            }
+        };
+        keeping.open(image)?;
         // No more than there are images.
-        let pages_id = self.received.images.len() as u32 + 1;
+        let pages_id = self.images.len() as u32 + 1;
         let mut pagemap = Vec::new();
         ImageKind::Pagemap.magic().iter().for_each(|magic| pagemap.extend(magic.to_le_bytes()));
         add_record(&mut pagemap, &PagemapHead { pages_id });
-        self.count_pagemap(pagemap.len())?;
-        let before = match &self.received.base {
-            Some(base) => base.known(&image.to_string(), BaseData(base.clone())).map_err(ReceiveError::Base)?,
-            None => None,
-        };
-        let Received { spool, digests, sources, .. } = &self.received;
-        let (spool_at, digests_at, sources_at) = (spool.len(), digests.len(), sources.len());
-        let image = ReceivedImage {
-            image,
-            pages_id,
-            pagemap,
-            pages: 0,
-            spooled: 0,
-            spool_at,
-            digests_at,
-            sources_at,
-            sources: 0,
-        };
-        self.open = Some(Open { image, end: 0, next: 0, before, source: None });
-        Ok(())
-    }
-
-    /// A version of CRIU that does not know counts of 64 bits could not read a chain that has them.
-    fn check_base(&mut self) -> io::Result<()> {
-        if let Some(base) = &self.received.base
-            && self.decoder.form() == Some(Form::Short)
-            && base.tables().any_wide()?
-        {
-            let image = base.image().short();
-            let note = format!(
-                "a new chain begins: the base {image} was written by CRIU 4.2 or newer, and this dump by an older one"
-            );
-            self.received.notes.push(note);
-            self.received.base = None;
-        }
-        Ok(())
+        let bytes = pagemap.len();
+        self.images.push(Image { image, pagemap, pages: 0 });
+        self.end = 0;
+        self.count_pagemap(bytes)
     }
 
     fn begin_run(&mut self, address: u64, pages: u64, flags: PageFlags) -> Result<(), ReceiveError> {
-        let form = self.decoder.form();
-        let Some(Open { image, end, next, .. }) = &mut self.open else {
+        let Some(Image { image, pagemap, pages: sum }) = self.images.last_mut() else {
             return Err(PageStreamError::NothingOpen.into());
         };
+        let image = *image;
         if !flags.is_present() {
-            return Err(PageStreamError::Elsewhere { image: image.image, flags: flags.bits() }.into());
+            return Err(PageStreamError::Elsewhere { image, flags: flags.bits() }.into());
         }
-        if address < *end {
-            return Err(PageStreamError::Order { image: image.image, address }.into());
+        if address < self.end {
+            return Err(PageStreamError::Order { image, address }.into());
         }
         self.pages = self.pages.saturating_add(pages);
         if self.pages > self.limits.pages {
             return Err(PageStreamError::TooMuch { what: "pages", limit: self.limits.pages }.into());
         }
+        *sum += pages;
+        self.runs.push(Run { address, pages });
         // The decoder has seen that all of the run has an address.
-        (*end, *next) = (address + pages * PAGE, address);
-        image.pages += pages;
-        let (short_count, count) = match (form, u32::try_from(pages)) {
+        self.end = address + pages * PAGE;
+        let (short_count, count) = match (self.decoder.form(), u32::try_from(pages)) {
             (Some(Form::Short), Ok(pages)) => (pages, None),
             _ => (0, Some(pages)),
         };
-        let entry = PagemapEntry { address, short_count, in_parent: None, flags: Some(flags.bits()), count };
-        let before = image.pagemap.len();
-        add_record(&mut image.pagemap, &entry);
-        let more = image.pagemap.len() - before;
+        let before = pagemap.len();
+        add_record(pagemap, &PagemapEntry { address, short_count, in_parent: None, flags: Some(flags.bits()), count });
+        let more = pagemap.len() - before;
         self.count_pagemap(more)
     }
 
     /// Over a base every pagemap has to become part of the chain, which bounds them.
     fn count_pagemap(&mut self, bytes: usize) -> Result<(), ReceiveError> {
-        let limit = match self.received.base {
+        let limit = match self.base {
             Some(_) => self.limits.pagemap_bytes.min(MAX_HELD as usize),
             None => self.limits.pagemap_bytes,
         };
@@ -273,85 +256,38 @@ impl Receiving {
     }
 
     fn take_pages(&mut self, mut bytes: &[u8]) -> Result<(), ReceiveError> {
-        let Some(open) = &mut self.open else {
-            return Err(PageStreamError::NothingOpen.into());
-        };
-        if !self.begun.is_empty() {
-            let (more, rest) = bytes.split_at(bytes.len().min(PAGE_LEN - self.begun.len()));
-            self.begun.extend_from_slice(more);
-            if self.begun.len() < PAGE_LEN {
-                return Ok(());
-            }
-            open.take_whole(&self.begun, &mut self.received)?;
-            self.begun.clear();
+        while !bytes.is_empty() {
+            let (part, rest) = bytes.split_at(bytes.len().min(BLOCK - self.block.len()));
+            self.block.extend_from_slice(part);
             bytes = rest;
+            if self.block.len() == BLOCK {
+                self.send_block()?;
+            }
         }
-        let (whole, rest) = bytes.split_at(bytes.len() / PAGE_LEN * PAGE_LEN);
-        open.take_whole(whole, &mut self.received)?;
-        self.begun.extend_from_slice(rest);
         Ok(())
     }
 
-    fn end_image(&mut self) -> Result<(), ReceiveError> {
-        if let Some(mut open) = self.open.take() {
-            open.end_source(&mut self.received).map_err(ReceiveError::Spool)?;
-            self.received.images.push(open.image);
+    /// Hands over what was taken of the open image: whole pages, since a block has so many and an image as well.
+    fn send_block(&mut self) -> Result<(), ReceiveError> {
+        if let Some(keeping) = self.keeping.as_mut().filter(|_| !self.block.is_empty()) {
+            self.block = keeping.add(mem::take(&mut self.block), mem::take(&mut self.runs))?;
         }
         Ok(())
     }
 }
 
-impl Open {
-    /// Takes whole pages.
-    fn take_whole(&mut self, pages: &[u8], to: &mut Received) -> Result<(), ReceiveError> {
-        let Some(generation) = to.base.as_ref().map(|base| base.generations() + 1) else {
-            to.spool.add(pages).map_err(ReceiveError::Spool)?;
-            self.image.spooled += (pages.len() / PAGE_LEN) as u64;
-            let mut pages = pages.chunks_exact(PAGE_LEN);
-            return pages.try_for_each(|page| to.digests.write_all(&digest_of(page))).map_err(ReceiveError::Spool);
-        };
-        for page in pages.chunks_exact(PAGE_LEN) {
-            let digest = digest_of(page);
-            to.digests.write_all(&digest).map_err(ReceiveError::Spool)?;
-            let before = match &mut self.before {
-                Some(before) => before.at(self.next).map_err(ReceiveError::Base)?,
-                None => None,
-            };
-            self.next += PAGE;
-            let (generation, index) = match before.filter(|(before, ..)| *before == digest) {
-                Some((_, generation, index)) => (generation, index),
-                None => {
-                    to.spool.add(page).map_err(ReceiveError::Spool)?;
-                    self.image.spooled += 1;
-                    (generation, self.image.spooled - 1)
-                }
-            };
-            self.add_source(generation, index, to).map_err(ReceiveError::Spool)?;
-        }
-        Ok(())
+/// The base, unless the version of CRIU that is told by its heads cannot read a chain with counts of 64 bits.
+fn usable(base: Option<Arc<Base>>, form: Option<Form>) -> io::Result<(Option<Arc<Base>>, Option<String>)> {
+    if let Some(base) = base.as_ref().filter(|_| form == Some(Form::Short))
+        && base.tables().any_wide()?
+    {
+        let image = base.image().short();
+        let note = format!(
+            "a new chain begins: the base {image} was written by CRIU 4.2 or newer, and this dump by an older one"
+        );
+        return Ok((None, Some(note)));
     }
-
-    fn add_source(&mut self, generation: u32, index: u64, to: &mut Received) -> io::Result<()> {
-        if let Some(source) = &mut self.source
-            && source.generation == generation
-            && source.index + u64::from(source.pages) == index
-            && let Some(pages) = source.pages.checked_add(1)
-        {
-            source.pages = pages;
-            return Ok(());
-        }
-        self.end_source(to)?;
-        self.source = Some(Source { index, pages: 1, generation });
-        Ok(())
-    }
-
-    fn end_source(&mut self, to: &mut Received) -> io::Result<()> {
-        let Some(source) = self.source.take() else {
-            return Ok(());
-        };
-        self.image.sources += 1;
-        to.sources.write_all(&source.to_bytes())
-    }
+    Ok((base, None))
 }
 
 /// A record of an image file of CRIU.

@@ -5,17 +5,19 @@ use std::io::Read;
 use std::sync::Arc;
 
 use super::PageImage;
+use super::keep::KeptImage;
 use super::spool::Spool;
 use crate::archive::{Entry, EntryKind, EntryName};
 use crate::generation::{Base, PAGE, RECORD, Scratch, Sources};
 
-/// The memory of one dump as it came in a stream: pagemaps, digests of all pages, and the pages that are not in the base.
+/// The memory of one dump as it came in a stream: pagemaps, and the pages that are not in the base.
 #[derive(Debug)]
 pub struct Received {
     pub(super) base: Option<Arc<Base>>,
     /// In the order in which they were opened.
     pub(super) images: Vec<ReceivedImage>,
     pub(super) spool: Spool,
+    /// With a base: digests of all pages.
     pub(super) digests: Scratch,
     /// With a base: where each page is, in the records of a table of pages.
     pub(super) sources: Scratch,
@@ -31,12 +33,7 @@ pub(crate) struct ReceivedImage {
     /// As CRIU would have written it.
     pub pagemap: Vec<u8>,
     pub pages: u64,
-    /// How many of them are in the spool, and from where on.
-    pub spooled: u64,
-    pub(super) spool_at: u64,
-    pub(super) digests_at: u64,
-    pub(super) sources_at: u64,
-    pub(super) sources: u64,
+    pub(super) kept: KeptImage,
 }
 
 /// Why a dump and a stream of pages are not put together.
@@ -83,7 +80,7 @@ impl Received {
     /// Pages that are not in the base: all of them if there is none.
     #[must_use]
     pub fn changed(&self) -> u64 {
-        self.images.iter().map(|image| image.spooled).sum()
+        self.images.iter().map(|image| image.kept.spooled).sum()
     }
 
     /// Bytes of pages in memory and in the spool's file.
@@ -106,7 +103,7 @@ impl Received {
 
     /// An image's pages, if all of them are here.
     pub(crate) fn content(&self, image: &ReceivedImage) -> impl Read {
-        self.spool.reader(image.spool_at, image.spooled * PAGE)
+        self.spool.reader(image.kept.spool_at, image.kept.spooled * PAGE)
     }
 
     /// Pages that lie in the spool, from a place in it on.
@@ -114,14 +111,14 @@ impl Received {
         self.spool.reader(at, bytes)
     }
 
-    /// The digests of an image's pages.
+    /// The digests of an image's pages, if there is a base.
     pub(crate) fn digests(&self, image: &ReceivedImage) -> impl Read {
-        self.digests.reader(image.digests_at, image.pages * RECORD)
+        self.digests.reader(image.kept.digests_at, image.pages * RECORD)
     }
 
     /// Where the pages of an image are, if there is a base.
     pub(crate) fn sources(&self, image: &ReceivedImage) -> Sources<&Scratch> {
-        Sources::new(&self.sources, image.sources_at, image.sources)
+        Sources::new(&self.sources, image.kept.sources_at, image.kept.sources)
     }
 
     pub(crate) fn not_over_base(&self, base: &Base, reason: impl Into<String>) -> ReceivedError {
@@ -132,7 +129,12 @@ impl Received {
 impl ReceivedImage {
     /// Where its pages begin in the spool.
     pub fn spool_at(&self) -> u64 {
-        self.spool_at
+        self.kept.spool_at
+    }
+
+    /// Whether all of its pages are in the spool.
+    pub fn is_whole(&self) -> bool {
+        self.kept.spooled == self.pages
     }
 }
 

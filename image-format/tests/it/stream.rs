@@ -220,7 +220,7 @@ proptest! {
             let expected = pack_bytes(&archive, &with_base, &store).unwrap();
             let goes = base.refuses_stream(with_base.member.as_ref(), &chain).is_none();
             prop_assert_eq!(goes, expected.chain.as_ref().unwrap().generations > 1);
-            let limits = ReceiveLimits { memory_bytes: *memory_bytes, ..ReceiveLimits::default() };
+            let limits = ReceiveLimits { memory_bytes: *memory_bytes, waiting_bytes: memory_bytes % 2, ..ReceiveLimits::default() };
             let base = Some(base).filter(|_| goes);
             let received = receive_within(&streamed.stream, *piece, base, limits).unwrap();
             prop_assert_eq!(received.changed(), changed(&machine, Some(&before).filter(|_| goes)));
@@ -264,6 +264,7 @@ proptest! {
     }
 }
 
+/// More pages than a block has, and more blocks than may wait.
 #[test]
 fn five_percent_are_spooled() {
     let store = Memory::default();
@@ -274,7 +275,9 @@ fn five_percent_are_spooled() {
         machine.0[0].1.insert(number, 60_000);
     }
     let (_, streamed) = both(&machine, Form::Long);
-    let received = receive(&streamed.stream, 65_536, Some(Arc::new(base_of(&first, &store)))).unwrap();
+    let limits = ReceiveLimits { waiting_bytes: 2 << 20, ..ReceiveLimits::default() };
+    let base = Some(Arc::new(base_of(&first, &store)));
+    let received = receive_within(&streamed.stream, 65_536, base, limits).unwrap();
     assert_eq!((received.pages(), received.changed()), (2_000, 100));
     assert_eq!(received.spooled_bytes(), 100 * PAGE);
 }
@@ -413,7 +416,7 @@ fn answers_go_back_in_order_and_the_last_one_is_the_holders() {
     assert!(!receiving.is_closed());
     assert!(receiving.take(&streamed.stream[end - 1..]).unwrap().is_empty());
     assert!(receiving.is_closed());
-    assert_eq!(receiving.progress(), (3, 3 * PAGE));
+    assert_eq!(receiving.pages(), 3);
     assert!(matches!(receiving.take(&[0]), Err(ReceiveError::Stream(PageStreamError::BehindClose))));
 }
 
@@ -431,7 +434,21 @@ fn a_spool_that_cannot_be_written_is_an_error() {
     let (_, streamed) = both(&one_process(1_000), Form::Long);
     let nowhere = std::path::Path::new("/nowhere/at/all");
     let limits = ReceiveLimits { memory_bytes: 0, ..ReceiveLimits::default() };
-    let error = Receiving::new(nowhere, None, limits).take(&streamed.stream).unwrap_err();
+    let mut receiving = Receiving::new(nowhere, None, limits);
+    let error = match receiving.take(&streamed.stream) {
+        Ok(_) => receiving.finish().unwrap_err(),
+        Err(error) => error,
+    };
+    assert!(matches!(error, ReceiveError::Spool(_)), "{error}");
+    // The sender of more than may wait is told at once.
+    let mut receiving = Receiving::new(nowhere, None, ReceiveLimits { waiting_bytes: 0, ..limits });
+    let end = streamed.stream.len() - 32;
+    let mut more = streamed.stream[..end].to_vec();
+    more.extend(
+        (1_000..9_000_u64)
+            .flat_map(|page| [head(Form::Long, 4 << 16 | ADD_F, 1, page * PAGE, 1 << 8 | 1), vec![1; 4096]].concat()),
+    );
+    let error = receiving.take(&more).unwrap_err();
     assert!(matches!(error, ReceiveError::Spool(_)), "{error}");
     let mut in_memory = Receiving::new(nowhere, None, ReceiveLimits::default());
     in_memory.take(&streamed.stream).unwrap();
