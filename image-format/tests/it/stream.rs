@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use prost::Message;
 
 use crate::generations::{Machine, apply, base_of, dump_with, machine, one_process, options, step};
 use crate::support::{File, Memory, entries, fixture, pack_bytes};
@@ -175,6 +176,56 @@ fn real_dumps_give_the_same_image() {
             assert_eq!(packed.facts, expected.facts, "{name}, {layout:?}");
         }
     }
+}
+
+/// What a real CRIU sent, and what its own page server wrote of that (fixtures/stream).
+#[test]
+fn a_real_stream_gives_what_criu_writes() {
+    let files = entries(&std::fs::read(fixture("page-stream.tar.zst")).unwrap());
+    let (sent, written) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut stream = Vec::new();
+    let mut images = 0;
+    for file in files.iter().filter(|file| file.kind == b'0') {
+        let name = str::from_utf8(&file.name).unwrap();
+        if let Some(name) = name.strip_prefix("dump/") {
+            std::fs::write(sent.path().join(name), &file.content).unwrap();
+            std::fs::write(written.path().join(name), &file.content).unwrap();
+        } else if let Some(name) = name.strip_prefix("written/") {
+            // CRIU's page server counts files of pages from 65537 on, a dump that writes them itself from 1 on.
+            let (name, content) = match name.strip_prefix("pages-").and_then(|rest| rest.strip_suffix(".img")) {
+                Some(id) => (format!("pages-{}.img", id.parse::<u32>().unwrap() - 0x1_0000), file.content.clone()),
+                None => (name.to_owned(), with_own_number(&file.content)),
+            };
+            std::fs::write(written.path().join(name), content).unwrap();
+            images += 1;
+        } else {
+            stream.clone_from(&file.content);
+        }
+    }
+    assert_eq!(images, 6, "two processes and what they share");
+    for folder in [&sent, &written] {
+        // As runc would have it; a dump of CRIU alone is no known engine's.
+        std::fs::write(folder.path().join("descriptors.json"), "[]").unwrap();
+    }
+    for layout in [Layout::Generations, Layout::Plain] {
+        let (store, options) = (Memory::default(), PackOptions { layout, ..PackOptions::default() });
+        let expected = pack(DumpSource::open(written.path(), None).unwrap(), &options, &store).unwrap();
+        for piece in [1, 4_099, usize::MAX] {
+            let received = receive(&stream, piece, None).unwrap();
+            let source = DumpSource::open(sent.path(), None).unwrap().with_pages(received);
+            assert_eq!(pack(source, &options, &store).unwrap().manifest, expected.manifest, "{layout:?}, {piece}");
+        }
+    }
+}
+
+/// A pagemap of CRIU's page server with the number that it would have had in a dump.
+fn with_own_number(pagemap: &[u8]) -> Vec<u8> {
+    let mut records = Records::open(ImageKind::Pagemap, pagemap).unwrap();
+    let PagemapHead { pages_id } = records.next_record().unwrap().unwrap();
+    let head = |pages_id: u32| PagemapHead { pages_id }.encode_to_vec();
+    let (before, after) = (head(pages_id), head(pages_id - 0x1_0000));
+    let rest = &pagemap[8 + 4 + before.len()..];
+    [&pagemap[..8], &(after.len() as u32).to_le_bytes(), &after, rest].concat()
 }
 
 /// A machine's dump, ordinary and streamed.
