@@ -3,7 +3,9 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Cursor, Read, Write};
 use std::path::Path;
+use std::sync::Arc;
 
+use image_format::page_server::{ReceiveLimits, Receiving};
 use image_format::{
     Base, BlobSink, BlobSource, BlobStore, CheckpointImage, Compression, Descriptor, Digest, DumpSource, LayerContent,
     Limits, PackOptions, UnpackOptions, pack, unpack_archive,
@@ -119,8 +121,10 @@ fn memory_does_not_grow_with_the_dump() {
         unpack_archive(&image, &store, Compression::Zstd, &UnpackOptions::default(), io::sink()).unwrap();
         assert!(peak() < BOUND, "{compression}: {} bytes", peak());
     }
-    generations(scratch.path(), &blobs);
+    let base = generations(scratch.path(), &blobs);
     assert!(peak() < BOUND, "generations: {} bytes", peak());
+    receive(scratch.path(), &base);
+    assert!(peak() < BOUND, "a stream of pages: {} bytes", peak());
     refuse_bombs(scratch.path());
     assert!(peak() < BOUND, "bombs: {} bytes", peak());
 }
@@ -147,9 +151,9 @@ fn refuse_bombs(scratch: &Path) {
 }
 
 /// The same with pages that are compared: half a gigabyte, all of it other pages than before, and then put together again.
-fn generations(scratch: &Path, blobs: &Path) {
+fn generations(scratch: &Path, blobs: &Path) -> Arc<Base> {
     let dump = scratch.join("generation");
-    let mut base = None;
+    let mut base: Option<Arc<Base>> = None;
     for seed in [1, 2] {
         write_whole_dump(&dump, seed);
         let store = Folder(blobs);
@@ -162,6 +166,29 @@ fn generations(scratch: &Path, blobs: &Path) {
         unpack_archive(&image, &store, Compression::None, &options, io::sink()).unwrap();
         base = Some(Base::load(&image, &store, &Limits::default(), scratch).unwrap().into());
     }
+    base.unwrap()
+}
+
+/// As much in a stream, all of it other pages than those of the base, faster than they are spooled.
+fn receive(scratch: &Path, base: &Arc<Base>) {
+    let head = |command: u32, pages: u64, image: u64| {
+        let numbers = [pages, if command == 6 | 4 << 16 { 0x1_0000 } else { 0 }, image];
+        [command.into(), numbers[0], numbers[1], numbers[2]].into_iter().flat_map(u64::to_ne_bytes).collect::<Vec<_>>()
+    };
+    let limits = ReceiveLimits { waiting_bytes: 8 << 20, memory_bytes: 8 << 20, ..ReceiveLimits::default() };
+    let mut receiving = Receiving::new(scratch, Some(base.clone()), limits);
+    receiving.take(&head(4, 0, 1 << 8 | 1)).unwrap();
+    receiving.take(&head(6 | 4 << 16, 4 * PAGES_FILE / 4096, 1 << 8 | 1)).unwrap();
+    let mut piece = vec![0; 1 << 18];
+    let mut pages = Pages(3);
+    for _ in 0..4 * PAGES_FILE / piece.len() as u64 {
+        pages.read_exact(&mut piece).unwrap();
+        receiving.take(&piece).unwrap();
+    }
+    receiving.take(&head(0x1023, 0, 0)).unwrap();
+    let received = receiving.finish().unwrap();
+    assert_eq!(received.spooled_bytes(), received.changed() * 4096);
+    assert!(received.changed() > received.pages() / 2, "pages of zeros are everywhere");
 }
 
 fn write_whole_dump(path: &Path, seed: u64) {
