@@ -110,6 +110,22 @@ pub struct PlanMember {
 
 /// Reads a plan. Relative paths in it are relative to its own folder.
 pub fn read(path: &Path) -> Result<CheckpointPlan, CommandError> {
+    read_as(path, Extent::Whole)
+}
+
+/// Reads what is the same for many applications: a plan that names none, nor its members, interval and repository.
+pub fn read_pattern(path: &Path) -> Result<CheckpointPlan, CommandError> {
+    read_as(path, Extent::Pattern)
+}
+
+/// How much a plan says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    Whole,
+    Pattern,
+}
+
+fn read_as(path: &Path, extent: Extent) -> Result<CheckpointPlan, CommandError> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes));
     read.doing(|| format!("the plan {} cannot be read", path.display()))?;
@@ -119,7 +135,7 @@ pub fn read(path: &Path) -> Result<CheckpointPlan, CommandError> {
     }
     let text = String::from_utf8(bytes).map_err(|_| bad("it is no UTF-8 text"))?;
     let folder = path.parent().unwrap_or(Path::new(""));
-    parse(&text, Language::of(path), folder).map_err(|problem| problem.in_file(path, &text))
+    parse(&text, Language::of(path), extent, folder).map_err(|problem| problem.in_file(path, &text))
 }
 
 /// What a plan is written in.
@@ -149,12 +165,13 @@ impl Language {
 }
 
 /// Reads the text of a plan that lies in `folder`.
-fn parse(text: &str, language: Language, folder: &Path) -> Result<CheckpointPlan, Problem> {
+fn parse(text: &str, language: Language, extent: Extent, folder: &Path) -> Result<CheckpointPlan, Problem> {
     let table = language.read(text)?;
     let mut fields = Fields::new(table.get_ref(), table.span(), "the plan");
     let engine = fields.parsed("engine")?;
-    let application = fields.parsed("application")?;
-    let to = fields.parsed("to")?;
+    let whole = extent == Extent::Whole;
+    let application = if whole { fields.parsed("application")? } else { None };
+    let to = if whole { fields.parsed("to")? } else { None };
     let key = fields.path("key", folder)?;
     let stop = stop(&mut fields)?;
     let (mut gather, mut freeze) = (None, None);
@@ -163,7 +180,8 @@ fn parse(text: &str, language: Language, folder: &Path) -> Result<CheckpointPlan
         freeze = deadlines.with("freeze", duration)?;
         deadlines.finish()?;
     }
-    let mut guard = GuardPlan { interval: fields.with("interval", interval)?, ..GuardPlan::default() };
+    let interval = if whole { fields.with("interval", interval)? } else { None };
+    let mut guard = GuardPlan { interval, ..GuardPlan::default() };
     guard.on_terminate = fields.with("on-terminate", str::parse::<OnTerminate>)?;
     if let Some(mut limits) = fields.table("guard", "guard")? {
         guard.attempts = limits.number("attempts", 1..=1000)?;
@@ -173,7 +191,7 @@ fn parse(text: &str, language: Language, folder: &Path) -> Result<CheckpointPlan
     if let Some(rules) = fields.table("retention", "retention")? {
         guard.retention = Some(retention(rules)?);
     }
-    let list = fields.members()?;
+    let list = if whole { fields.members()? } else { Vec::new() };
     fields.finish()?;
     let members = list.into_iter().map(|fields| member(fields, engine, folder)).collect::<Result<Vec<_>, _>>()?;
     check(&members)?;

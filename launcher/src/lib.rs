@@ -42,7 +42,7 @@ pub use checkpoint::{
 pub use engine::{BundleError, EngineError, EngineKind, ParseEngineError, ProgramError};
 pub use error::{RestoreError, RestoreErrorKind};
 pub use guard::{
-    GUARD_DIR, GuardError, GuardEvent, GuardMetrics, GuardOptions, GuardState, GuardWatcher, Limits, LookError,
+    GUARD_DIR, GuardError, GuardEvent, GuardMetrics, GuardOptions, GuardState, GuardWatcher, Limits, LookError, Orders,
     RollbackError, Surrender, Taken, guard, guard_state,
 };
 pub use observer::{MemberStep, Observer, Phase};

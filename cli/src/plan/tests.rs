@@ -13,14 +13,14 @@ fn told(text: &str) -> String {
 
 fn told_of(language: Language, text: &str) -> String {
     let path = if language == Language::Toml { "plan.toml" } else { "plan.yaml" };
-    match parse(text, language, Path::new("")) {
+    match parse(text, language, Extent::Whole, Path::new("")) {
         Ok(plan) => panic!("{text:?} is taken as {plan:?}"),
         Err(problem) => problem.in_file(Path::new(path), text).lines().join("\n"),
     }
 }
 
 fn parse_toml(text: &str, folder: &str) -> CheckpointPlan {
-    parse(text, Language::Toml, Path::new(folder)).unwrap()
+    parse(text, Language::Toml, Extent::Whole, Path::new(folder)).unwrap()
 }
 
 /// The plans of the manual.
@@ -64,7 +64,7 @@ fn the_manual_is_right() {
     };
     assert_eq!(plan, expected);
     for same in self::examples("yaml") {
-        assert_eq!(parse(&same, Language::Yaml, Path::new("/etc/ledger")).unwrap(), plan);
+        assert_eq!(parse(&same, Language::Yaml, Extent::Whole, Path::new("/etc/ledger")).unwrap(), plan);
     }
     let listed = parse_toml(&examples[1], "");
     assert_eq!((listed.stop, listed.members.len(), listed.members[1].engine), (Some(true), 2, None));
@@ -94,7 +94,17 @@ fn what_a_guard_does_stands_in_the_plan_too() {
     let yaml = "interval: 30s\non-terminate: preempt\nguard:\n  attempts: \"3\"\n  probation: 5s\n\
                 retention: {keep-last: \"3\", keep-within: 7d, keep-daily: \"2\", keep-tag: [night-*]}\nmembers:\n  a:\n";
     assert_eq!(parse_toml(toml, "").guard, guard);
-    assert_eq!(parse(yaml, Language::Yaml, Path::new("")).unwrap().guard, guard);
+    assert_eq!(parse(yaml, Language::Yaml, Extent::Whole, Path::new("")).unwrap().guard, guard);
+}
+
+#[test]
+fn a_pattern_says_what_is_the_same_for_all() {
+    let pattern = |text| parse(text, Language::Toml, Extent::Pattern, Path::new(""));
+    let plan = pattern("key = \"k\"\n[guard]\nattempts = 3\n[retention]\nkeep-last = 2").unwrap();
+    assert_eq!((plan.key, plan.guard.attempts, plan.members.len()), (Some("k".into()), Some(3), 0));
+    for text in ["application = \"a\"", "to = \"oci:x\"", "interval = \"1s\"", "[members.a]"] {
+        assert!(pattern(text).is_err(), "{text}");
+    }
 }
 
 #[test]
@@ -187,7 +197,7 @@ fn yaml_says_the_same_in_its_own_ways() {
     let toml = "application = \"x\"\nstop = true\n[members.b]\n[members.a]\ncontainer = \"12\"\ndepends-on = [\"b\"]";
     let expected = parse_toml(toml, "");
     for yaml in [block, flow, &format!("%YAML 1.2\n---\n{block}...\n"), &format!("\u{feff}{block}")] {
-        assert_eq!(parse(yaml, Language::Yaml, Path::new("")).unwrap(), expected, "{yaml}");
+        assert_eq!(parse(yaml, Language::Yaml, Extent::Whole, Path::new("")).unwrap(), expected, "{yaml}");
     }
     let folder = tempfile::tempdir().unwrap();
     for (name, yaml) in [("p.yaml", true), ("p.yml", true), ("p.toml", false), ("p", false), ("yaml", false)] {
@@ -290,6 +300,6 @@ fn the_schema_says_the_same() {
         "[members.b]\n[members.a]\ndepends-on = [\"b\", \"b\"]",
     ] {
         assert!(validate(plan).is_err(), "the schema takes {plan:?}");
-        assert!(parse(plan, Language::Toml, Path::new("")).is_err(), "the parser takes {plan:?}");
+        assert!(parse(plan, Language::Toml, Extent::Whole, Path::new("")).is_err(), "the parser takes {plan:?}");
     }
 }

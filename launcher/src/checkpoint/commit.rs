@@ -9,7 +9,7 @@ use registry::{Listed, Tag, newest, sign, under_tag};
 use super::error::{CheckpointError, CheckpointErrorKind};
 use super::phase2::Sent;
 use super::record::{Tentative, TentativeMember};
-use super::{CheckpointReport, CheckpointedMember, Destination, Watcher};
+use super::{CheckpointOptions, CheckpointReport, CheckpointedMember, Destination, Watcher};
 use crate::Phase;
 
 /// Where the next checkpoint of an application stands.
@@ -62,12 +62,11 @@ pub(super) async fn commit(
     destination: &Destination,
     tentative: &Tentative,
     sent: &Sent,
-    fence: Option<&Fence>,
-    jobs: usize,
+    options: &CheckpointOptions,
     watcher: &dyn Watcher,
 ) -> Result<CheckpointReport, CheckpointError> {
     watcher.phase(Phase::Commit);
-    let committed = try_commit(destination, tentative, sent, fence, jobs).await;
+    let committed = try_commit(destination, tentative, sent, options).await;
     committed.map_err(|kind| CheckpointError::new(Phase::Commit, kind))
 }
 
@@ -75,12 +74,11 @@ async fn try_commit(
     destination: &Destination,
     tentative: &Tentative,
     sent: &Sent,
-    fence: Option<&Fence>,
-    jobs: usize,
+    options: &CheckpointOptions,
 ) -> Result<CheckpointReport, CheckpointErrorKind> {
     let store = &*destination.store;
     // Once more: since the session began another host may have gone on with the line.
-    let line = line(destination, &tentative.application, jobs).await?;
+    let line = line(destination, &tentative.application, options.jobs).await?;
     let members = tentative.members.iter().filter_map(|member| {
         let manifest = member.manifest.clone()?;
         let (id, depends_on) = (member.id.clone(), member.depends_on.clone());
@@ -110,7 +108,10 @@ async fn try_commit(
     }
     // The last look before the one step that counts. Registries have no compare-and-swap for tags.
     line.check(under_tag(store, &line.tag).await?.as_ref(), &tentative.application)?;
-    fence.map_or(Ok(()), Fence::check)?;
+    options.fence.as_ref().map_or(Ok(()), Fence::check)?;
+    if options.cancel.is_cancelled() {
+        return Err(CheckpointErrorKind::Cancelled);
+    }
     store.put_manifest(&document, Some(&line.tag)).await?;
     Ok(CheckpointReport {
         digest: root.digest,

@@ -196,7 +196,7 @@ pub async fn resume(
     let (workspace, tentative) = found.ok_or_else(nothing)?;
     let sent = phase2::send_all(&workspace, &tentative, destination, options, watcher).await;
     let report = match sent {
-        Ok(sent) => commit::commit(destination, &tentative, &sent, None, options.jobs, watcher).await,
+        Ok(sent) => commit::commit(destination, &tentative, &sent, options, watcher).await,
         Err(error) => Err(error),
     };
     match report {
@@ -251,15 +251,7 @@ impl Run<'_> {
         let committed = match sent {
             Ok((mut sent, stored)) => {
                 elsewhere::note(&mut self.tentative, &mut sent, stored);
-                commit::commit(
-                    self.destination,
-                    &self.tentative,
-                    &sent,
-                    self.options.fence.as_ref(),
-                    self.options.jobs,
-                    self.watcher,
-                )
-                .await
+                commit::commit(self.destination, &self.tentative, &sent, self.options, self.watcher).await
             }
             Err(error) => Err(error),
         };

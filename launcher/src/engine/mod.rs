@@ -285,6 +285,9 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
     /// The running containers with this label.
     async fn labelled(&self, label: &str, value: &str) -> Result<Vec<String>, EngineError>;
 
+    /// The names and labels of the containers, running or not, that have a label of this name.
+    async fn with_label(&self, label: &str) -> Result<Vec<(String, BTreeMap<String, String>)>, EngineError>;
+
     /// The container of this name or id, if there is one.
     async fn source(&self, container: &str) -> Result<Option<Source>, EngineError>;
 

@@ -73,6 +73,10 @@ impl Engine for Runc {
         Ok(Vec::new())
     }
 
+    async fn with_label(&self, _: &str) -> Result<Vec<(String, BTreeMap<String, String>)>, EngineError> {
+        Ok(Vec::new())
+    }
+
     async fn source(&self, container: &str) -> Result<Option<Source>, EngineError> {
         let Some(state) = state(container).await? else { return Ok(None) };
         let default = || Path::new(CRIU_CONFIGS).join("runc.conf");

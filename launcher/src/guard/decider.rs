@@ -121,13 +121,12 @@ pub(super) struct Decider {
 }
 
 impl Decider {
-    /// A decider for an application whose members all run, or not.
-    pub fn new(limits: Limits, interval: Duration, all_run: bool, now: Instant) -> Self {
-        let state = if all_run { State::Running } else { State::Down { until: now } };
+    /// A decider for an application whose members all run.
+    pub fn new(limits: Limits, interval: Duration, now: Instant) -> Self {
         Self {
             limits,
             interval,
-            state,
+            state: State::Running,
             next_tick: now + interval,
             below: None,
             attempts: 0,
@@ -272,7 +271,7 @@ mod tests {
     }
 
     fn running(now: Instant) -> Decider {
-        Decider::new(limits(), 10 * SECOND, true, now)
+        Decider::new(limits(), 10 * SECOND, now)
     }
 
     /// Lets the time pass to which the decider wants to be woken.
@@ -343,7 +342,8 @@ mod tests {
     #[test]
     fn it_waits_longer_each_time_and_gives_up() {
         let mut now = Instant::now();
-        let mut decider = Decider::new(limits(), 10 * SECOND, false, now);
+        let mut decider = running(now);
+        decider.handle_loss(now);
         let mut waits = Vec::new();
         let surrender = loop {
             let before = now;
@@ -360,7 +360,8 @@ mod tests {
         decider.handle_loss(now);
         decider.handle_timeout(now + 100 * SECOND);
         assert_eq!((decider.poll_action(), decider.poll_timeout()), (None, None));
-        let mut decider = Decider::new(limits(), SECOND, false, now);
+        let mut decider = Decider::new(limits(), SECOND, now);
+        decider.handle_loss(now);
         wake(&mut decider, &mut now);
         decider.handle_rollback(Err(Failure::NothingLeft), now);
         assert_eq!(decider.poll_action(), Some(Action::GiveUp(Surrender::NothingLeft)));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use image_format::ApplicationId;
@@ -123,15 +123,30 @@ impl GuardMetrics {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The text form that Prometheus reads, version 0.0.4.
+    /// The text form that Prometheus reads, version 0.0.4, of all these applications.
     #[must_use]
-    pub fn to_prometheus(&self) -> String {
-        let counts = self.counts();
+    pub fn to_prometheus(all: &[Arc<Self>]) -> String {
+        let mut families: Vec<Family> = Vec::new();
+        for metrics in all {
+            metrics.add_to(&mut families);
+        }
         let mut text = String::new();
-        let mut family = |name: &str, kind: &str, help: &str, samples: &[(String, f64)]| {
-            let _ = writeln!(text, "# HELP syncpoint_{name} {help}\n# TYPE syncpoint_{name} {kind}");
+        for Family { name, kind, help, samples } in families {
+            let _ = write!(text, "# HELP syncpoint_{name} {help}\n# TYPE syncpoint_{name} {kind}\n{samples}");
+        }
+        text
+    }
+
+    fn add_to(&self, families: &mut Vec<Family>) {
+        let counts = self.counts();
+        let mut family = |name: &'static str, kind: &'static str, help: &'static str, samples: &[(String, f64)]| {
+            let at = families.iter().position(|family| family.name == name).unwrap_or_else(|| {
+                families.push(Family { name, kind, help, samples: String::new() });
+                families.len() - 1
+            });
             for (labels, value) in samples {
-                let _ = writeln!(text, "syncpoint_{name}{{application=\"{}\"{labels}}} {value}", self.application);
+                let line = format!("syncpoint_{name}{{application=\"{}\"{labels}}} {value}\n", self.application);
+                families[at].samples.push_str(&line);
             }
         };
         let one = |value: f64| [(String::new(), value)];
@@ -196,8 +211,15 @@ impl GuardMetrics {
                 &one(begun.elapsed().as_secs_f64()),
             );
         }
-        text
     }
+}
+
+/// What Prometheus knows by one name.
+struct Family {
+    name: &'static str,
+    kind: &'static str,
+    help: &'static str,
+    samples: String,
 }
 
 #[cfg(test)]
@@ -206,12 +228,12 @@ mod tests {
 
     #[test]
     fn every_line_is_a_comment_or_a_sample_of_the_application() {
-        let metrics = GuardMetrics::new("ledger".parse().unwrap());
+        let metrics = Arc::new(GuardMetrics::new("ledger".parse().unwrap()));
         metrics.running(true);
         metrics.failed(Phase::Commit);
         metrics.lost();
         metrics.rolled_back(Some(Duration::from_millis(1500)));
-        let text = metrics.to_prometheus();
+        let text = GuardMetrics::to_prometheus(&[Arc::clone(&metrics)]);
         for line in text.lines() {
             let sample = line.starts_with("syncpoint_") && line.contains("{application=\"ledger\"");
             let value = line.rsplit(' ').next().is_some_and(|value| value.parse::<f64>().is_ok());
@@ -226,6 +248,12 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
         assert!(metrics.is_healthy());
+        let other = Arc::new(GuardMetrics::new("other".parse().unwrap()));
+        let text = GuardMetrics::to_prometheus(&[Arc::clone(&metrics), other]);
+        assert!(
+            text.contains("syncpoint_running{application=\"ledger\"} 1\nsyncpoint_running{application=\"other\"} 0\n#"),
+            "{text}"
+        );
         metrics.gave_up();
         assert!(!metrics.is_healthy());
     }

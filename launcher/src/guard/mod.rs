@@ -67,6 +67,16 @@ pub struct GuardOptions {
     pub token: Option<u64>,
 }
 
+/// What a guard is told while it is at work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Orders {
+    /// From one checkpoint to the next; a change takes effect at the next tick.
+    pub interval: Duration,
+    /// Somebody found the application to have failed, though its containers may run: it is rolled back, once for each number, of which
+    /// later ones are greater.
+    pub failure: Option<i64>,
+}
+
 /// What a guard has to tell.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -103,9 +113,9 @@ pub enum GuardEvent<'a> {
         /// How often so far.
         skipped: u64,
     },
-    /// Containers are gone.
+    /// Containers are gone, or the application was found to have failed.
     Lost {
-        /// Which.
+        /// Which; none if they may still run.
         containers: &'a [String],
     },
     /// The application is being rolled back.
@@ -206,6 +216,9 @@ pub enum GuardError {
     /// Somebody newer acts for the application, or it is not known who does.
     #[error(transparent)]
     Fenced(#[from] FenceError),
+    /// The lease under which it acted is over, or may be.
+    #[error("the lease is over: the Configuration DB does not answer, or says so")]
+    LeaseOver,
     /// An application that was never guarded does not run as a whole.
     #[error("of {application}, which was not guarded before, {} not run", does(containers))]
     NotRunning {
@@ -257,7 +270,7 @@ fn words(surrender: Surrender) -> String {
 /// An application that cannot be guarded, or was given up.
 pub async fn guard(
     options: &GuardOptions,
-    interval: watch::Receiver<Duration>,
+    orders: watch::Receiver<Orders>,
     metrics: &GuardMetrics,
     watcher: &dyn GuardWatcher,
 ) -> Result<(), GuardError> {
@@ -287,14 +300,16 @@ pub async fn guard(
     if let (None, Look::Missing(containers)) = (&known, found) {
         return Err(GuardError::NotRunning { application, containers });
     }
-    let state = known.unwrap_or_else(|| state_file.begin(&application));
+    let mut state = known.unwrap_or_else(|| state_file.begin(&application));
+    let names = options.checkpoint.members.iter();
+    state.members = names.filter_map(|wanted| Some((wanted.id.clone()?, wanted.container.clone()))).collect();
     state_file.write(&state).map_err(file(&state_file.path().to_owned()))?;
     // From here on no older guard's hooks let anything happen, also where its lock is gone and it does not know.
     let fence = Fence::raise(&run_root, &application, options.token)?;
     let mut own = options.clone();
     own.checkpoint.fence = Some(fence.clone());
     own.restore.fence = Some(fence.clone());
-    Guard { options: &own, metrics, watcher, fence, state, state_file, running: None }.run(interval).await
+    Guard { options: &own, metrics, watcher, fence, state, state_file, running: None }.run(orders).await
 }
 
 /// One guard at work.
@@ -324,7 +339,7 @@ enum Done {
 /// Why the driver woke up.
 enum Woken {
     Stop,
-    Interval,
+    Orders,
     Lost(Vec<String>),
     Done(Box<Done>),
     Pruned(Result<PruneReport, PruneError>),
@@ -332,19 +347,18 @@ enum Woken {
 }
 
 impl Guard<'_> {
-    async fn run(mut self, mut interval: watch::Receiver<Duration>) -> Result<(), GuardError> {
+    async fn run(mut self, mut orders: watch::Receiver<Orders>) -> Result<(), GuardError> {
         let stop = self.options.checkpoint.cancel.clone();
-        let first = *interval.borrow_and_update();
-        let mut decider = match look(&self.options.checkpoint.members).await? {
-            Look::All(running) => {
-                self.watch(running);
-                Decider::new(self.options.limits, first, true, Instant::now())
-            }
-            Look::Missing(containers) => {
-                self.lost(&containers);
-                Decider::new(self.options.limits, first, false, Instant::now())
-            }
-        };
+        let mut ordered = *orders.borrow_and_update();
+        let found = look(&self.options.checkpoint.members).await?;
+        let mut decider = Decider::new(self.options.limits, ordered.interval, Instant::now());
+        match found {
+            Look::All(running) => self.watch(running),
+            Look::Missing(containers) => self.fall(&containers, &mut decider),
+        }
+        if self.is_new(ordered.failure) {
+            self.fall(&[], &mut decider);
+        }
         let mut work: Option<Work<'_>> = None;
         let mut pruning: Option<Pruning<'_>> = None;
         let mut cancel = CancellationToken::new();
@@ -377,23 +391,25 @@ impl Guard<'_> {
                 None => {}
             }
             let under_way = (work.as_mut(), pruning.as_mut());
-            let woken = wait(&decider, self.running.as_ref(), under_way, &mut interval, &stop).await;
+            let woken = wait(&decider, self.running.as_ref(), under_way, &mut orders, &stop).await;
             let now = Instant::now();
             match woken {
                 Woken::Stop => {
                     // Whatever is under way ends in good order by the same token.
                     if let Some(work) = work.take() {
                         let done = work.await;
-                        self.finish(done, &mut decider);
+                        self.finish(done, &mut decider, ordered.failure);
                     }
                     return Ok(());
                 }
-                Woken::Interval => decider.handle_interval(*interval.borrow_and_update()),
-                Woken::Lost(containers) => {
-                    self.running = None;
-                    self.lost(&containers);
-                    decider.handle_loss(now);
+                Woken::Orders => {
+                    let before = std::mem::replace(&mut ordered, *orders.borrow_and_update());
+                    decider.handle_interval(ordered.interval);
+                    if ordered.failure != before.failure && self.is_new(ordered.failure) {
+                        self.fall(&[], &mut decider);
+                    }
                 }
+                Woken::Lost(containers) => self.fall(&containers, &mut decider),
                 Woken::Pruned(pruned) => {
                     pruning = None;
                     self.pruned(&pruned);
@@ -404,7 +420,7 @@ impl Guard<'_> {
                         // One that still goes on will not see the newest; the next one does.
                         pruning.get_or_insert_with(|| Box::pin(prune(self.options, policy)));
                     }
-                    self.finish(*done, &mut decider);
+                    self.finish(*done, &mut decider, ordered.failure);
                 }
                 Woken::Time => {
                     let skipped = decider.skipped();
@@ -419,7 +435,7 @@ impl Guard<'_> {
     }
 
     /// Tells what came of it, notes it, and lets the decider know.
-    fn finish(&mut self, done: Done, decider: &mut Decider) {
+    fn finish(&mut self, done: Done, decider: &mut Decider, failure: Option<i64>) {
         let now = Instant::now();
         match done {
             Done::Checkpoint(Ok(report), begun) => {
@@ -437,6 +453,8 @@ impl Guard<'_> {
             Done::Rollback(Ok((epoch, digest, running))) => {
                 let undone = self.state.undone_by(&digest);
                 self.state.rollbacks += 1;
+                // Whichever brought it back, it is not the application any more that failed then.
+                self.state.failure = self.state.failure.max(failure);
                 self.note();
                 self.metrics.rolled_back(undone);
                 self.watcher.event(GuardEvent::RolledBack { epoch, undone });
@@ -466,6 +484,18 @@ impl Guard<'_> {
         self.running = Some(running);
     }
 
+    /// Whether somebody found the application to have failed, and it was not rolled back for that yet.
+    fn is_new(&self, failure: Option<i64>) -> bool {
+        failure > self.state.failure
+    }
+
+    /// The application is not what it should be: containers are gone, or it was found to have failed.
+    fn fall(&mut self, containers: &[String], decider: &mut Decider) {
+        self.running = None;
+        self.lost(containers);
+        decider.handle_loss(Instant::now());
+    }
+
     fn lost(&mut self, containers: &[String]) {
         self.state.lost(SystemTime::now());
         self.note();
@@ -486,7 +516,7 @@ async fn wait(
     decider: &Decider,
     running: Option<&Running>,
     (work, pruning): (Option<&mut Work<'_>>, Option<&mut Pruning<'_>>),
-    interval: &mut watch::Receiver<Duration>,
+    orders: &mut watch::Receiver<Orders>,
     stop: &CancellationToken,
 ) -> Woken {
     let lost = async {
@@ -514,8 +544,8 @@ async fn wait(
         }
     };
     let changed = async {
-        // Nobody who could change it is left: it stays as it is.
-        if interval.changed().await.is_err() {
+        // Nobody who could change them is left: they stay as they are.
+        if orders.changed().await.is_err() {
             pending::<()>().await;
         }
     };
@@ -527,7 +557,7 @@ async fn wait(
         done = done => Woken::Done(Box::new(done)),
         container = lost => Woken::Lost(vec![container]),
         pruned = pruned => Woken::Pruned(pruned),
-        () = changed => Woken::Interval,
+        () = changed => Woken::Orders,
         () = time => Woken::Time,
     }
 }

@@ -1,12 +1,13 @@
 //! What a guard knows beyond its own life: a file, so that one that was killed goes on where it was.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use image_format::{ApplicationId, Digest, Epoch};
+use image_format::{ApplicationId, Digest, Epoch, MemberId};
 use serde::{Deserialize, Serialize};
 
 /// Checkpoints and failures that are remembered.
@@ -26,6 +27,12 @@ pub struct GuardState {
     pub losses: Vec<u64>,
     /// Rollbacks that succeeded.
     pub rollbacks: u64,
+    /// The last failure told from outside for which it was rolled back.
+    #[serde(default)]
+    pub failure: Option<i64>,
+    /// The containers that it is made of, by the members that they are.
+    #[serde(default)]
+    pub members: BTreeMap<MemberId, String>,
 }
 
 /// One checkpoint.
@@ -42,7 +49,16 @@ pub struct Taken {
 impl GuardState {
     fn new(application: ApplicationId, now: SystemTime) -> Self {
         let (checkpoints, losses) = (Vec::new(), Vec::new());
-        Self { version: 1, application, since: millis(now), checkpoints, losses, rollbacks: 0 }
+        Self {
+            version: 1,
+            application,
+            since: millis(now),
+            checkpoints,
+            losses,
+            rollbacks: 0,
+            failure: None,
+            members: BTreeMap::new(),
+        }
     }
 
     /// Notes a permanent checkpoint.

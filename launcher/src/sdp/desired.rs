@@ -54,6 +54,31 @@ pub struct Container {
     pub labels: BTreeMap<String, String>,
 }
 
+impl Container {
+    /// Adds containers that are known to be members, with the labels that say so, where nothing on the machine is that member.
+    pub(super) fn add_missing(containers: &mut Vec<Self>, members: &BTreeMap<MemberId, String>) {
+        for (member, name) in members {
+            let mut parts = member.as_str().rsplitn(3, '.');
+            let (Some(ordinal), Some(role), Some(deployment)) = (parts.next(), parts.next(), parts.next()) else {
+                continue;
+            };
+            let labels = [(DEPLOYMENT_LABEL, deployment), (ROLE_LABEL, role), (ORDINAL_LABEL, ordinal)];
+            let labels: BTreeMap<_, _> = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+            if !containers.iter().any(|container| container.member().as_ref() == Some(member)) {
+                containers.push(Self { name: name.clone(), labels });
+            }
+        }
+    }
+
+    /// The member that its labels make it.
+    fn member(&self) -> Option<MemberId> {
+        let [deployment, role, ordinal] =
+            [DEPLOYMENT_LABEL, ROLE_LABEL, ORDINAL_LABEL].map(|label| self.labels.get(label));
+        let ordinal: u32 = ordinal?.parse().ok()?;
+        format!("{}.{}.{ordinal}", deployment?, role?).parse().ok()
+    }
+}
+
 /// How a block is to be guarded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockPlan {
@@ -173,6 +198,11 @@ impl Database {
 }
 
 impl Snapshot {
+    /// The blocks that there are.
+    pub fn blocks(&self) -> impl Iterator<Item = &BlockId> {
+        self.blocks.keys()
+    }
+
     fn read(revision: i64, found: &BTreeMap<String, Found>, blocks: &str, settings: &str) -> Self {
         let mut snapshot = Self { revision, ..Self::default() };
         for (key, Found { value, changed, .. }) in found {
@@ -263,6 +293,21 @@ mod tests {
             assert_eq!(judged(Some(&status(over)), &DEFAULTS, &two()), Desired::Leave, "{over}");
         }
         assert_eq!(judged(None, &DEFAULTS, &two()), Desired::Leave);
+    }
+
+    #[test]
+    fn what_a_killed_guard_had_taken_away_is_still_of_its_block() {
+        let known = two();
+        let Desired::Guard(plan) = judged(Some(&status("RUNNING")), &DEFAULTS, &known) else { panic!("it runs") };
+        let mut left = known[1..].to_vec();
+        Container::add_missing(&mut left, &plan.members);
+        assert_eq!(judged(Some(&status("RUNNING")), &DEFAULTS, &left), Desired::Guard(plan.clone()));
+        // One that is there under another name is the one.
+        let mut renamed = known;
+        renamed[0].name = "receive-new".to_owned();
+        let before = renamed.clone();
+        Container::add_missing(&mut renamed, &plan.members);
+        assert_eq!(renamed, before);
     }
 
     #[test]

@@ -1,13 +1,18 @@
 //! SKA's Configuration DB on a real etcd: what the console's words print and write, and what happens while etcd is gone.
 
 use std::collections::BTreeMap;
-use std::process::Command;
+use std::fs::{self, File};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use launcher::sdp::{Acquired, CatalogueEntry, Database, DatabaseError, Desired, Endpoint, Held, Prefix, desired};
 
-use syncpoint_tests::{Etcd, bin, run, run_failing};
+use serde_json::Value;
+use syncpoint_tests::{Etcd, Ledger, Registry, Task, bin, run, run_failing, wait_until};
+use tempfile::TempDir;
+
+use crate::setup::Keys;
 
 const BLOCK: &str = "pb-mvp01-20200425-00000";
 
@@ -148,4 +153,140 @@ fn what_others_wrote_wrong_is_named() {
         let (code, said) = run_failing(&mut console(&etcd, arguments));
         assert_eq!(code, 2, "{arguments:?}: {said}");
     }
+}
+
+/// `syncpoint guard --sdp` at work.
+struct Service {
+    dir: TempDir,
+    process: Child,
+}
+
+impl Service {
+    fn start(etcd: &Etcd, registry: &Registry, keys: &Keys) -> Self {
+        let dir = TempDir::new().unwrap();
+        let plan = format!("key = \"{}\"\n[guard]\nprobation = \"1s\"\n[retention]\nkeep-last = 2\n", keys.private());
+        fs::write(dir.path().join("plan.toml"), plan).unwrap();
+        let process = Self::spawn(&dir, etcd, registry);
+        Self { dir, process }
+    }
+
+    fn spawn(dir: &TempDir, etcd: &Etcd, registry: &Registry) -> Child {
+        let log = File::options().append(true).create(true).open(dir.path().join("log")).unwrap();
+        let mut command = registry.syncpoint(["guard", "--sdp", "--log-format", "json", "--metrics", "127.0.0.1:5097"]);
+        command.arg("--plan").arg(dir.path().join("plan.toml")).arg("--state-dir").arg(dir.path().join("state"));
+        command.env("SDP_CONFIG_PORT", etcd.port().to_string()).stderr(log).stdout(Stdio::null()).spawn().unwrap()
+    }
+
+    fn events(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    fn count(&self, event: &str) -> usize {
+        self.events().iter().filter(|found| found["event"] == event).count()
+    }
+
+    fn wait_for(&self, event: &str, more_than: usize) {
+        wait_until(&format!("{event} after {more_than}"), || self.count(event) > more_than);
+    }
+
+    fn wait_for_words(&self, words: &str) {
+        let says = |event: &Value| event["message"].as_str().is_some_and(|message| message.contains(words));
+        wait_until(words, || self.events().iter().any(says));
+    }
+
+    fn metrics(&self) -> String {
+        run(&mut syncpoint_tests::command("curl", ["--silent", "http://127.0.0.1:5097/metrics"]))
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if std::thread::panicking() {
+            eprintln!("{}", fs::read_to_string(self.dir.path().join("log")).unwrap_or_default());
+        }
+    }
+}
+
+#[test]
+fn processing_blocks_are_guarded_while_the_database_says_so() {
+    let (mut etcd, registry, keys) = (Etcd::start(23790), Registry::start(5098), Keys::generate());
+    let ledger = Ledger;
+    ledger.wipe();
+    let deployment = format!("proc-{BLOCK}-receive");
+    for (ordinal, name) in ["receive-x7f", "receive-q2b"].iter().enumerate() {
+        let labels = [format!("deployment={deployment}"), "role=receiver".to_owned(), format!("ordinal={ordinal}")];
+        let labels: Vec<_> = labels.iter().map(|label| format!("--label=io.syncpoint.sdp.{label}")).collect();
+        let labels: Vec<_> = labels.iter().map(String::as_str).collect();
+        ledger.run(name, &labels, &["writer", "--interval-ms", "20", "--print-every", "100000"]);
+    }
+    run(&mut console(&etcd, &["interval", "2000"]));
+    run(&mut console(&etcd, &["storage", &registry.repository("sdp")]));
+    let state_key = format!("/pb/{BLOCK}/state");
+    let state = |status: &str| format!("{{\"status\": \"{status}\"}}");
+    etcd.put(&format!("/pb/{BLOCK}"), "{}");
+    etcd.put(&state_key, &state("STARTING"));
+    let mut service = Service::start(&etcd, &registry, &keys);
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(service.count("checkpoint"), 0, "it does not run yet");
+
+    // It runs: it is guarded, and what became permanent stands in the catalogue.
+    etcd.put(&state_key, &state("RUNNING"));
+    service.wait_for("checkpoint", 1);
+    let catalogue = format!("/checkpoint/catalogue/{BLOCK}/");
+    let entries = || run(&mut etcd.tool(["get", &catalogue, "--prefix", "--keys-only"])).split_whitespace().count();
+    wait_until("two are in the catalogue", || entries() >= 2);
+    assert!(etcd.get(&format!("{catalogue}{:020}", 1)).contains(&format!("{deployment}.receiver.1")));
+    assert!(service.metrics().contains(&format!("syncpoint_running{{application=\"{BLOCK}\"}} 1")));
+
+    // It was found to have failed, though its containers run: it is rolled back, once.
+    let before = Ledger::running();
+    etcd.put(&state_key, &state("FAILED"));
+    service.wait_for("rolled-back", 0);
+    service.wait_for("checkpoint", service.count("checkpoint"));
+    assert_eq!((service.count("rolled-back"), Ledger::running()), (1, before));
+    etcd.put(&state_key, &state("RUNNING"));
+    // A container dies, and in the middle of what follows the guard does: the next one knows of whom the block is made.
+    Task::of("receive-x7f").signal(nix::sys::signal::Signal::SIGKILL);
+    service.wait_for("rolling-back", 1);
+    service.process.kill().unwrap();
+    service.process.wait().unwrap();
+    service.process = Service::spawn(&service.dir, &etcd, &registry);
+    service.wait_for("rolled-back", 1);
+    service.wait_for("checkpoint", service.count("checkpoint"));
+
+    // The interval is changed while it is at work, and holds from the next tick on.
+    run(&mut console(&etcd, &["--pb", BLOCK, "interval", "60000"]));
+    std::thread::sleep(Duration::from_secs(2));
+    service.wait_for("checkpoint", service.count("checkpoint"));
+    let made = service.count("checkpoint");
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(service.count("checkpoint"), made);
+    run(&mut console(&etcd, &["--pb", BLOCK, "interval", "1000"]));
+
+    // Nothing is known any more: nothing is done, and what runs of the application runs on.
+    etcd.stop();
+    service.wait_for_words("the lease is over");
+    let (made, begun) = (service.count("checkpoint"), service.count("rolling-back"));
+    Task::of("receive-q2b").signal(nix::sys::signal::Signal::SIGKILL);
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!((service.count("checkpoint"), service.count("rolling-back")), (made, begun));
+    assert_eq!(Ledger::running(), ["receive-x7f"]);
+    etcd.restart();
+    service.wait_for("rolled-back", 2);
+    service.wait_for("checkpoint", made);
+    assert_eq!(Ledger::running(), ["receive-q2b", "receive-x7f"]);
+
+    // It is finished: it is left alone.
+    etcd.put(&state_key, &state("FINISHED"));
+    service.wait_for_words("it is not guarded any more");
+    let made = service.count("checkpoint");
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(service.count("checkpoint"), made);
+    assert!(!service.metrics().contains(BLOCK));
+    assert_eq!(etcd.get(&format!("/checkpoint/owner/{BLOCK}")), "");
+    ledger.wipe();
 }

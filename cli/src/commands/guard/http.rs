@@ -1,9 +1,10 @@
 //! What a guard shows over http: its metrics to Prometheus, and whether all is well. Nothing else, and nothing secret.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -22,8 +23,32 @@ const CONNECTIONS: usize = 16;
 /// How long a request may take to come.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// The applications that are guarded, by their names.
+#[derive(Debug, Clone, Default)]
+pub struct Shown(Arc<Mutex<BTreeMap<String, Arc<GuardMetrics>>>>);
+
+impl Shown {
+    /// One more, in the place of any of that name.
+    pub fn insert(&self, name: String, metrics: Arc<GuardMetrics>) {
+        self.lock().insert(name, metrics);
+    }
+
+    /// One less.
+    pub fn remove(&self, name: &str) {
+        self.lock().remove(name);
+    }
+
+    fn all(&self) -> Vec<Arc<GuardMetrics>> {
+        self.lock().values().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<GuardMetrics>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Answers until the program ends. Gives the address that it listens at.
-pub async fn serve(address: SocketAddr, metrics: Arc<GuardMetrics>) -> io::Result<SocketAddr> {
+pub async fn serve(address: SocketAddr, shown: Shown) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind(address).await?;
     let bound = listener.local_addr()?;
     tokio::spawn(async move {
@@ -34,9 +59,9 @@ pub async fn serve(address: SocketAddr, metrics: Arc<GuardMetrics>) -> io::Resul
                 tokio::time::sleep(PATIENCE).await;
                 continue;
             };
-            let metrics = Arc::clone(&metrics);
+            let shown = shown.clone();
             tokio::spawn(async move {
-                let answer = service_fn(|request| std::future::ready(answer(&request, &metrics)));
+                let answer = service_fn(|request| std::future::ready(answer(&request, &shown.all())));
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(PATIENCE)
@@ -51,16 +76,16 @@ pub async fn serve(address: SocketAddr, metrics: Arc<GuardMetrics>) -> io::Resul
     Ok(bound)
 }
 
-fn answer(request: &Request<Incoming>, metrics: &GuardMetrics) -> Result<Response<Full<Bytes>>, Infallible> {
+fn answer(request: &Request<Incoming>, all: &[Arc<GuardMetrics>]) -> Result<Response<Full<Bytes>>, Infallible> {
     let (status, kind, text) = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/metrics") => {
-            (StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics.to_prometheus())
+            (StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", GuardMetrics::to_prometheus(all))
         }
-        (&Method::GET | &Method::HEAD, "/health") if metrics.is_healthy() => {
-            (StatusCode::OK, "text/plain", "the application runs\n".to_owned())
+        (&Method::GET | &Method::HEAD, "/health") if all.iter().all(|one| one.is_healthy()) => {
+            (StatusCode::OK, "text/plain", "what is guarded runs\n".to_owned())
         }
         (&Method::GET | &Method::HEAD, "/health") => {
-            (StatusCode::SERVICE_UNAVAILABLE, "text/plain", "the application does not run as a whole\n".to_owned())
+            (StatusCode::SERVICE_UNAVAILABLE, "text/plain", "not all that is guarded runs as a whole\n".to_owned())
         }
         _ => (StatusCode::NOT_FOUND, "text/plain", "there are /metrics and /health\n".to_owned()),
     };

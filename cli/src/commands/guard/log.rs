@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use image_format::{ApplicationId, rfc3339};
+use image_format::rfc3339;
 use launcher::{GuardEvent, GuardWatcher};
 use registry::Reference;
 use serde_json::{Map, Value, json};
@@ -18,7 +18,10 @@ use crate::progress::Reporter;
 pub struct Log {
     json: bool,
     reporter: Arc<Reporter>,
-    application: ApplicationId,
+    /// Of whom it tells, if it is of one.
+    application: Option<String>,
+    /// There are others: each line begins with whom it is about.
+    one_of_many: bool,
 }
 
 /// How much an event matters.
@@ -29,16 +32,34 @@ enum Level {
 }
 
 impl Log {
-    pub fn new(json: bool, reporter: Arc<Reporter>, application: ApplicationId) -> Self {
-        Self { json, reporter, application }
+    pub fn new(json: bool, reporter: Arc<Reporter>, application: Option<String>) -> Self {
+        Self { json, reporter, application, one_of_many: false }
+    }
+
+    /// The same, where others write too.
+    pub fn one_of_many(self) -> Self {
+        Self { one_of_many: true, ..self }
     }
 
     /// The guard begins.
     pub fn started(&self, to: &Reference, interval: Duration, metrics: Option<SocketAddr>) {
         let shown = metrics.map(|address| format!(", metrics at http://{address}/metrics")).unwrap_or_default();
-        let text = format!("guarding {}, a checkpoint every {interval:?} to {to}{shown}", self.application);
+        let name = self.application.as_deref().unwrap_or_default();
+        let text = format!("guarding {name}, a checkpoint every {interval:?} to {to}{shown}");
         let fields = json!({"interval_ms": millis(interval), "to": to.to_string(), "metrics": metrics});
         self.write("started", Level::Info, &text, fields);
+    }
+
+    /// A service for whatever the Configuration DB says begins.
+    pub fn serving(&self, root: &str, metrics: Option<SocketAddr>) {
+        let shown = metrics.map(|address| format!(", metrics at http://{address}/metrics")).unwrap_or_default();
+        let text = format!("guarding what {root} of the Configuration DB says{shown}");
+        self.write("started", Level::Info, &text, json!({"root": root, "metrics": metrics}));
+    }
+
+    /// Something is worth a person's attention.
+    pub fn warning(&self, words: &str) {
+        self.write("warning", Level::Warning, words, json!({}));
     }
 
     /// The guard ends, well.
@@ -49,7 +70,9 @@ impl Log {
     fn write(&self, event: &str, level: Level, text: &str, fields: Value) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         if !self.json {
-            let line = format!("{}  {text}", rfc3339(now));
+            let whose = self.application.as_deref().filter(|_| self.one_of_many);
+            let whose = whose.map(|name| format!("{name}: ")).unwrap_or_default();
+            let line = format!("{}  {whose}{text}", rfc3339(now));
             return match level {
                 Level::Info => self.reporter.note(&line),
                 Level::Warning => self.reporter.warn(&line),
@@ -60,7 +83,7 @@ impl Log {
         let level = if level == Level::Info { "info" } else { "warning" };
         line.insert("level".to_owned(), level.into());
         line.insert("event".to_owned(), event.into());
-        line.insert("application".to_owned(), self.application.as_str().into());
+        line.insert("application".to_owned(), self.application.clone().into());
         line.insert("message".to_owned(), text.into());
         if let Value::Object(fields) = fields {
             line.extend(fields);
@@ -152,7 +175,10 @@ impl GuardWatcher for Log {
                 self.write("skipped", Level::Warning, &text, json!({"skipped": skipped}));
             }
             GuardEvent::Lost { containers } => {
-                let text = format!("lost: {}", containers.join(", "));
+                let text = match containers {
+                    [] => "found to have failed".to_owned(),
+                    containers => format!("lost: {}", containers.join(", ")),
+                };
                 self.write("lost", Level::Warning, &text, json!({"containers": containers}));
             }
             GuardEvent::RollingBack { epoch, digest } => {
@@ -170,7 +196,7 @@ impl GuardWatcher for Log {
                 let text = format!("rollback{which} failed: {}", in_a_line(error));
                 self.write("rollback-failed", Level::Warning, &text, json!({"epoch": epoch.map(|epoch| epoch.0)}));
             }
-            GuardEvent::Warning { warning } => self.write("warning", Level::Warning, warning, json!({})),
+            GuardEvent::Warning { warning } => self.warning(warning),
             // Whatever a later version of the library tells.
             _ => {}
         }

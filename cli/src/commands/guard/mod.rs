@@ -2,6 +2,7 @@
 
 mod http;
 mod log;
+mod sdp;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,14 +12,16 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use image_format::Compression;
+use launcher::sdp::Prefix;
 use launcher::{
-    CheckpointOptions, Destination, GuardError, GuardMetrics, GuardOptions, Limits, RestoreOptions, Signer, Trust,
-    Wanted,
+    CheckpointOptions, Destination, GuardError, GuardMetrics, GuardOptions, Limits, Orders, RestoreOptions, Signer,
+    Trust, Wanted,
 };
 use registry::Reference;
 use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 
+use self::http::Shown;
 use self::log::Log;
 use crate::chain::Chains;
 use crate::commands::checkpoint;
@@ -45,6 +48,17 @@ pub struct GuardArgs {
     /// Who is guarded, how, and where the checkpoints go
     #[arg(long, value_name = "FILE")]
     plan: PathBuf,
+
+    /// Guard the processing blocks of SKA's Configuration DB that run here
+    ///
+    /// It says which ones, how often and where to: $SDP_CONFIG_HOST and the other variables name it, `syncpoint sdp checkpoint` sets it. The
+    /// plan has what is the same for all: key, deadlines, [guard], [retention]; no application, no members. docs/guide/sdp.md.
+    #[arg(long, conflicts_with = "interval")]
+    sdp: bool,
+
+    /// What stands in front of every key of the Configuration DB
+    #[arg(long, value_name = "PREFIX", requires = "sdp", default_value = "", hide_default_value = true)]
+    prefix: Prefix,
 
     /// From one checkpoint to the next, such as 30s; goes before the plan's
     #[arg(long, value_name = "TIME")]
@@ -91,6 +105,9 @@ enum LogFormat {
 
 /// Guards.
 pub async fn run(args: GuardArgs, context: &Context) -> Result<(), CommandError> {
+    if args.sdp {
+        return sdp::run(args, context).await;
+    }
     let plan = plan::read(&args.plan)?;
     let missing = |what: &str| CommandError::usage(format!("{} does not say {what}", args.plan.display()));
     let interval = args.interval.map(|time| time.0).or(plan.guard.interval).ok_or_else(|| missing("the interval"))?;
@@ -98,38 +115,44 @@ pub async fn run(args: GuardArgs, context: &Context) -> Result<(), CommandError>
     let (to, options) = options(&args, plan, context).await?;
     let application = options.checkpoint.application.clone();
     let metrics = Arc::new(GuardMetrics::new(application.clone()));
-    let shown = match args.metrics {
-        Some(address) => {
-            let served = http::serve(address, Arc::clone(&metrics)).await;
-            Some(served.doing(|| format!("metrics cannot be shown at {address}"))?)
-        }
-        None => None,
-    };
-    let log = Log::new(args.log_format == LogFormat::Json, Arc::clone(&context.reporter), application.clone());
+    let shown = Shown::default();
+    shown.insert(application.to_string(), Arc::clone(&metrics));
+    let shown = show(args.metrics, shown).await?;
+    let log =
+        Log::new(args.log_format == LogFormat::Json, Arc::clone(&context.reporter), Some(application.to_string()));
     log.started(&to, interval, shown);
-    // Kept, so that the interval stays what it is.
-    let (_interval, changed) = tokio::sync::watch::channel(interval);
-    notify(&[NotifyState::Ready]);
-    let guarded = {
-        let mut guarding = pin!(launcher::guard(&options, changed, &metrics, &log));
-        let watchdog = sd_notify::watchdog_enabled().map(|time| time / 2);
-        loop {
-            // In the same task: a guard that hangs in it is not said to be well.
-            tokio::select! {
-                guarded = &mut guarding => break guarded,
-                () = tokio::time::sleep(watchdog.unwrap_or(Duration::MAX)), if watchdog.is_some() => {
-                    notify(&[NotifyState::Watchdog]);
-                }
-            }
-        }
-    };
-    notify(&[NotifyState::Stopping]);
-    guarded.map_err(failed)?;
+    let (_orders, orders) = tokio::sync::watch::channel(Orders { interval, failure: None });
+    serve(launcher::guard(&options, orders, &metrics, &log)).await.map_err(failed)?;
     if on_terminate == OnTerminate::Preempt {
         return preempt(&options, &log).await;
     }
     log.ended("the application runs on");
     Ok(())
+}
+
+/// Shows metrics at an address, if there is one; gives the address that it came to be.
+async fn show(address: Option<SocketAddr>, shown: Shown) -> Result<Option<SocketAddr>, CommandError> {
+    let Some(address) = address else { return Ok(None) };
+    let served = http::serve(address, shown).await;
+    served.map(Some).doing(|| format!("metrics cannot be shown at {address}"))
+}
+
+/// Runs a service to its end, with the service manager's words.
+async fn serve<T>(service: impl Future<Output = T>) -> T {
+    notify(&[NotifyState::Ready]);
+    let mut service = pin!(service);
+    let watchdog = sd_notify::watchdog_enabled().map(|time| time / 2);
+    let ended = loop {
+        // In the same task: a guard that hangs in it is not said to be well.
+        tokio::select! {
+            ended = &mut service => break ended,
+            () = tokio::time::sleep(watchdog.unwrap_or(Duration::MAX)), if watchdog.is_some() => {
+                notify(&[NotifyState::Watchdog]);
+            }
+        }
+    };
+    notify(&[NotifyState::Stopping]);
+    ended
 }
 
 /// What the service manager is told; without one, nothing.

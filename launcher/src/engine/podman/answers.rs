@@ -129,6 +129,19 @@ pub(super) fn containers(answer: &[u8]) -> Result<Vec<Container>, serde_json::Er
     Ok(entries.unwrap_or_default().into_iter().map(container).collect())
 }
 
+/// `podman ps`, with the labels of each.
+pub(super) fn labels(answer: &[u8]) -> Result<Vec<(String, BTreeMap<String, String>)>, serde_json::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Entry {
+        names: Option<Vec<String>>,
+        labels: Option<BTreeMap<String, String>>,
+    }
+    let entries: Option<Vec<Entry>> = serde_json::from_slice(answer)?;
+    let named = |Entry { names, labels }| Some((names?.into_iter().next()?, labels.unwrap_or_default()));
+    Ok(entries.unwrap_or_default().into_iter().filter_map(named).collect())
+}
+
 pub(super) fn volumes(answer: &[u8]) -> Result<BTreeSet<String>, serde_json::Error> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]

@@ -8,7 +8,7 @@
 
 mod answers;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -83,6 +83,11 @@ impl Engine for Podman {
         let filter = format!("label={label}={value}");
         let found = ask(["ps", "--filter", &filter, "--format", "json"], answers::containers).await?;
         Ok(found.into_iter().map(|container| container.id).collect())
+    }
+
+    async fn with_label(&self, label: &str) -> Result<Vec<(String, BTreeMap<String, String>)>, EngineError> {
+        let filter = format!("label={label}");
+        ask(["ps", "--all", "--filter", &filter, "--format", "json"], answers::labels).await
     }
 
     async fn source(&self, container: &str) -> Result<Option<Source>, EngineError> {
