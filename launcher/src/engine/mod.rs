@@ -269,6 +269,9 @@ pub(crate) struct Found {
     pub(crate) ours: bool,
 }
 
+/// The name of a container, and its labels.
+pub(crate) type Labelled = (String, BTreeMap<String, String>);
+
 /// What runs containers.
 #[async_trait]
 pub(crate) trait Engine: Send + Sync + fmt::Debug {
@@ -286,7 +289,7 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
     async fn labelled(&self, label: &str, value: &str) -> Result<Vec<String>, EngineError>;
 
     /// The names and labels of the containers, running or not, that have a label of this name.
-    async fn with_label(&self, label: &str) -> Result<Vec<(String, BTreeMap<String, String>)>, EngineError>;
+    async fn with_label(&self, label: &str) -> Result<Vec<Labelled>, EngineError>;
 
     /// The container of this name or id, if there is one.
     async fn source(&self, container: &str) -> Result<Option<Source>, EngineError>;

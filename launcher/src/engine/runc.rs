@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::program::{Program, ended, words_of};
 use super::{
-    CRIU_CONFIG, CRIU_CONFIGS, Container, DumpInto, Engine, EngineError, Files, Found, Lone, Marks, Source, Survey,
-    Target, kill_left, log_lines,
+    CRIU_CONFIG, CRIU_CONFIGS, Container, DumpInto, Engine, EngineError, Files, Found, Labelled, Lone, Marks, Source,
+    Survey, Target, kill_left, log_lines,
 };
 use crate::attach::Cover;
 use crate::error::chain;
@@ -73,7 +73,7 @@ impl Engine for Runc {
         Ok(Vec::new())
     }
 
-    async fn with_label(&self, _: &str) -> Result<Vec<(String, BTreeMap<String, String>)>, EngineError> {
+    async fn with_label(&self, _: &str) -> Result<Vec<Labelled>, EngineError> {
         Ok(Vec::new())
     }
 

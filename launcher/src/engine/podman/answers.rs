@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Error as _};
 
-use crate::engine::{Container, Network};
+use crate::engine::{Container, Labelled, Network};
 
 /// `podman info`.
 #[derive(Debug, PartialEq, Eq)]
@@ -130,7 +130,7 @@ pub(super) fn containers(answer: &[u8]) -> Result<Vec<Container>, serde_json::Er
 }
 
 /// `podman ps`, with the labels of each.
-pub(super) fn labels(answer: &[u8]) -> Result<Vec<(String, BTreeMap<String, String>)>, serde_json::Error> {
+pub(super) fn labels(answer: &[u8]) -> Result<Vec<Labelled>, serde_json::Error> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Entry {

@@ -8,7 +8,7 @@
 
 mod answers;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::program::{Program, ProgramError};
 use super::{
-    CRIU_CONFIG, CRIU_CONFIGS, DumpInto, Engine, EngineError, Files, Found, Layers, Marks, Source, Survey, Target,
-    is_alive, kill_left, log_lines, runc,
+    CRIU_CONFIG, CRIU_CONFIGS, DumpInto, Engine, EngineError, Files, Found, Labelled, Layers, Marks, Source, Survey,
+    Target, is_alive, kill_left, log_lines, runc,
 };
 use answers::Inspected;
 
@@ -85,7 +85,7 @@ impl Engine for Podman {
         Ok(found.into_iter().map(|container| container.id).collect())
     }
 
-    async fn with_label(&self, label: &str) -> Result<Vec<(String, BTreeMap<String, String>)>, EngineError> {
+    async fn with_label(&self, label: &str) -> Result<Vec<Labelled>, EngineError> {
         let filter = format!("label={label}");
         ask(["ps", "--all", "--filter", &filter, "--format", "json"], answers::labels).await
     }
