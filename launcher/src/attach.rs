@@ -30,9 +30,9 @@ pub(crate) struct Cover {
 }
 
 impl Cover {
-    /// Writes to `with` what is in `over`, if anything, and after it what is in `session`; CRIU takes every hook program that
-    /// it is told of.
-    pub(crate) fn make(over: &Path, session: &Path, with: &Path) -> io::Result<Self> {
+    /// Writes to `with` what is in `over`, if anything, and after it what is in `session`, and `more`; CRIU takes every hook
+    /// program that it is told of.
+    pub(crate) fn make(over: &Path, session: &Path, more: &str, with: &Path) -> io::Result<Self> {
         let own = match std::fs::metadata(over) {
             Ok(facts) if facts.len() > LARGEST_CONFIG => return Err(io::Error::other("it is too large")),
             Ok(_) => std::fs::read(over)?,
@@ -48,6 +48,7 @@ impl Cover {
             file.write_all(b"\n")?;
         }
         file.write_all(&std::fs::read(session)?)?;
+        file.write_all(more.as_bytes())?;
         Ok(Self { over: over.canonicalize()?, with: with.to_owned() })
     }
 
@@ -89,14 +90,14 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         std::fs::write(at("session.conf"), "action-script=/s/hook\n").unwrap();
         std::fs::write(at("own.conf"), "log-file=x").unwrap();
-        let cover = Cover::make(&at("own.conf"), &at("session.conf"), &at("cover")).unwrap();
-        assert_eq!(std::fs::read_to_string(at("cover")).unwrap(), "log-file=x\naction-script=/s/hook\n");
+        let cover = Cover::make(&at("own.conf"), &at("session.conf"), "tls\n", &at("cover")).unwrap();
+        assert_eq!(std::fs::read_to_string(at("cover")).unwrap(), "log-file=x\naction-script=/s/hook\ntls\n");
         assert_eq!(cover.over, at("own.conf").canonicalize().unwrap());
 
         let missing = at("etc/criu/runc.conf");
-        Cover::make(&missing, &at("session.conf"), &at("second")).unwrap();
+        Cover::make(&missing, &at("session.conf"), "", &at("second")).unwrap();
         assert_eq!(std::fs::read_to_string(&missing).unwrap(), PLACEHOLDER);
         assert!(std::fs::read_to_string(at("second")).unwrap().ends_with("action-script=/s/hook\n"));
-        assert!(Cover::make(&missing, &at("session.conf"), &at("second")).is_err(), "a cover is one program's");
+        assert!(Cover::make(&missing, &at("session.conf"), "", &at("second")).is_err(), "a cover is one program's");
     }
 }

@@ -37,7 +37,8 @@ mod workspace;
 
 pub use checkpoint::{
     CheckpointError, CheckpointErrorKind, CheckpointOptions, CheckpointReport, CheckpointedMember, Destination,
-    Elsewhere, JoinReport, Joining, MembersError, Pending, Signer, Wanted, Watcher, checkpoint, join, pending, resume,
+    Elsewhere, JoinReport, Joining, MembersError, Pages, PagesError, ParsePagesError, Pending, Signer, Wanted, Watcher,
+    checkpoint, join, pending, resume,
 };
 pub use engine::{BundleError, EngineError, EngineKind, ParseEngineError, ProgramError};
 pub use error::{RestoreError, RestoreErrorKind};

@@ -12,7 +12,7 @@ use coordinator::{Deadlines, Listen, SessionId, TlsFiles};
 use image_format::{ApplicationId, Compression, Digest, Epoch, MemberId, ParseIdError, Span};
 use launcher::{
     CheckpointError, CheckpointOptions, CheckpointReport, CheckpointedMember, Destination, Elsewhere, EngineKind,
-    Signer, Wanted,
+    Pages, Signer, Wanted,
 };
 use registry::Reference;
 use serde::Serialize;
@@ -86,6 +86,10 @@ pub struct CheckpointArgs {
     /// How layers are compressed
     #[arg(long, value_name = "HOW", default_value = "zstd", value_parser = words(Compression::ALL, Compression::as_str))]
     compression: Compression,
+
+    /// Which way memory takes: disk, as CRIU writes it, or stream, over a socket, so that only pages that changed are kept
+    #[arg(long, value_name = "WAY", default_value = "disk", value_parser = words(Pages::ALL, Pages::as_str))]
+    pages: Pages,
 
     /// Store all pages of every member again, whatever is in the line before
     #[arg(long)]
@@ -315,6 +319,7 @@ pub async fn run(mut args: CheckpointArgs, context: &Context) -> Result<(), Comm
         compression: args.compression,
         chain: (&args.chains).into(),
         rebase: args.rebase,
+        pages: args.pages,
         work_dir: args.work_dir.clone(),
         jobs: args.transport.jobs(),
         cancel: context.cancel.token(),

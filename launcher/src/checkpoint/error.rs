@@ -12,6 +12,7 @@ use registry::sign::SignError;
 use registry::{CatalogueError, CopyError, ParseReferenceError, StoreError, Tag};
 
 use super::members::MembersError;
+use super::pages::PagesError;
 use crate::{OpenFilesError, Phase};
 
 /// A checkpoint that failed. The application runs on as before, but for what [`CheckpointErrorKind::NotRunning`] says, and nothing
@@ -226,6 +227,18 @@ pub enum CheckpointErrorKind {
     /// Somebody newer acts for the application.
     #[error(transparent)]
     Fenced(#[from] FenceError),
+    /// Memory cannot come over a socket.
+    #[error(transparent)]
+    Pages(#[from] PagesError),
+    /// The memory of a member did not come whole.
+    #[error("the memory of member {member} did not come whole")]
+    Stream {
+        /// Which.
+        member: MemberId,
+        /// Why.
+        #[source]
+        source: PagesError,
+    },
     /// There is no tentative checkpoint of this name.
     #[error("there is no unfinished checkpoint {session} in {path:?}, or another syncpoint is at it")]
     NothingToResume {

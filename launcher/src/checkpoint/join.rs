@@ -25,6 +25,7 @@ use super::base::Bases;
 use super::error::{CheckpointError, CheckpointErrorKind};
 use super::members::{Member, resolve};
 use super::options::{CheckpointOptions, Destination, Joining};
+use super::pages::PageServers;
 use super::phase2::{Phase2, Sent};
 use super::record::{Tentative, TentativeMember};
 use super::seat::Seat;
@@ -289,7 +290,8 @@ impl Part<'_> {
         let outpost = Outpost::make(run_root, summons.session.clone(), remotes, hook_program).await;
         let outpost = outpost.map_err(|error| dumping(error.into()))?;
         let ended = async {
-            let covers = covers(members, workspace, |member| outpost.criu_config(member)).map_err(dumping)?;
+            let covers = covers(members, workspace, |member| outpost.criu_config(member), &PageServers::new())
+                .map_err(dumping)?;
             let seat = Seat::Elsewhere(&self.delegation);
             let dumped = session::run(seat, members, &covers, workspace, &self.options.cancel, self.watcher).await;
             let mut dumped = dumped.map_err(|broken| broken_off(broken, self.options))?;

@@ -20,6 +20,7 @@ mod error;
 mod join;
 mod members;
 mod options;
+mod pages;
 mod phase2;
 mod record;
 mod seat;
@@ -39,7 +40,9 @@ use tokio::time::Instant;
 pub use self::error::{CheckpointError, CheckpointErrorKind};
 pub use self::join::{JoinReport, join};
 pub use self::members::MembersError;
-pub use self::options::{CheckpointOptions, Destination, Elsewhere, Joining, Signer, Wanted};
+pub use self::options::{CheckpointOptions, Destination, Elsewhere, Joining, Pages, ParsePagesError, Signer, Wanted};
+pub use self::pages::PagesError;
+use self::pages::{PageServer, PageServers};
 pub use self::sweep::{Pending, pending};
 
 use self::base::Bases;
@@ -277,12 +280,17 @@ impl Run<'_> {
             fence: self.options.fence.clone(),
         };
         let mut rendezvous = self.start(plan).await.map_err(|error| failed(error.into()))?;
-        let covers = covers(&self.members, &self.workspace, |member| rendezvous.criu_config(member)).map_err(failed);
-        let ran = match covers {
-            Ok(covers) => {
+        let pages = self.page_servers();
+        let covers = pages.and_then(|pages| {
+            let config = |member: &MemberId| rendezvous.criu_config(member);
+            Ok((covers(&self.members, &self.workspace, config, &pages)?, pages))
+        });
+        let ran = match covers.map_err(failed) {
+            Ok((covers, pages)) => {
                 let (workspace, cancel) = (&self.workspace, &self.options.cancel);
                 let seat = Seat::Here(&mut rendezvous);
                 let dumped = session::run(seat, &self.members, &covers, workspace, cancel, self.watcher).await;
+                let dumped = dumped.map(|dumping| Dumping { pages, ..dumping });
                 dumped.map_err(|broken| broken_off(broken, self.options))
             }
             Err(error) => Err(error),
@@ -293,6 +301,17 @@ impl Run<'_> {
                 elsewhere::add_log(&mut rendezvous.delegates(), &mut error).await;
                 self.close(rendezvous).await;
                 Err(error)
+            }
+        }
+    }
+
+    /// Where pages are to go to, if that is not the disk.
+    fn page_servers(&self) -> Result<PageServers, CheckpointErrorKind> {
+        match self.options.pages {
+            Pages::Disk => Ok(PageServers::new()),
+            Pages::Stream => {
+                let members: Vec<_> = self.members.iter().map(|member| member.id.clone()).collect();
+                Ok(pages::listen(&members, self.workspace.path(), &self.bases, &self.options.chain)?)
             }
         }
     }
@@ -327,6 +346,7 @@ fn covers(
     members: &[Member],
     workspace: &Workspace,
     config: impl Fn(&MemberId) -> PathBuf,
+    pages: &PageServers,
 ) -> Result<BTreeMap<MemberId, Cover>, CheckpointErrorKind> {
     let cover = |member: &Member| {
         let over = &member.source.criu_config;
@@ -334,7 +354,8 @@ fn covers(
         let made = if over.as_os_str().is_empty() {
             Err(std::io::Error::other(format!("the container's annotation {CRIU_CONFIG} is empty")))
         } else {
-            Cover::make(over, &config(&member.id), &workspace.criu_config(&member.id))
+            let more = pages.get(&member.id).map_or("", PageServer::lines);
+            Cover::make(over, &config(&member.id), more, &workspace.criu_config(&member.id))
         };
         let cover = made.map_err(|source| CheckpointErrorKind::Attach {
             member: member.id.clone(),

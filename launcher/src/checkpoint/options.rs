@@ -1,6 +1,7 @@
 //! What to checkpoint, how, and where to.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use coordinator::{Deadlines, Fence, Listen, TlsFiles};
@@ -87,6 +88,43 @@ pub struct Joining {
     pub once: bool,
 }
 
+/// Which way memory takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pages {
+    /// CRIU writes it into files, as it does by itself.
+    #[default]
+    Disk,
+    /// CRIU sends it over a socket, and only what is not in the base is kept.
+    Stream,
+}
+
+impl Pages {
+    /// Both of them.
+    pub const ALL: &[Self] = &[Self::Disk, Self::Stream];
+
+    /// As a person writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Disk => "disk",
+            Self::Stream => "stream",
+        }
+    }
+}
+
+/// A text that is neither `disk` nor `stream`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it is disk or stream")]
+pub struct ParsePagesError;
+
+impl FromStr for Pages {
+    type Err = ParsePagesError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.iter().copied().find(|pages| pages.as_str() == text).ok_or(ParsePagesError)
+    }
+}
+
 /// How to checkpoint.
 #[derive(Debug, Clone)]
 pub struct CheckpointOptions {
@@ -108,6 +146,8 @@ pub struct CheckpointOptions {
     pub deadlines: Deadlines,
     /// The right to act for the application, where that can be lost; hooks ask it, and so does whoever is about to set the tag.
     pub fence: Option<Fence>,
+    /// Which way the memory of this host's members takes.
+    pub pages: Pages,
     /// How layers are compressed.
     pub compression: Compression,
     /// When a member's chain of generations ends, and a new one begins.
@@ -140,6 +180,7 @@ impl CheckpointOptions {
                 hold: std::time::Duration::from_secs(10),
             },
             fence: None,
+            pages: Pages::default(),
             compression: Compression::default(),
             chain: ChainLimits::default(),
             keep_unsent: true,

@@ -16,6 +16,7 @@ use super::base::Bases;
 use super::capture::Copies;
 use super::error::{CheckpointError, CheckpointErrorKind};
 use super::members::Member;
+use super::pages::PageServer;
 use super::record::{Tentative, TentativeMember};
 use super::session::Dumping;
 use super::{CheckpointOptions, Destination, Watcher, file, micros};
@@ -66,6 +67,7 @@ struct Parts<'a> {
     noted: TentativeMember,
     archive: Option<std::io::PipeReader>,
     copies: Option<Copies>,
+    pages: Option<PageServer>,
     /// How its engine ended.
     engine: oneshot::Receiver<Result<(), String>>,
 }
@@ -84,7 +86,8 @@ impl Phase2<'_> {
             let (end, engine) = oneshot::channel();
             ends.insert(member.id.clone(), end);
             let (archive, copies) = (dumping.archives.remove(&member.id), dumping.copies.remove(&member.id));
-            let parts = Parts { member, noted: noted.clone(), archive, copies, engine };
+            let pages = dumping.pages.remove(&member.id);
+            let parts = Parts { member, noted: noted.clone(), archive, copies, pages, engine };
             fates.push(self.member(parts, &store, &permits));
         }
         let mut sent = Sent::new();
@@ -169,7 +172,7 @@ impl Phase2<'_> {
     }
 
     async fn pack(&self, parts: Parts<'_>, store: &Arc<dyn Store>) -> Result<PackedImage, CheckpointErrorKind> {
-        let Parts { member, archive, copies, mut engine, .. } = parts;
+        let Parts { member, archive, copies, pages, mut engine, .. } = parts;
         let id = &member.id;
         let lost = |reason: String| CheckpointErrorKind::Engine { member: id.clone(), reason };
         if member.engine == EngineKind::Runc {
@@ -179,6 +182,14 @@ impl Phase2<'_> {
         let captured =
             tokio::task::spawn_blocking(move || copies.map_or(Ok(Captured::default()), Copies::archive)).await?;
         let captured = captured.map_err(|source| CheckpointErrorKind::Files { member: id.clone(), source })?;
+        let received = match pages {
+            Some(pages) => tokio::task::spawn_blocking(move || pages.received()).await?,
+            None => Ok(None),
+        };
+        let received = received.map_err(|source| CheckpointErrorKind::Stream { member: id.clone(), source })?;
+        if let Some(received) = &received {
+            received.notes().iter().for_each(|note| self.watcher.note(&format!("{id}: {note}")));
+        }
         let options = PackOptions {
             member: Some(id.clone()),
             depends_on: member.depends_on.clone(),
@@ -196,6 +207,10 @@ impl Phase2<'_> {
             let source = match archive {
                 Some(pipe) => DumpSource::stream(&name, pipe, captured)?,
                 None => DumpSource::open(&folder, config.as_deref())?,
+            };
+            let source = match received {
+                Some(received) => source.with_pages(received),
+                None => source,
             };
             pack(source, &options, &bridge)
         });

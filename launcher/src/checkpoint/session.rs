@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::capture::Copies;
 use super::members::Member;
+use super::pages::PageServers;
 use super::seat::Seat;
 use crate::attach::Cover;
 use crate::engine::{Deaths, DumpInto, is_alive, log_lines};
@@ -46,6 +47,8 @@ pub(crate) struct Dumping {
     /// What podman's members write, not read yet.
     pub(crate) archives: BTreeMap<MemberId, PipeReader>,
     pub(crate) copies: BTreeMap<MemberId, Copies>,
+    /// Where pages went to that are not in the dumps.
+    pub(crate) pages: PageServers,
     pub(crate) timings: Timings,
 }
 
@@ -125,7 +128,7 @@ pub(crate) async fn run(
     match outcome {
         Outcome::Released { timings } => {
             attempt.tell_the_rest();
-            Ok(Dumping { engines: attempt.engines, archives, copies, timings })
+            Ok(Dumping { engines: attempt.engines, archives, copies, pages: PageServers::new(), timings })
         }
         Outcome::Aborted { member, hook, reason } => {
             // An engine that is about to write sees that nobody reads.

@@ -1,6 +1,11 @@
 //! Messages that are on their way while an application is checkpointed: none is lost, none comes twice, none out of order.
 
-use std::time::Instant;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::Signal;
 use syncpoint_tests::{Ledger, MEMBERS, Registry, Task, command, run, wait_until};
@@ -38,19 +43,70 @@ fn a_running_application_is_checkpointed_wrecked_and_restored() {
     }
 }
 
-/// Each checkpoint is of the application that the one before was restored to.
 #[test]
 fn a_pair_that_exchanges_messages_at_full_speed_is_checkpointed_and_restored_again_and_again() {
+    // Who looks for files of pages does see them here.
+    assert!(exchange("disk", rounds()) > 0);
+}
+
+/// CRIU sends the memory over TLS, and writes no page.
+#[test]
+fn the_same_with_memory_that_comes_over_a_socket() {
+    assert_eq!(exchange("stream", rounds().min(20)), 0, "files of pages were written");
+}
+
+/// Looks all the time for new files of pages where podman's containers are dumped to.
+struct PagesFiles {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<usize>,
+}
+
+impl PagesFiles {
+    fn watch() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap();
+        let is_new = move |entry: &fs::DirEntry| {
+            let changed = entry.metadata().is_ok_and(|facts| facts.ctime() * 1_000_000_000 + facts.ctime_nsec() > now);
+            changed && entry.file_name().to_string_lossy().starts_with("pages-")
+        };
+        let look = move || {
+            let containers = fs::read_dir("/var/lib/containers/storage/overlay-containers").into_iter().flatten();
+            let images = containers.flatten().map(|entry| entry.path().join("userdata/checkpoint"));
+            let files = images.filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+            files.filter(is_new).count()
+        };
+        let thread = std::thread::spawn(move || {
+            let mut seen = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                seen += look();
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            seen
+        });
+        Self { stop, thread }
+    }
+
+    fn seen(self) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+/// Each checkpoint is of the application that the one before was restored to. Says how often a new file of pages was seen.
+fn exchange(pages: &str, rounds: u64) -> usize {
     let layout = Layout::new();
     let pair = ["consumer", "producer"];
     let speed = ["--interval-ms", "0", "--print-every", "1000", "--auditors", "0"];
     let ledger = Ledger::start(&speed);
     let connection = Task::of("producer").connections();
     println!("round  checkpoint  restore   messages when killed, when seen again");
-    let mut before = 0;
-    for round in 1..=rounds() {
+    let (mut before, mut seen) = (0, 0);
+    for round in 1..=rounds {
         let begun = Instant::now();
-        run(&mut layout.checkpoint("ledger", &[]));
+        let files = PagesFiles::watch();
+        run(&mut layout.checkpoint("ledger", &["--pages", pages]));
+        seen += files.seen();
         let taken = begun.elapsed();
         let tasks = pair.map(Task::of);
         let after = tasks.each_ref().map(|task| task.counter().expect("it runs on"));
@@ -76,4 +132,5 @@ fn a_pair_that_exchanges_messages_at_full_speed_is_checkpointed_and_restored_aga
         let said = run(&mut command("podman", ["logs", member]));
         assert!(!said.contains("fatal"), "{said}");
     }
+    seen
 }
