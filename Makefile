@@ -14,8 +14,7 @@ test:
 	tests/tiers $(TIERS)
 
 bench:
-	tests/bench/run
-	tests/bench/barrier
+	tests/bench/run; ran=$$?; tests/bench/barrier && exit $$ran
 
 fmt:
 	cargo fmt --all

@@ -85,11 +85,22 @@ echo ready; wait $server
 SIGNALS = {1: "USR1", 5: "USR2", 50: "HUP"}
 
 
+# No program of the benchmark takes so many seconds, except when it hangs.
+LONGEST = 600
+
+
+class Failed(Exception):
+    """What a part of the benchmark was to measure cannot be measured."""
+
+
 def run(*command, **options):
     """Runs to the end; the program's words are shown only when it fails."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=LONGEST, **options)
+    except subprocess.TimeoutExpired:
+        raise Failed(f"{' '.join(command)} did not end within {LONGEST} s") from None
     if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+        raise Failed(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
     return done.stdout
 
 
@@ -138,9 +149,12 @@ class Corpora:
         return container
 
     def wait(self, container, word, times=1):
+        deadline = time.monotonic() + LONGEST
         while run("podman", "logs", container).count(word) < times:
             if run("podman", "inspect", "--format", "{{.State.Status}}", container).strip() != "running":
-                sys.exit(f"the program in {container} died: " + subprocess.getoutput(f"podman logs {container}"))
+                raise Failed(f"the program in {container} died: " + subprocess.getoutput(f"podman logs {container}"))
+            if time.monotonic() > deadline:
+                raise Failed(f"the program in {container} did not say {word!r} within {LONGEST} s")
             time.sleep(0.2)
 
     def change(self, container, percent):
