@@ -230,15 +230,20 @@ impl Attempt<'_> {
             let reason = format!("member {} does not run: {}", missing.member, missing.reason);
             return Err(self.broken(Some(missing.member), Some(Hook::PostResume), reason));
         }
-        for target in targets {
-            let member = &target.member;
-            let reason = match target.engine.driver().find(target).await {
-                Ok(Some(found)) if found.ours && found.running => continue,
-                Ok(Some(_)) => format!("member {member} was restored, but its engine says that it does not run"),
-                Ok(None) => format!("member {member} was restored, but its container is gone"),
-                Err(error) => format!("whether member {member} runs cannot be found out: {}", chain(&error)),
-            };
-            return Err(self.broken(Some(member.clone()), None, reason));
+        for engine in targets.iter().map(|target| target.engine).collect::<BTreeSet<_>>() {
+            let its: Vec<_> = targets.iter().filter(|target| target.engine == engine).collect();
+            let found = engine.driver().find_all(&its).await.map_err(|error| {
+                let reason = format!("whether the members of {engine} run cannot be found out: {}", chain(&error));
+                self.broken(None, None, reason)
+            })?;
+            for (Target { member, .. }, found) in its.into_iter().zip(found) {
+                let reason = match found {
+                    Some(found) if found.ours && found.running => continue,
+                    Some(_) => format!("member {member} was restored, but its engine says that it does not run"),
+                    None => format!("member {member} was restored, but its container is gone"),
+                };
+                return Err(self.broken(Some(member.clone()), None, reason));
+            }
         }
         Ok(())
     }

@@ -2,10 +2,12 @@
 
 use std::cmp::Reverse;
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use image_format::{ApplicationId, Timeline};
+use launcher::guard_state;
 use launcher::interval::{Cost, optimum, overhead};
 use registry::{Listed, Reference, catalogue};
 use serde::Serialize;
@@ -24,8 +26,9 @@ const NEWEST: usize = 10;
 /// Say how often a checkpoint is worth taking
 ///
 /// By Daly's formula, from what a checkpoint costs and from how often something fails. The cost is measured by the timelines of the newest
-/// ten checkpoints in REPO (the median of how long tasks stood still), or given. Between two checkpoints an application should work for as
-/// long as is said, and never for less than it takes until a checkpoint is permanent: the next one would come before that.
+/// ten checkpoints in REPO (the median of how long tasks stood still), or given; the mean time between failures by what a guard of the
+/// application saw on this machine, or given. Between two checkpoints an application should work for as long as is said, and never for less
+/// than it takes until a checkpoint is permanent: the next one would come before that.
 #[derive(Debug, Args)]
 #[command(
     after_long_help = "With --json: {repository, checkpoints, frozen, whole, cost, mtbf, restart, optimum, interval, \
@@ -45,9 +48,13 @@ pub struct IntervalArgs {
     #[arg(long, value_name = "TIME")]
     cost: Option<Age>,
 
-    /// The mean time between two failures, such as 24h
-    #[arg(long, value_name = "TIME")]
-    mtbf: Age,
+    /// The mean time between two failures, such as 24h, instead of what a guard saw
+    #[arg(long, value_name = "TIME", required_unless_present = "repository")]
+    mtbf: Option<Age>,
+
+    /// Where the guards of this machine keep what they saw
+    #[arg(long, value_name = "DIR", default_value = launcher::GUARD_DIR)]
+    state_dir: PathBuf,
 
     /// How long it takes until a failed application runs again
     #[arg(long, value_name = "TIME", default_value = "0s")]
@@ -120,13 +127,17 @@ fn share(overhead: Option<f64>) -> String {
 
 /// Says.
 pub async fn run(args: IntervalArgs, context: &Context) -> Result<(), CommandError> {
-    let (Age(mtbf), Age(restart)) = (args.mtbf, args.restart);
-    if mtbf.is_zero() || args.interval.is_some_and(|Age(interval)| interval.is_zero()) {
+    let Age(restart) = args.restart;
+    if [args.mtbf, args.interval].into_iter().flatten().any(|Age(time)| time.is_zero()) {
         return Err(CommandError::usage("a time of nothing makes no sense for --mtbf and --interval"));
     }
-    let timelines = match &args.repository {
+    let (application, timelines) = match &args.repository {
         Some(repository) => timelines(repository, &args, context).await?,
-        None => Vec::new(),
+        None => (None, Vec::new()),
+    };
+    let mtbf = match args.mtbf {
+        Some(Age(mtbf)) => mtbf,
+        None => seen_by_guard(&args.state_dir, application.as_ref())?,
     };
     let measured = Cost::of(&timelines);
     let cost = args.cost.map(|Age(cost)| cost).or(measured.map(|measured| measured.frozen)).ok_or_else(|| {
@@ -167,12 +178,28 @@ pub async fn run(args: IntervalArgs, context: &Context) -> Result<(), CommandErr
     context.output.print(args.format, &answer)
 }
 
-/// The timelines of the newest checkpoints of one application.
+/// The mean time between the failures that a guard of this machine saw.
+fn seen_by_guard(state_dir: &Path, application: Option<&ApplicationId>) -> Result<Duration, CommandError> {
+    let unknown = |why: String| {
+        CommandError::new(Exit::NotFound, why).hint("say with --mtbf how much time there is between two failures")
+    };
+    let application = application.ok_or_else(|| unknown("there is no checkpoint, of no application".to_owned()))?;
+    let state = guard_state(state_dir, application).map_err(|error| {
+        let what = format!("what the guard of {application} keeps in {} cannot be read", state_dir.display());
+        CommandError::from(error).context(what)
+    })?;
+    let mean = state.and_then(|state| state.mean_time_between_losses()).filter(|mean| !mean.is_zero());
+    mean.ok_or_else(|| {
+        unknown(format!("no guard of {application} on this machine ({}) saw two failures", state_dir.display()))
+    })
+}
+
+/// The application whose checkpoints are there, and the timelines of the newest.
 async fn timelines(
     repository: &Reference,
     args: &IntervalArgs,
     context: &Context,
-) -> Result<Vec<Timeline>, CommandError> {
+) -> Result<(Option<ApplicationId>, Vec<Timeline>), CommandError> {
     let store = store::open(repository, &args.transport, context).await?;
     let (mut listed, _) = catalogue(&*store, args.transport.jobs()).await?;
     if let Some(application) = &args.application {
@@ -186,5 +213,5 @@ async fn timelines(
     listed.sort_by_key(|listed| Reverse(listed.global.epoch()));
     listed.dedup_by_key(|listed| listed.root.digest);
     let timelines = listed.iter().filter_map(|listed| listed.global.timeline().ok().flatten());
-    Ok(timelines.take(NEWEST).collect())
+    Ok((listed.first().map(application), timelines.take(NEWEST).collect()))
 }

@@ -125,4 +125,15 @@ fn intervals_by_dalys_formula() {
     world.bad(2, &["interval", "oci:layout", "--mtbf", "24h"]);
     let said = world.bad(3, &["interval", "oci:layout", "--mtbf", "24h", "--application", "ledger"]);
     assert!(said.contains("how long it took"), "{said}");
+
+    // Without --mtbf, what a guard saw.
+    let by_guard = ["interval", "oci:layout", "--application", "ledger", "--cost", "5m", "--state-dir", "state"];
+    let said = world.bad(3, &by_guard);
+    assert!(said.contains("no guard of ledger on this machine (state) saw two failures"), "{said}");
+    let seen = r#"{"version":1,"application":"ledger","since":0,"checkpoints":[],"losses":[0,86400000],"rollbacks":2}"#;
+    std::fs::create_dir(world.path("state")).unwrap();
+    std::fs::write(world.path("state/ledger.json"), seen).unwrap();
+    assert!(world.good(&by_guard).contains("failures   every 24.00 h"));
+    std::fs::write(world.path("state/ledger.json"), "{").unwrap();
+    world.bad(6, &by_guard);
 }

@@ -18,6 +18,7 @@
 
 mod base;
 mod compare;
+mod digest;
 mod link;
 mod pagemap;
 mod scratch;
@@ -27,11 +28,12 @@ mod write;
 pub(crate) use self::base::Dump;
 pub use self::base::{Base, BaseError, ChainLimits};
 pub use self::compare::PageChanges;
+pub(crate) use self::digest::{PageDigest, digests_of};
 pub use self::link::{Chain, Link};
 pub(crate) use self::pagemap::Run;
 pub(crate) use self::scratch::Scratch;
 pub use self::table::TableError;
-pub(crate) use self::table::{AddError, Known, RECORD, Source, Sources, Table, Tables, digest_of};
+pub(crate) use self::table::{AddError, Known, RECORD, Source, Sources, Table, Tables};
 pub(crate) use self::write::{Generated, Generations, MAX_HELD};
 
 /// Bytes of a page. Dumps with other pages are packed as they are.

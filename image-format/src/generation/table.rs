@@ -18,6 +18,7 @@ use std::io::{self, Read, Write};
 use std::ops::Deref;
 use std::path::Path;
 
+use super::digest::PageDigest;
 use super::pagemap::Pagemap;
 use super::{PAGE, Scratch};
 use crate::archive::{Entry, EntryKind, EntryName};
@@ -32,14 +33,6 @@ pub(crate) const MAX_PAGEMAP: u64 = 4 << 20;
 const MAX_TABLES: u64 = 8 << 30;
 /// Pages of all tables together: as many as may be in a dump.
 const MAX_PAGES: u64 = 1 << 30;
-
-/// The digest of a page: 128 bits of BLAKE3.
-pub(crate) type PageDigest = [u8; RECORD as usize];
-
-/// The digest of a page.
-pub(crate) fn digest_of(page: &[u8]) -> PageDigest {
-    *blake3::hash(page).as_bytes().first_chunk().unwrap_or(&[0; RECORD as usize])
-}
 
 /// Pages that follow one another in the dump and in a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

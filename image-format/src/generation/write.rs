@@ -14,8 +14,8 @@ use std::path::Path;
 use self::hashed::Hashed;
 use super::base::{Base, ChainLimits, Dump};
 use super::pagemap::{NotUnderstood, Pagemap};
-use super::table::{Known, MAX_PAGEMAP, Source, digest_of};
-use super::{Link, OWN_FOLDER, PAGE, PAGE_LEN, Scratch};
+use super::table::{Known, MAX_PAGEMAP, Source};
+use super::{Link, OWN_FOLDER, PAGE, PAGE_LEN, Scratch, digests_of};
 use crate::LayerContent;
 use crate::archive::{ArchiveError, CHUNK, Entry, read_full};
 use crate::pack::{OpenLayers, PackError, Slot};
@@ -365,8 +365,8 @@ impl<'b> Generations<'b> {
                 return Err(layers.bad_content(ArchiveError::Truncated));
             }
             left -= part as u64;
-            for (page, address) in block[..part].chunks_exact(PAGE_LEN).zip(addresses.by_ref()) {
-                let digest = digest_of(page);
+            let pages = block[..part].chunks_exact(PAGE_LEN).zip(digests_of(&block[..part]));
+            for ((page, digest), address) in pages.zip(addresses.by_ref()) {
                 self.digests.write_all(&digest).map_err(PackError::Scratch)?;
                 let before = match &mut known {
                     Some(known) => known.at(address).map_err(PackError::Scratch)?,

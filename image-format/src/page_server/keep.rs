@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 
 use super::spool::Spool;
 use super::{PageImage, ReceiveError, ReceiveLimits};
-use crate::generation::{Base, Known, PAGE, PAGE_LEN, Run, Scratch, Source, digest_of};
+use crate::generation::{Base, Known, PAGE, PAGE_LEN, PageDigest, Run, Scratch, Source, digests_of};
 
 /// Bytes of a block, whole pages.
 pub(super) const BLOCK: usize = 1 << 20;
@@ -182,7 +182,8 @@ impl Keeper {
         };
         open.runs.extend(runs);
         let generation = base.generations() + 1;
-        pages.chunks_exact(PAGE_LEN).try_for_each(|page| open.compare(page, generation, &mut self.kept))
+        let mut pages = pages.chunks_exact(PAGE_LEN).zip(digests_of(pages));
+        pages.try_for_each(|(page, digest)| open.compare(page, digest, generation, &mut self.kept))
     }
 
     fn end(&mut self) -> Result<(), ReceiveError> {
@@ -196,8 +197,7 @@ impl Keeper {
 
 impl Open {
     /// Takes the next page.
-    fn compare(&mut self, page: &[u8], generation: u32, to: &mut Kept) -> Result<(), ReceiveError> {
-        let digest = digest_of(page);
+    fn compare(&mut self, page: &[u8], digest: PageDigest, generation: u32, to: &mut Kept) -> Result<(), ReceiveError> {
         to.digests.write_all(&digest).map_err(ReceiveError::Spool)?;
         let before = match (self.next_address(), &mut self.before) {
             (Some(address), Some(before)) => before.at(address).map_err(ReceiveError::Base)?,

@@ -9,7 +9,7 @@ use std::io::{self, Read};
 use super::layers::{Current, Layer, Layers};
 use super::{Target, UnpackError, UnpackOptions};
 use crate::archive::{ArchiveError, CHUNK, Entry, EntryKind, EntryName, read_full};
-use crate::generation::{PAGE, PAGE_LEN, Table, Tables, digest_of};
+use crate::generation::{PAGE, PAGE_LEN, Table, Tables, digests_of};
 use crate::image::{CheckpointImage, LayerRef};
 use crate::{BlobSource, Digest, Limits};
 
@@ -160,8 +160,8 @@ fn merge(
             if !stream.read(table.pages_id, index, part)? {
                 return Err(bad(format!("lacks page {index} of generation {}", source.generation)));
             }
-            for page in part.chunks_exact(PAGE_LEN) {
-                if digests.next().map_err(failed)? != Some(digest_of(page)) {
+            for found in digests_of(part) {
+                if digests.next().map_err(failed)? != Some(found) {
                     return Err(bad(format!("has a page in generation {} with another digest", source.generation)));
                 }
             }

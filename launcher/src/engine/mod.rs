@@ -310,6 +310,15 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
     /// The container of that name or id, if there is one.
     async fn find(&self, target: &Target) -> Result<Option<Found>, EngineError>;
 
+    /// The same of several, in their order.
+    async fn find_all(&self, targets: &[&Target]) -> Result<Vec<Option<Found>>, EngineError> {
+        let mut all = Vec::with_capacity(targets.len());
+        for target in targets {
+            all.push(self.find(target).await?);
+        }
+        Ok(all)
+    }
+
     /// Takes away the container with its processes, if it is the target's own, and its volumes, if `made_volumes`.
     async fn remove(&self, target: &Target, marks: &Marks, made_volumes: bool) -> Result<(), EngineError>;
 }

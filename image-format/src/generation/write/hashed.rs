@@ -2,8 +2,7 @@
 
 use std::io::{self, Read, Write};
 
-use crate::generation::table::digest_of;
-use crate::generation::{PAGE_LEN, Scratch};
+use crate::generation::{PAGE_LEN, Scratch, digests_of};
 
 /// Passes pages on and keeps their digests.
 pub(super) struct Hashed<'a, R> {
@@ -25,13 +24,12 @@ impl<'a, R: Read> Hashed<'a, R> {
             if self.begun.len() < PAGE_LEN {
                 return Ok(());
             }
-            self.digests.write_all(&digest_of(&self.begun))?;
+            digests_of(&self.begun).try_for_each(|digest| self.digests.write_all(&digest))?;
             self.begun.clear();
             bytes = rest;
         }
-        let mut pages = bytes.chunks_exact(PAGE_LEN);
-        pages.by_ref().try_for_each(|page| self.digests.write_all(&digest_of(page)))?;
-        self.begun.extend_from_slice(pages.remainder());
+        digests_of(bytes).try_for_each(|digest| self.digests.write_all(&digest))?;
+        self.begun.extend_from_slice(bytes.chunks_exact(PAGE_LEN).remainder());
         Ok(())
     }
 }

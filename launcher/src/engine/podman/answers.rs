@@ -12,6 +12,7 @@ use crate::engine::{Container, Labelled, Network};
 /// `podman info`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Info {
+    pub(super) version: String,
     pub(super) runtime: String,
     pub(super) storage: PathBuf,
 }
@@ -77,25 +78,12 @@ impl Inspected {
     }
 }
 
-pub(super) fn version(answer: &[u8]) -> Result<String, serde_json::Error> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Answer {
-        client: Client,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Client {
-        version: String,
-    }
-    serde_json::from_slice(answer).map(|answer: Answer| answer.client.version)
-}
-
 pub(super) fn info(answer: &[u8]) -> Result<Info, serde_json::Error> {
     #[derive(Deserialize)]
     struct Answer {
         host: Host,
         store: Store,
+        version: Version,
     }
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -111,8 +99,13 @@ pub(super) fn info(answer: &[u8]) -> Result<Info, serde_json::Error> {
     struct Store {
         graph_root: PathBuf,
     }
-    let Answer { host, store } = serde_json::from_slice(answer)?;
-    Ok(Info { runtime: host.oci_runtime.name, storage: store.graph_root })
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Version {
+        version: String,
+    }
+    let Answer { host, store, version: Version { version } } = serde_json::from_slice(answer)?;
+    Ok(Info { version, runtime: host.oci_runtime.name, storage: store.graph_root })
 }
 
 /// `podman ps`; `Names` is `null` for a container that only the storage knows.
@@ -198,6 +191,11 @@ pub(super) fn container(answer: &[u8]) -> Result<Inspected, serde_json::Error> {
     only(answer)
 }
 
+/// `podman container inspect` of several.
+pub(super) fn inspected(answer: &[u8]) -> Result<Vec<Inspected>, serde_json::Error> {
+    serde_json::from_slice(answer)
+}
+
 /// podman answers every `inspect` with a list.
 fn only<T: DeserializeOwned>(answer: &[u8]) -> Result<T, serde_json::Error> {
     let mut entries: Vec<T> = serde_json::from_slice(answer)?;
@@ -213,11 +211,14 @@ mod tests {
 
     #[test]
     fn what_podman_5_4_says() {
-        let version_answer = br#"{"Client":{"APIVersion":"5.4.2","Version":"5.4.2","OsArch":"linux/amd64"}}"#;
-        assert_eq!(version(version_answer).unwrap(), "5.4.2");
         let info_answer = br#"{"host":{"arch":"amd64","ociRuntime":{"name":"runc","path":"/usr/bin/runc"}},
-            "store":{"graphDriverName":"overlay","graphRoot":"/var/lib/containers/storage","graphRootUsed":244}}"#;
-        let expected = Info { runtime: "runc".to_owned(), storage: "/var/lib/containers/storage".into() };
+            "store":{"graphDriverName":"overlay","graphRoot":"/var/lib/containers/storage","graphRootUsed":244},
+            "version":{"APIVersion":"5.4.2","Version":"5.4.2","OsArch":"linux/amd64"}}"#;
+        let expected = Info {
+            version: "5.4.2".to_owned(),
+            runtime: "runc".to_owned(),
+            storage: "/var/lib/containers/storage".into(),
+        };
         assert_eq!(info(info_answer).unwrap(), expected);
         let volumes_answer = br#"[{"Name":"ledger-data","Driver":"local","MountCount":0},{"Name":"b"}]"#;
         assert_eq!(volumes(volumes_answer).unwrap(), BTreeSet::from(["b".to_owned(), "ledger-data".to_owned()]));
@@ -253,7 +254,7 @@ mod tests {
         assert!(network(b"[]").is_err());
         assert!(network(br#"[{"subnets":[{"subnet":"x"}]}]"#).is_err());
         assert_eq!(network(br#"[{"name":"none"}]"#).unwrap(), Network::default(), "podman 4, and no subnet");
-        assert!(version(b"{}").is_err());
+        assert!(info(b"{}").is_err());
         assert!(containers(b"{").is_err());
     }
 

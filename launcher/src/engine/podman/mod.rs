@@ -14,6 +14,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::try_join_all;
 use tokio_util::sync::CancellationToken;
 
 use super::program::{Program, ProgramError};
@@ -42,32 +43,26 @@ pub(crate) struct Podman;
 #[async_trait]
 impl Engine for Podman {
     async fn survey(&self, networks: &BTreeSet<String>, images: &BTreeSet<String>) -> Result<Survey, EngineError> {
-        let (version, info, containers, volumes) = tokio::try_join!(
-            ask(["version", "--format", "json"], answers::version),
-            ask(["info", "--format", "json"], answers::info),
-            ask(["ps", "--all", "--external", "--format", "json"], answers::containers),
-            ask(["volume", "ls", "--format", "json"], answers::volumes),
-        )?;
-        let mut survey = Survey {
-            version,
+        let (info, containers, volumes, networks, images) =
+            tokio::try_join!(
+                ask(["info", "--format", "json"], answers::info),
+                ask(["ps", "--all", "--external", "--format", "json"], answers::containers),
+                ask(["volume", "ls", "--format", "json"], answers::volumes),
+                try_join_all(networks.iter().map(async |network| {
+                    Ok((network.clone(), inspect("network", network, answers::network).await?))
+                })),
+                try_join_all(images.iter().map(async |image| Ok((image.clone(), exists("image", image).await?)))),
+            )?;
+        let there = |(name, found): (String, Option<_>)| Some((name, found?));
+        Ok(Survey {
+            version: info.version,
             runtime: Some(info.runtime),
             storage: Some(info.storage),
             containers,
             volumes,
-            ..Survey::default()
-        };
-        for network in networks {
-            if exists(["network", "exists", network]).await? {
-                let inspected = ask(["network", "inspect", network], answers::network).await?;
-                survey.networks.insert(network.clone(), inspected);
-            }
-        }
-        for image in images {
-            if exists(["image", "exists", image]).await? {
-                survey.images.insert(image.clone());
-            }
-        }
-        Ok(survey)
+            networks: networks.into_iter().filter_map(there).collect(),
+            images: images.into_iter().filter_map(|(image, there)| there.then_some(image)).collect(),
+        })
     }
 
     async fn pull(&self, image: &str) -> Result<String, EngineError> {
@@ -91,7 +86,7 @@ impl Engine for Podman {
     }
 
     async fn source(&self, container: &str) -> Result<Option<Source>, EngineError> {
-        Ok(inspect(container).await?.map(source))
+        Ok(inspect_container(container).await?.map(source))
     }
 
     async fn dump(
@@ -120,7 +115,7 @@ impl Engine for Podman {
         kill_left(&source.container, Marks { id: Some(source.id.clone()), ..Marks::default() }).await?;
         remove_container(&source.id).await?;
         for volume in source.files.volumes.keys() {
-            if exists(["volume", "exists", volume]).await? {
+            if exists("volume", volume).await? {
                 // podman refuses while another container has it, as whoever is evicted next may.
                 let ran = podman(["volume", "rm", volume]).ask().await?;
                 if !ran.status.success() && ran.status.code() != Some(IN_USE) {
@@ -143,12 +138,18 @@ impl Engine for Podman {
     }
 
     async fn find(&self, target: &Target) -> Result<Option<Found>, EngineError> {
-        let found = find(target).await?;
-        Ok(found.map(|found| Found {
-            running: found.state.status == "running" && is_alive(found.state.pid),
-            ours: is_ours(&found, target),
-            id: found.id,
-        }))
+        Ok(find(target).await?.map(|inspected| found(inspected, target)))
+    }
+
+    async fn find_all(&self, targets: &[&Target]) -> Result<Vec<Option<Found>>, EngineError> {
+        let question = ["container", "inspect"].into_iter().chain(targets.iter().map(|target| name(target)));
+        match ask(question, answers::inspected).await {
+            Ok(all) if all.len() == targets.len() => {
+                Ok(all.into_iter().zip(targets).map(|(inspected, target)| Some(found(inspected, target))).collect())
+            }
+            // One of them is missing, or cannot be looked at: which one?
+            _ => try_join_all(targets.iter().map(|target| self.find(target))).await,
+        }
     }
 
     async fn remove(&self, target: &Target, marks: &Marks, made_volumes: bool) -> Result<(), EngineError> {
@@ -167,7 +168,7 @@ impl Engine for Podman {
         }
         if made_volumes {
             for volume in &target.volumes {
-                if exists(["volume", "exists", volume]).await? {
+                if exists("volume", volume).await? {
                     podman(["volume", "rm", volume]).answer().await?;
                 }
             }
@@ -237,8 +238,8 @@ fn source(found: Inspected) -> Source {
 }
 
 /// Asks, and reads the answer with `parse`.
-async fn ask<T, const N: usize>(
-    arguments: [&str; N],
+async fn ask<'a, T>(
+    arguments: impl IntoIterator<Item = &'a str>,
     parse: impl FnOnce(&[u8]) -> Result<T, serde_json::Error>,
 ) -> Result<T, EngineError> {
     let question = podman(arguments);
@@ -247,8 +248,8 @@ async fn ask<T, const N: usize>(
 }
 
 /// podman's `exists` commands end with 0 for yes and 1 for no.
-async fn exists<const N: usize>(arguments: [&str; N]) -> Result<bool, EngineError> {
-    let question = podman(arguments);
+async fn exists(kind: &str, name: &str) -> Result<bool, EngineError> {
+    let question = podman([kind, "exists", name]);
     let command = question.line();
     let ran = question.ask().await?;
     match ran.status.code() {
@@ -261,17 +262,40 @@ async fn exists<const N: usize>(arguments: [&str; N]) -> Result<bool, EngineErro
 /// How `podman volume rm` ends when a container has the volume.
 const IN_USE: i32 = 2;
 
-/// The container by its id, which stays when somebody renames it, or by its name where the id is podman's to choose.
+/// The container's id, which stays when somebody renames it, or its name where the id is podman's to choose.
+fn name(target: &Target) -> &str {
+    target.id.as_deref().unwrap_or(&target.container)
+}
+
 async fn find(target: &Target) -> Result<Option<Inspected>, EngineError> {
-    inspect(target.id.as_deref().unwrap_or(&target.container)).await
+    inspect_container(name(target)).await
+}
+
+fn found(inspected: Inspected, target: &Target) -> Found {
+    Found {
+        running: inspected.state.status == "running" && is_alive(inspected.state.pid),
+        ours: is_ours(&inspected, target),
+        id: inspected.id,
+    }
 }
 
 /// The container of this name or id, if there is one.
-async fn inspect(container: &str) -> Result<Option<Inspected>, EngineError> {
-    if !exists(["container", "exists", container]).await? {
+async fn inspect_container(container: &str) -> Result<Option<Inspected>, EngineError> {
+    inspect("container", container, answers::container).await
+}
+
+/// What podman says of something, if it is there. Only where it says nothing is it asked whether that is so: each podman takes a tenth of
+/// a second of a processor.
+async fn inspect<T>(
+    kind: &str,
+    name: &str,
+    parse: impl FnOnce(&[u8]) -> Result<T, serde_json::Error>,
+) -> Result<Option<T>, EngineError> {
+    let inspected = ask([kind, "inspect", name], parse).await;
+    if inspected.is_err() && !exists(kind, name).await? {
         return Ok(None);
     }
-    ask(["container", "inspect", container], answers::container).await.map(Some)
+    inspected.map(Some)
 }
 
 /// After a killed podman or CRIU the first removal can fail at what is half there, such as a network, and yet remove it.
@@ -279,7 +303,7 @@ async fn remove_container(id: &str) -> Result<(), EngineError> {
     let mut removed = Ok(Vec::new());
     for _ in 0..REMOVALS {
         removed = podman(["rm", "--force", "--time", "0", id]).answer().await;
-        if removed.is_ok() || !exists(["container", "exists", id]).await? {
+        if removed.is_ok() || !exists("container", id).await? {
             return Ok(());
         }
     }
