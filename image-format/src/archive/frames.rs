@@ -18,9 +18,9 @@ use super::CHUNK;
 
 /// zstd's level 1 compresses memory pages to a fifth at over 1 GB/s on two cores; higher levels gain a few percent.
 const LEVEL: i32 = 1;
-/// Of a frame this many pieces of this size are tried first...
-const SAMPLES: usize = 16;
-const SAMPLE: usize = 1024;
+/// Of a frame this many pieces of this size, from equal parts of it, are tried first...
+pub(crate) const SAMPLES: usize = 16;
+pub(crate) const SAMPLE: usize = 1024;
 /// ...and if they would keep more than this part of their size, the frame is not worth compressing: memory that is
 /// encrypted, compressed already, or numbers as they are measured.
 const WORTH: (usize, usize) = (15, 16);
@@ -138,16 +138,32 @@ impl Worker {
     }
 }
 
-struct FrameCompressor {
+/// Tries samples: is it worth compressing what they are from?
+pub(crate) struct Trial {
     compressor: Compressor<'static>,
-    sample: Vec<u8>,
     tried: Vec<u8>,
+}
+
+impl Trial {
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { compressor: Compressor::new(LEVEL)?, tried: vec![0; compress_bound(SAMPLES * SAMPLE)] })
+    }
+
+    /// Judges by at most [`SAMPLES`] pieces of [`SAMPLE`] bytes.
+    pub fn is_worth(&mut self, samples: &[u8]) -> io::Result<bool> {
+        let size = self.compressor.compress_to_buffer(samples, &mut self.tried[..])?;
+        Ok(size * WORTH.1 <= samples.len() * WORTH.0)
+    }
+}
+
+struct FrameCompressor {
+    trial: Trial,
+    samples: Vec<u8>,
 }
 
 impl FrameCompressor {
     fn new() -> io::Result<Self> {
-        let tried = vec![0; compress_bound(SAMPLES * SAMPLE)];
-        Ok(Self { compressor: Compressor::new(LEVEL)?, sample: Vec::new(), tried })
+        Ok(Self { trial: Trial::new()?, samples: Vec::new() })
     }
 
     /// Gives the frame's size at the start of the buffer, which grows as needed.
@@ -161,7 +177,7 @@ impl FrameCompressor {
         if out.len() < most {
             out.resize(most, 0);
         }
-        self.compressor.compress_to_buffer(plain, &mut out[..])
+        self.trial.compressor.compress_to_buffer(plain, &mut out[..])
     }
 
     /// Judged by the content alone, so that the same content always gives the same frame.
@@ -169,12 +185,11 @@ impl FrameCompressor {
         if plain.len() < CHUNK {
             return Ok(true);
         }
-        self.sample.clear();
+        self.samples.clear();
         for piece in plain.chunks_exact(CHUNK / SAMPLES) {
-            self.sample.extend_from_slice(&piece[..SAMPLE]);
+            self.samples.extend_from_slice(&piece[..SAMPLE]);
         }
-        let size = self.compressor.compress_to_buffer(&self.sample, &mut self.tried[..])?;
-        Ok(size * WORTH.1 <= self.sample.len() * WORTH.0)
+        self.trial.is_worth(&self.samples)
     }
 }
 

@@ -25,6 +25,7 @@ use std::io::{self, Read};
 pub(crate) use ahead::Ahead;
 pub(crate) use decode::Decoder;
 pub(crate) use encode::Encoder;
+pub(crate) use frames::{SAMPLE, SAMPLES, Trial};
 pub(crate) use guard::{Guard, parent, stays_inside};
 pub(crate) use header::{END, TarEntry, TarKind, padding, write_header};
 pub(crate) use read::ArchiveReader;

@@ -6,12 +6,14 @@
 
 mod hashed;
 mod links;
+mod worth;
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
 use self::hashed::Hashed;
+use self::worth::Worth;
 use super::base::{Base, ChainLimits, Dump};
 use super::pagemap::{NotUnderstood, Pagemap};
 use super::table::{Known, MAX_PAGEMAP, Source};
@@ -46,6 +48,9 @@ pub(crate) struct Generations<'b> {
     /// Bytes of pages of the part at hand, and how many it takes.
     part: u64,
     part_limit: u64,
+    /// What the pages of the part at hand are worth, and whether it is compressed.
+    worth: Worth,
+    compressed: bool,
     pagemaps: Scratch,
     runs: Scratch,
     digests: Scratch,
@@ -135,6 +140,8 @@ impl<'b> Generations<'b> {
             next_pages_id: 1,
             part: 0,
             part_limit: limits.part_bytes,
+            worth: Worth::new(),
+            compressed: true,
             pagemaps: scratch(),
             runs: scratch(),
             digests: scratch(),
@@ -326,7 +333,7 @@ impl<'b> Generations<'b> {
             let piece = left.min(self.part_limit - self.part);
             self.open_part(layers)?;
             let entry = self.pages_entry(index, piece);
-            let mut hashed = Hashed::new(content.take(piece), &mut self.digests);
+            let mut hashed = Hashed::new(content.take(piece), &mut self.digests, &mut self.worth);
             layers.append(Slot::Link, &entry, &mut hashed)?;
             self.part += piece;
             left -= piece;

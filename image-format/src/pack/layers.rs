@@ -10,7 +10,7 @@ use crate::archive::{ArchiveError, Entry, EntryKind, EntryName, parent};
 use crate::dump::DumpError;
 use crate::generation::Link;
 use crate::layer::{AppendError, LayerInfo, LayerWriter};
-use crate::{BlobStore, Digest, LayerContent};
+use crate::{BlobStore, Compression, Digest, LayerContent};
 
 /// Plain bytes after which a layer of pages takes no further file. Blobs of bounded size are sent side by side, and
 /// those that arrived are not sent again after a break.
@@ -34,8 +34,9 @@ pub(crate) struct OpenLayers<'scope, 'env> {
     open: BTreeMap<Slot, LayerWriter<'scope>>,
     /// What the open layer of pages holds so far.
     pages: HashSet<Digest>,
-    /// The link whose layer is open or will be.
+    /// The link whose layer is open or will be, and how it is compressed.
     link: Option<Link>,
+    link_compression: Compression,
     /// A layer of pages that is full and still being stored.
     closing: Option<LayerThread<'scope>>,
     /// Layers of pages that are stored.
@@ -61,6 +62,7 @@ impl<'scope, 'env> OpenLayers<'scope, 'env> {
             open: BTreeMap::new(),
             pages: HashSet::new(),
             link: None,
+            link_compression: options.compression,
             closing: None,
             closed: Vec::new(),
             reused: Vec::new(),
@@ -76,9 +78,13 @@ impl<'scope, 'env> OpenLayers<'scope, 'env> {
         self.open.contains_key(&slot)
     }
 
-    /// The link of what is appended next to [`Slot::Link`].
-    pub fn begin_link(&mut self, link: Link) {
+    /// The link of what is appended next to [`Slot::Link`], and whether zstd is worth it.
+    pub fn begin_link(&mut self, link: Link, worth: bool) {
         self.link = Some(link);
+        self.link_compression = match self.options.compression {
+            Compression::Zstd if !worth => Compression::None,
+            asked => asked,
+        };
     }
 
     pub fn close_link(&mut self) -> Result<(), PackError> {
@@ -124,11 +130,11 @@ impl<'scope, 'env> OpenLayers<'scope, 'env> {
 
     pub fn append(&mut self, slot: Slot, entry: &Entry, content: &mut dyn Read) -> Result<(), PackError> {
         if !self.open.contains_key(&slot) {
-            let (content, link) = match slot {
-                Slot::Content(content) => (content, None),
-                Slot::Link => (LayerContent::Pages, self.link),
+            let (content, link, compression) = match slot {
+                Slot::Content(content) => (content, None, self.options.compression),
+                Slot::Link => (LayerContent::Pages, self.link, self.link_compression),
             };
-            let start = |sink| LayerWriter::start(self.scope, sink, self.options.compression, content, link);
+            let start = |sink| LayerWriter::start(self.scope, sink, compression, content, link);
             let writer = self.store.create().and_then(start);
             self.open.insert(slot, writer.map_err(|source| PackError::Store { what: "layer", source })?);
         }

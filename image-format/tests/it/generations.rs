@@ -326,3 +326,35 @@ fn a_base_of_another_member_begins_a_new_chain() {
     let packed = pack_bytes(&dump(&one_process(5)), &options(Some(base_of(&first, &store)), small), &store).unwrap();
     assert!(packed.notes[0].contains("over the limit of 50 %"), "{:?}", packed.notes);
 }
+
+#[test]
+fn a_part_after_one_of_noise_is_stored_plain() {
+    const PART: usize = 256 * PAGE;
+    let noise = (0..PART as u64 / 8).flat_map(|n| {
+        let word = (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (word ^ (word >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9).to_le_bytes()
+    });
+    let noise: Vec<u8> = noise.collect();
+    let machine = Machine(vec![("pagemap-1.img".to_owned(), (0..6 * 256).map(|n| (n, n as u16)).collect())]);
+    let mut archive = dump(&machine);
+    let at = tar::Archive::new(&archive[..]).entries().unwrap().map(Result::unwrap).find_map(|entry| {
+        let pages = entry.path().unwrap().ends_with("pages-1.img");
+        pages.then_some(entry.raw_file_position() as usize)
+    });
+    for part in [0, 1, 2, 5] {
+        archive[at.unwrap() + part * PART..][..PART].copy_from_slice(&noise);
+    }
+    let store = Memory::default();
+    let limits = ChainLimits { part_bytes: PART as u64, ..ChainLimits::default() };
+    let options = PackOptions { compression: Compression::Zstd, ..options(None, limits) };
+    let packed = pack_bytes(&archive, &options, &store).unwrap();
+    let mut parts: Vec<_> = packed.layers.iter().filter_map(|layer| Some((layer.link?.part, layer))).collect();
+    parts.sort_by_key(|(part, _)| *part);
+    let compressed: Vec<_> = parts.iter().map(|(_, layer)| layer.descriptor.media_type.contains("zstd")).collect();
+    // The fourth was judged by the third, and is the last that could be compressed and is not.
+    assert_eq!(compressed, [true, false, false, false, true, true]);
+    for (part, layer) in parts {
+        assert_eq!(layer.descriptor.digest == layer.diff_id, !compressed[part as usize - 1], "one digest is enough");
+    }
+    assert_eq!(sorted(entries(&archive_of(&packed, &store))), sorted(entries(&archive)));
+}

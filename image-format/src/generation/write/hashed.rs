@@ -2,19 +2,21 @@
 
 use std::io::{self, Read, Write};
 
+use super::worth::Worth;
 use crate::generation::{PAGE_LEN, Scratch, digests_of};
 
-/// Passes pages on and keeps their digests.
+/// Passes pages on, keeps their digests, and looks at what they are worth.
 pub(super) struct Hashed<'a, R> {
     inner: R,
     digests: &'a mut Scratch,
+    worth: &'a mut Worth,
     /// What has passed of a page that came in pieces.
     begun: Vec<u8>,
 }
 
 impl<'a, R: Read> Hashed<'a, R> {
-    pub fn new(inner: R, digests: &'a mut Scratch) -> Self {
-        Self { inner, digests, begun: Vec::with_capacity(PAGE_LEN) }
+    pub fn new(inner: R, digests: &'a mut Scratch, worth: &'a mut Worth) -> Self {
+        Self { inner, digests, worth, begun: Vec::with_capacity(PAGE_LEN) }
     }
 
     fn add(&mut self, mut bytes: &[u8]) -> io::Result<()> {
@@ -24,13 +26,20 @@ impl<'a, R: Read> Hashed<'a, R> {
             if self.begun.len() < PAGE_LEN {
                 return Ok(());
             }
-            digests_of(&self.begun).try_for_each(|digest| self.digests.write_all(&digest))?;
+            let page = std::mem::take(&mut self.begun);
+            self.add_pages(&page)?;
+            self.begun = page;
             self.begun.clear();
             bytes = rest;
         }
-        digests_of(bytes).try_for_each(|digest| self.digests.write_all(&digest))?;
+        self.add_pages(bytes)?;
         self.begun.extend_from_slice(bytes.chunks_exact(PAGE_LEN).remainder());
         Ok(())
+    }
+
+    fn add_pages(&mut self, pages: &[u8]) -> io::Result<()> {
+        digests_of(pages).try_for_each(|digest| self.digests.write_all(&digest))?;
+        pages.chunks_exact(PAGE_LEN).try_for_each(|page| self.worth.add(page))
     }
 }
 

@@ -39,7 +39,7 @@ impl Generations<'_> {
         if layers.is_open(Slot::Link) {
             return Ok(());
         }
-        layers.begin_link(self.link());
+        layers.begin_link(self.link(), self.compressed);
         let folder = self.folder();
         for name in ["checkpoint", &folder] {
             layers.append(Slot::Link, &Entry::plain(name, EntryKind::Directory), &mut io::empty())?;
@@ -87,6 +87,7 @@ impl Generations<'_> {
             }
         }
         self.part = 0;
+        self.compressed = self.worth.next();
         self.link = self.link.map(|link| Link { part: link.part + 1, ..link });
         Ok(())
     }
