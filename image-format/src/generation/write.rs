@@ -333,7 +333,8 @@ impl<'b> Generations<'b> {
             let piece = left.min(self.part_limit - self.part);
             self.open_part(layers)?;
             let entry = self.pages_entry(index, piece);
-            let mut hashed = Hashed::new(content.take(piece), &mut self.digests, &mut self.worth);
+            let mut hashed =
+                Hashed::new(content.take(piece), &mut self.digests, layers.chooses().then_some(&mut self.worth));
             layers.append(Slot::Link, &entry, &mut hashed)?;
             self.part += piece;
             left -= piece;

@@ -74,6 +74,11 @@ impl<'scope, 'env> OpenLayers<'scope, 'env> {
         &self.options.scratch
     }
 
+    /// Whether a link's layer is compressed only if that is worth it.
+    pub fn chooses(&self) -> bool {
+        self.options.compression == Compression::Zstd
+    }
+
     pub fn is_open(&self, slot: Slot) -> bool {
         self.open.contains_key(&slot)
     }
@@ -81,10 +86,8 @@ impl<'scope, 'env> OpenLayers<'scope, 'env> {
     /// The link of what is appended next to [`Slot::Link`], and whether zstd is worth it.
     pub fn begin_link(&mut self, link: Link, worth: bool) {
         self.link = Some(link);
-        self.link_compression = match self.options.compression {
-            Compression::Zstd if !worth => Compression::None,
-            asked => asked,
-        };
+        let plain = self.chooses() && !worth;
+        self.link_compression = if plain { Compression::None } else { self.options.compression };
     }
 
     pub fn close_link(&mut self) -> Result<(), PackError> {

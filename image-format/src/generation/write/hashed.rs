@@ -9,13 +9,13 @@ use crate::generation::{PAGE_LEN, Scratch, digests_of};
 pub(super) struct Hashed<'a, R> {
     inner: R,
     digests: &'a mut Scratch,
-    worth: &'a mut Worth,
+    worth: Option<&'a mut Worth>,
     /// What has passed of a page that came in pieces.
     begun: Vec<u8>,
 }
 
 impl<'a, R: Read> Hashed<'a, R> {
-    pub fn new(inner: R, digests: &'a mut Scratch, worth: &'a mut Worth) -> Self {
+    pub fn new(inner: R, digests: &'a mut Scratch, worth: Option<&'a mut Worth>) -> Self {
         Self { inner, digests, worth, begun: Vec::with_capacity(PAGE_LEN) }
     }
 
@@ -39,7 +39,10 @@ impl<'a, R: Read> Hashed<'a, R> {
 
     fn add_pages(&mut self, pages: &[u8]) -> io::Result<()> {
         digests_of(pages).try_for_each(|digest| self.digests.write_all(&digest))?;
-        pages.chunks_exact(PAGE_LEN).try_for_each(|page| self.worth.add(page))
+        match &mut self.worth {
+            Some(worth) => pages.chunks_exact(PAGE_LEN).try_for_each(|page| worth.add(page)),
+            None => Ok(()),
+        }
     }
 }
 
