@@ -21,6 +21,7 @@ mod join;
 mod members;
 mod options;
 mod pages;
+mod peer;
 mod phase2;
 mod record;
 mod seat;
@@ -309,9 +310,10 @@ impl Run<'_> {
     fn page_servers(&self) -> Result<PageServers, CheckpointErrorKind> {
         match self.options.pages {
             Pages::Disk => Ok(PageServers::new()),
-            Pages::Stream => {
+            Pages::Stream | Pages::Tls => {
                 let members: Vec<_> = self.members.iter().map(|member| member.id.clone()).collect();
-                Ok(pages::listen(&members, self.workspace.path(), &self.bases, &self.options.chain)?)
+                let tls = self.options.pages == Pages::Tls;
+                Ok(pages::listen(&members, tls, self.workspace.path(), &self.bases, &self.options.chain)?)
             }
         }
     }

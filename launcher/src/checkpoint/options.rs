@@ -94,13 +94,15 @@ pub enum Pages {
     /// CRIU writes it into files, as it does by itself.
     #[default]
     Disk,
-    /// CRIU sends it over a socket, and only what is not in the base is kept.
+    /// CRIU sends it over a socket on loopback, and only what is not in the base is kept. Whose socket it is, the kernel says.
     Stream,
+    /// The same over TLS: for who must not send memory in the open even where only root could listen.
+    Tls,
 }
 
 impl Pages {
-    /// Both of them.
-    pub const ALL: &[Self] = &[Self::Disk, Self::Stream];
+    /// All of them.
+    pub const ALL: &[Self] = &[Self::Disk, Self::Stream, Self::Tls];
 
     /// As a person writes it.
     #[must_use]
@@ -108,13 +110,14 @@ impl Pages {
         match self {
             Self::Disk => "disk",
             Self::Stream => "stream",
+            Self::Tls => "tls",
         }
     }
 }
 
-/// A text that is neither `disk` nor `stream`.
+/// A text that is neither `disk`, `stream` nor `tls`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("it is disk or stream")]
+#[error("it is disk, stream or tls")]
 pub struct ParsePagesError;
 
 impl FromStr for Pages {

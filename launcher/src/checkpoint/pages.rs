@@ -2,14 +2,16 @@
 //! its way and those that are in the base are never written anywhere.
 //!
 //! ```text
-//!  CRIU of a member ── TLS, 127.0.0.1, a port of its own ──▶ handshake: the member's certificate? ──▶ Receiving (image_format::page_server)
-//!                                                                │ another's: not heard                  │ CLOSE ─▶ answered, tasks run on
-//!                                                                                                        ▼
-//!                                                                                     Received, beside the rest of the dump
+//!  CRIU of a member ── 127.0.0.1, a port of its own ──▶ one of this session? ──▶ Receiving (image_format::page_server)
+//!                                                          │ no: not heard           │ CLOSE ─▶ answered, tasks run on
+//!                                                                                    ▼
+//!                                                                 Received, beside the rest of the dump
 //! ```
 //!
-//! Every session makes an authority of its own, in memory, and a certificate for each member, whose files only root can read and which are
-//! gone with the session. Who speaks is told by the port and the certificate, and by nothing that is said. A stream that is torn, or
+//! Who speaks is told by the port and the kernel ([`peer`]): the other end is a socket of a process that descends from this one, as the CRIUs of the
+//! engines that it started do. Loopback leaves the machine as little as CRIU's own files do, and only root can listen there. With TLS it is told by
+//! the port and a certificate: every session makes an authority of its own, in memory, and a certificate for each member, whose files only
+//! root can read and which are gone with the session. Nothing that is said counts. A stream that is torn, or
 //! makes no sense, ends the connection: CRIU's dump fails by that, and the session with it. Where an engine's CRIU takes no notice of the
 //! lines in its configuration, nobody comes, and the dump has its pages as ever.
 
@@ -34,6 +36,7 @@ use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned, version};
 
 use super::base::Bases;
+use super::peer;
 
 /// Bytes of pages of all members together that wait in memory; beyond, CRIU waits.
 const WAITING: usize = 256 << 20;
@@ -101,13 +104,12 @@ struct Shared {
 /// Listens for the pages of each member. `folder` is for root alone.
 pub(super) fn listen(
     members: &[MemberId],
+    tls: bool,
     folder: &Path,
     bases: &Bases,
     chain: &ChainLimits,
 ) -> Result<PageServers, PagesError> {
-    let authority = Authority::make()?;
-    let ca = folder.join("pages-ca.pem");
-    write(&ca, &authority.certificate)?;
+    let authority = tls.then(|| Authority::make(folder)).transpose()?;
     let limits = ReceiveLimits {
         waiting_bytes: WAITING / members.len().max(1),
         memory_bytes: IN_MEMORY,
@@ -115,7 +117,8 @@ pub(super) fn listen(
     };
     let server = |member: &MemberId| {
         let base = bases.get(member).filter(|base| base.refuses_stream(Some(member), chain).is_none());
-        PageServer::start(member, folder, &ca, &authority, base.cloned(), limits).map(|server| (member.clone(), server))
+        PageServer::start(member, folder, authority.as_ref(), base.cloned(), limits)
+            .map(|server| (member.clone(), server))
     };
     members.iter().map(server).collect()
 }
@@ -124,30 +127,25 @@ impl PageServer {
     fn start(
         member: &MemberId,
         folder: &Path,
-        ca: &Path,
-        authority: &Authority,
+        authority: Option<&Authority>,
         base: Option<Arc<Base>>,
         limits: ReceiveLimits,
     ) -> Result<Self, PagesError> {
-        let (certificate, key) = authority.issue(member)?;
-        let files = [folder.join(format!("pages-{member}.crt")), folder.join(format!("pages-{member}.key"))];
-        write(&files[0], &certificate.pem())?;
-        write(&files[1], &key.serialize_pem())?;
         let at = |source| PagesError::Io { what: "127.0.0.1".to_owned(), source };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(at)?;
         let address = listener.local_addr().map_err(at)?;
-        let lines = lines(address.port(), ca, &files);
+        let mut lines = format!("page-server\naddress=127.0.0.1\nport={}\n", address.port());
+        let tls = match authority {
+            Some(authority) => {
+                let (certificate, more) = authority.issue(member, folder)?;
+                lines += &more;
+                Some((certificate, Arc::clone(&authority.config)))
+            }
+            None => None,
+        };
         let shared = Arc::new(Shared::default());
         let (tell, result) = mpsc::channel();
-        let door = Door {
-            expected: certificate.der().clone(),
-            config: Arc::clone(&authority.config),
-            spool: folder.to_owned(),
-            base,
-            limits,
-            shared: Arc::clone(&shared),
-            tell,
-        };
+        let door = Door { tls, spool: folder.to_owned(), base, limits, shared: Arc::clone(&shared), tell };
         thread::spawn(move || door.listen(&listener));
         Ok(Self { lines, address, shared, result })
     }
@@ -185,19 +183,10 @@ impl Drop for PageServer {
     }
 }
 
-/// What CRIU reads. `[certificate, key]`.
-fn lines(port: u16, ca: &Path, files: &[PathBuf; 2]) -> String {
-    let [certificate, key] = files.each_ref().map(|file| file.display());
-    format!(
-        "page-server\naddress=127.0.0.1\nport={port}\ntls\ntls-cacert={}\ntls-cert={certificate}\ntls-key={key}\n",
-        ca.display()
-    )
-}
-
 /// Lets the member's CRIU in and nobody else.
 struct Door {
-    expected: CertificateDer<'static>,
-    config: Arc<ServerConfig>,
+    /// With TLS, the certificate of who is let in.
+    tls: Option<(CertificateDer<'static>, Arc<ServerConfig>)>,
     spool: PathBuf,
     base: Option<Arc<Base>>,
     limits: ReceiveLimits,
@@ -219,7 +208,7 @@ impl Door {
             }
             let door = Arc::clone(&door);
             thread::spawn(move || {
-                let known = door.shake_hands(connection);
+                let known = door.known(connection);
                 door.shared.handshakes.fetch_sub(1, Ordering::SeqCst);
                 if let Some(stream) = known.filter(|_| !door.shared.claimed.swap(true, Ordering::SeqCst)) {
                     // Whoever does not want it any more has gone.
@@ -229,23 +218,26 @@ impl Door {
         }
     }
 
-    fn shake_hands(&self, connection: TcpStream) -> Option<StreamOwned<ServerConnection, TcpStream>> {
-        connection.set_read_timeout(Some(PATIENCE)).ok()?;
+    /// The stream, if it is the member's CRIU that came.
+    fn known(&self, mut connection: TcpStream) -> Option<Stream> {
         connection.set_write_timeout(Some(PATIENCE)).ok()?;
         connection.set_nodelay(true).ok()?;
-        let mut tls = ServerConnection::new(Arc::clone(&self.config)).ok()?;
-        let mut connection = connection;
+        let Some((expected, config)) = &self.tls else {
+            return peer::is_own(&connection).is_ok_and(|own| own).then_some(Stream::Plain(connection));
+        };
+        connection.set_read_timeout(Some(PATIENCE)).ok()?;
+        let mut tls = ServerConnection::new(Arc::clone(config)).ok()?;
         while tls.is_handshaking() {
             tls.complete_io(&mut connection).ok()?;
         }
         let shown = tls.peer_certificates().and_then(<[_]>::first);
-        (shown == Some(&self.expected)).then(|| StreamOwned::new(tls, connection))
+        (shown == Some(expected)).then(|| Stream::Tls(Box::new(StreamOwned::new(tls, connection))))
     }
 
-    fn receive(&self, mut stream: StreamOwned<ServerConnection, TcpStream>) -> Result<Received, PagesError> {
+    fn receive(&self, mut stream: Stream) -> Result<Received, PagesError> {
         // How long it may take is for the session to say, which ends CRIU.
-        stream.sock.set_read_timeout(None).map_err(PagesError::Torn)?;
-        let copy = stream.sock.try_clone().map_err(PagesError::Torn)?;
+        stream.socket().set_read_timeout(None).map_err(PagesError::Torn)?;
+        let copy = stream.socket().try_clone().map_err(PagesError::Torn)?;
         *self.shared.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(copy);
         let mut receiving = Receiving::new(&self.spool, self.base.clone(), self.limits);
         let mut bytes = vec![0; READ];
@@ -260,8 +252,10 @@ impl Door {
             }
         }
         stream.write_all(&CLOSED).map_err(PagesError::Torn)?;
-        // GnuTLS stays, and its tasks frozen, until it is told that there is nothing more.
-        stream.conn.send_close_notify();
+        if let Stream::Tls(tls) = &mut stream {
+            // GnuTLS stays, and its tasks frozen, until it is told that there is nothing more.
+            tls.conn.send_close_notify();
+        }
         stream.flush().map_err(PagesError::Torn)?;
         drop(stream);
         // The tasks run on now; what came is compared and kept meanwhile.
@@ -269,15 +263,56 @@ impl Door {
     }
 }
 
+/// What the pages come through.
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ServerConnection, TcpStream>>),
+}
+
+impl Stream {
+    fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(stream) => &stream.sock,
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.read(buf),
+            Self::Tls(stream) => stream.read(buf),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.write(buf),
+            Self::Tls(stream) => stream.write(buf),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.flush(),
+            Self::Tls(stream) => stream.flush(),
+        }
+    }
+}
+
 /// The authority of one session.
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    certificate: String,
+    /// Its certificate, for CRIU.
+    file: PathBuf,
     config: Arc<ServerConfig>,
 }
 
 impl Authority {
-    fn make() -> Result<Self, PagesError> {
+    fn make(folder: &Path) -> Result<Self, PagesError> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name.push(DnType::CommonName, "syncpoint pages");
@@ -303,16 +338,25 @@ impl Authority {
             .with_single_cert(vec![server.der().clone()], key)?;
         // CRIU takes a ticket for a page server that does not answer (seen with GnuTLS and CRIU 4.2.1).
         config.send_tls13_tickets = 0;
-        Ok(Self { issuer, certificate: own.pem(), config: Arc::new(config) })
+        let file = folder.join("pages-ca.pem");
+        write(&file, &own.pem())?;
+        Ok(Self { issuer, file, config: Arc::new(config) })
     }
 
-    fn issue(&self, member: &MemberId) -> Result<(rcgen::Certificate, KeyPair), rcgen::Error> {
+    /// Makes a certificate for the member. Gives it, and what its CRIU must be told.
+    fn issue(&self, member: &MemberId, folder: &Path) -> Result<(CertificateDer<'static>, String), PagesError> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(Vec::new())?;
         // A common name is short, and this one is for people: who it is is told by the whole certificate.
         params.distinguished_name.push(DnType::CommonName, member.as_str().chars().take(64).collect::<String>());
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        Ok((params.signed_by(&key, &self.issuer)?, key))
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        let files = [folder.join(format!("pages-{member}.crt")), folder.join(format!("pages-{member}.key"))];
+        write(&files[0], &certificate.pem())?;
+        write(&files[1], &key.serialize_pem())?;
+        let [crt, key, ca] = [&files[0], &files[1], &self.file].map(|file| file.display());
+        let lines = format!("tls\ntls-cacert={ca}\ntls-cert={crt}\ntls-key={key}\n");
+        Ok((certificate.der().clone(), lines))
     }
 }
 
@@ -381,7 +425,7 @@ mod tests {
 
     fn servers(folder: &Path) -> PageServers {
         let members = ["a", "b"].map(|member| member.parse().unwrap());
-        listen(&members, folder, &Bases::new(), &ChainLimits::default()).unwrap()
+        listen(&members, true, folder, &Bases::new(), &ChainLimits::default()).unwrap()
     }
 
     fn take(servers: &mut PageServers, member: &str) -> PageServer {
@@ -396,7 +440,7 @@ mod tests {
         assert!(a.lines().contains(&format!("port={}\ntls\n", a.address.port())), "{}", a.lines());
         // Another member's certificate, one of another session, words that are no TLS, and somebody who says nothing.
         let stranger = tempfile::tempdir().unwrap();
-        super::listen(&["a".parse().unwrap()], stranger.path(), &Bases::new(), &ChainLimits::default()).unwrap();
+        super::listen(&["a".parse().unwrap()], true, stranger.path(), &Bases::new(), &ChainLimits::default()).unwrap();
         let silent = TcpStream::connect(a.address).unwrap();
         TcpStream::connect(a.address).unwrap().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
         assert_eq!(Criu::connect(folder.path(), "b", &a).unwrap().send(&recorded()), b"");
@@ -409,6 +453,34 @@ mod tests {
         assert!(received.pages() > 0 && received.changed() == received.pages());
         drop(silent);
         assert!(b.received().unwrap().is_none(), "nobody came");
+    }
+
+    #[test]
+    fn in_the_open_only_processes_of_the_session_are_heard() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut servers =
+            listen(&["a".parse().unwrap()], false, folder.path(), &Bases::new(), &ChainLimits::default()).unwrap();
+        let a = take(&mut servers, "a");
+        assert_eq!(a.lines(), format!("page-server\naddress=127.0.0.1\nport={}\n", a.address.port()));
+        let file = folder.path().join("stream");
+        std::fs::write(&file, recorded()).unwrap();
+        // Whether it is answered is seen by how long the answer is.
+        let send = format!(
+            "exec 3<>/dev/tcp/127.0.0.1/{}; cat {} >&3; head -c {} <&3 | wc -c > {}.told",
+            a.address.port(),
+            file.display(),
+            CLOSED.len(),
+            file.display()
+        );
+        let told = || std::fs::read_to_string(file.with_extension("told")).ok().filter(|told| told.ends_with('\n'));
+        let run = |program: &str, arguments: &[&str]| {
+            std::process::Command::new(program).args(arguments).arg(&send).status().unwrap();
+            (0..500).find_map(|_| told().or_else(|| (thread::sleep(Duration::from_millis(20)), None).1)).unwrap()
+        };
+        assert_eq!(run("setsid", &["--fork", "bash", "-c"]).trim(), "0", "somebody whom nobody here started");
+        std::fs::remove_file(file.with_extension("told")).unwrap();
+        assert_eq!(run("bash", &["-c"]).trim(), CLOSED.len().to_string());
+        assert!(a.received().unwrap().unwrap().pages() > 0);
     }
 
     #[test]

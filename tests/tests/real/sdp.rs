@@ -87,6 +87,30 @@ async fn a_guard_stops_acting_before_its_lease_can_end() {
     assert_eq!(etcd.get(&format!("/checkpoint/owner/{BLOCK}")), "");
 }
 
+#[test]
+fn a_database_behind_tls_and_a_password() {
+    const PASSWORD: &str = "nobody-guesses";
+    let etcd = Etcd::start_closed(23790, PASSWORD);
+    let ask = |protocol: &str, password: Option<&str>| {
+        let mut command = console(&etcd, &["interval", "30000"]);
+        command.env("SDP_CONFIG_PROTOCOL", protocol).env("SSL_CERT_FILE", etcd.authority());
+        if let Some(password) = password {
+            command.env("SDP_CONFIG_USERNAME", "root").env("SDP_CONFIG_PASSWORD", password);
+        }
+        command
+    };
+    assert_eq!(run(&mut ask("https", Some(PASSWORD))), "/checkpoint/settings/default/interval = 30000\n");
+    assert_eq!(etcd.get("/checkpoint/settings/default/interval"), "30000");
+    for password in [None, Some("something-else")] {
+        let (code, words) = run_failing(&mut ask("https", password));
+        assert!(code == 4 && !words.contains("something-else"), "{code}: {words}");
+    }
+    let (code, words) = run_failing(ask("https", Some(PASSWORD)).env_remove("SSL_CERT_FILE"));
+    assert!(code == 9 && words.contains("certificate"), "its authority is not known: {code}: {words}");
+    let (code, words) = run_failing(&mut ask("http", Some(PASSWORD)));
+    assert!(code != 0 && !words.contains(PASSWORD), "{words}");
+}
+
 #[tokio::test]
 async fn what_is_to_be_guarded_follows_the_database() {
     let etcd = Etcd::start(23790);

@@ -14,8 +14,8 @@ use clap::{Args, ValueEnum};
 use image_format::Compression;
 use launcher::sdp::Prefix;
 use launcher::{
-    CheckpointOptions, Destination, GuardError, GuardMetrics, GuardOptions, Limits, Orders, RestoreOptions, Signer,
-    Trust, Wanted,
+    CheckpointOptions, Destination, GuardError, GuardMetrics, GuardOptions, Limits, Orders, Pages, RestoreOptions,
+    Signer, Trust, Wanted,
 };
 use registry::Reference;
 use sd_notify::NotifyState;
@@ -78,6 +78,10 @@ pub struct GuardArgs {
     /// How layers are compressed
     #[arg(long, value_name = "HOW", default_value = "zstd", value_parser = words(Compression::ALL, Compression::as_str))]
     compression: Compression,
+
+    /// Which way memory takes: disk, as CRIU writes it, or stream, over a socket, so that only pages that changed are kept
+    #[arg(long, value_name = "WAY", default_value = "disk", value_parser = words(Pages::ALL, Pages::as_str))]
+    pages: Pages,
 
     #[command(flatten)]
     chains: Chains,
@@ -192,6 +196,7 @@ async fn options(
             hold: freeze.unwrap_or(usual.deadlines.hold),
         },
         compression: args.compression,
+        pages: args.pages,
         chain: (&args.chains).into(),
         work_dir: args.work_dir.clone(),
         jobs: args.transport.jobs(),

@@ -1,0 +1,124 @@
+//! Who is at the other end of a connection on this host: the kernel says so, whatever the other end says.
+//!
+//! ```text
+//! connection ─▶ /proc/net/tcp: the other end's socket ─▶ /proc/PID/fd of this process and of all that it started
+//! ```
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::path::Path;
+
+/// Whether the other end is a socket of this process, or of one that it started, or of one that they did.
+///
+/// # Errors
+/// The connection is none of IPv4 any more, or the kernel does not say who started whom.
+pub(super) fn is_own(connection: &TcpStream) -> io::Result<bool> {
+    let v4 = |address: std::net::SocketAddr| match address {
+        std::net::SocketAddr::V4(address) => Ok(address),
+        std::net::SocketAddr::V6(_) => Err(io::Error::other("a connection of IPv6")),
+    };
+    let (here, there) = (v4(connection.local_addr()?)?, v4(connection.peer_addr()?)?);
+    let sockets = fs::read_to_string("/proc/thread-self/net/tcp")?;
+    let Some(inode) = sockets.lines().find_map(|line| inode(line, there, here)) else {
+        return Ok(false);
+    };
+    let socket = format!("socket:[{inode}]");
+    Ok(own_processes()?.into_iter().any(|pid| holds(pid, Path::new(&socket))))
+}
+
+/// The inode of the socket in this line of `/proc/net/tcp`, if it is the one from `own` to `other`.
+fn inode(line: &str, own: SocketAddrV4, other: SocketAddrV4) -> Option<u64> {
+    let mut fields = line.split_whitespace().skip(1);
+    let ends = (address(fields.next()?)?, address(fields.next()?)?);
+    // State, queues, timer, retransmissions, user and time out are between.
+    let inode = fields.nth(6)?.parse().ok()?;
+    // A socket that nobody holds any more has none.
+    (ends == (own, other) && inode != 0).then_some(inode)
+}
+
+/// `0100007F:1F90`: the address as a number of this machine, and the port.
+fn address(text: &str) -> Option<SocketAddrV4> {
+    let (address, port) = text.split_once(':')?;
+    let address = u32::from_str_radix(address, 16).ok()?.to_ne_bytes();
+    Some(SocketAddrV4::new(Ipv4Addr::from(address), u16::from_str_radix(port, 16).ok()?))
+}
+
+/// This process, and all that it or they started and that have not outlived who started them.
+fn own_processes() -> io::Result<BTreeSet<u32>> {
+    let mut found = BTreeSet::from([std::process::id()]);
+    let mut rest: Vec<u32> = found.iter().copied().collect();
+    while let Some(pid) = rest.pop() {
+        // One that ends meanwhile has started nobody any more; whether the kernel tells at all is seen by this process itself.
+        let started = started_by(pid);
+        let started = if pid == std::process::id() { started? } else { started.unwrap_or_default() };
+        rest.extend(started.into_iter().filter(|pid| found.insert(*pid)));
+    }
+    Ok(found)
+}
+
+fn started_by(pid: u32) -> io::Result<Vec<u32>> {
+    let mut all = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let children = fs::read_to_string(task?.path().join("children"));
+        match children {
+            Ok(pids) => all.extend(pids.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok())),
+            // A thread that ends meanwhile leaves what it started to another one.
+            Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all)
+}
+
+fn holds(pid: u32, socket: &Path) -> bool {
+    let Ok(files) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    files.flatten().any(|file| fs::read_link(file.path()).is_ok_and(|target| target == socket))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+    use std::process::Command;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn lines_of_the_kernel() {
+        let line = "   1: 0100007F:1F90 0100007F:CBA2 01 00000000:00000000 00:00000000 00000000  1000        0 70001 1 ffff 20 4 30 10 -1";
+        let ends =
+            |own, other| (SocketAddrV4::new(Ipv4Addr::LOCALHOST, own), SocketAddrV4::new(Ipv4Addr::LOCALHOST, other));
+        let (own, other) = ends(8080, 52130);
+        assert_eq!(inode(line, own, other), Some(70001));
+        assert_eq!(inode(line, other, own), None);
+        for broken in ["", "  sl  local_address rem_address   st", "1: 0100007F:1F90", "1: x:y z 01 2 3 4 5 6 7"] {
+            assert_eq!(inode(broken, own, other), None);
+        }
+    }
+
+    /// Connects from a shell that runs `how`, in which `{}` stands for what connects and waits.
+    fn connect_from(how: &str) -> bool {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let connects = format!("exec 3<>/dev/tcp/127.0.0.1/{port}; read -r line <&3");
+        let mut shell = Command::new("bash").args(["-c", &how.replace("{}", &connects)]).spawn().unwrap();
+        let (mut connection, _) = listener.accept().unwrap();
+        // Whoever is to have lost the one that started it has had the time for it.
+        std::thread::sleep(Duration::from_millis(200));
+        let own = is_own(&connection).unwrap();
+        connection.shutdown(std::net::Shutdown::Write).unwrap();
+        let _ = connection.read(&mut [0]);
+        shell.wait().unwrap();
+        own
+    }
+
+    #[test]
+    fn what_was_started_here_is_known_and_nothing_else() {
+        assert!(connect_from("{}"), "a child");
+        assert!(connect_from("bash -c '{}'; true"), "its child");
+        assert!(!connect_from("setsid --fork bash -c '{}'"), "somebody else's");
+    }
+}
