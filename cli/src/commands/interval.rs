@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -186,7 +187,11 @@ fn seen_by_guard(state_dir: &Path, application: Option<&ApplicationId>) -> Resul
     let application = application.ok_or_else(|| unknown("there is no checkpoint, of no application".to_owned()))?;
     let state = guard_state(state_dir, application).map_err(|error| {
         let what = format!("what the guard of {application} keeps in {} cannot be read", state_dir.display());
-        CommandError::from(error).context(what)
+        match error.kind() {
+            ErrorKind::InvalidData | ErrorKind::UnexpectedEof => CommandError::new(Exit::Damaged, error),
+            _ => CommandError::from(error),
+        }
+        .context(what)
     })?;
     let mean = state.and_then(|state| state.mean_time_between_losses()).filter(|mean| !mean.is_zero());
     mean.ok_or_else(|| {

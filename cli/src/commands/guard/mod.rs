@@ -79,7 +79,7 @@ pub struct GuardArgs {
     #[arg(long, value_name = "HOW", default_value = "zstd", value_parser = words(Compression::ALL, Compression::as_str))]
     compression: Compression,
 
-    /// Which way memory takes: disk, as CRIU writes it, or stream, over a socket, so that only pages that changed are kept
+    /// Which way memory takes: disk, as CRIU writes it; stream, over a socket, so that only pages that changed are kept; tls, the same encrypted
     #[arg(long, value_name = "WAY", default_value = "disk", value_parser = words(Pages::ALL, Pages::as_str))]
     pages: Pages,
 
