@@ -52,7 +52,7 @@ fn a_pair_that_exchanges_messages_at_full_speed_is_checkpointed_and_restored_aga
 /// CRIU sends the memory, and writes no page.
 #[test]
 fn the_same_with_memory_that_comes_over_a_socket() {
-    assert_eq!(exchange("stream", rounds().min(20)), 0, "files of pages were written");
+    assert_eq!(exchange("stream", rounds().min(10)), 0, "files of pages were written");
 }
 
 #[test]
