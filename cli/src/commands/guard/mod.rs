@@ -4,11 +4,12 @@ mod http;
 mod log;
 mod sdp;
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use image_format::Compression;
@@ -98,6 +99,9 @@ pub struct GuardArgs {
     transport: Transport,
 }
 
+/// How long the address of a guard that was killed may still be taken: what it was about to start has the socket until it is started.
+const LINGERING: Duration = Duration::from_secs(2);
+
 /// How events are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum LogFormat {
@@ -137,7 +141,15 @@ pub async fn run(args: GuardArgs, context: &Context) -> Result<(), CommandError>
 /// Shows metrics at an address, if there is one; gives the address that it came to be.
 async fn show(address: Option<SocketAddr>, shown: Shown) -> Result<Option<SocketAddr>, CommandError> {
     let Some(address) = address else { return Ok(None) };
-    let served = http::serve(address, shown).await;
+    let until = Instant::now() + LINGERING;
+    let served = loop {
+        match http::serve(address, shown.clone()).await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            served => break served,
+        }
+    };
     served.map(Some).doing(|| format!("metrics cannot be shown at {address}"))
 }
 
@@ -262,5 +274,21 @@ fn failed(error: GuardError) -> CommandError {
     match hint {
         Some(hint) => error.hint(hint),
         None => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_is_given_up_soon_is_waited_for() {
+        let before = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = before.local_addr().unwrap();
+        let (shown, ()) = tokio::join!(show(Some(address), Shown::default()), async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            drop(before);
+        });
+        assert_eq!(shown.unwrap_or_else(|error| panic!("{:?}", error.lines())), Some(address));
     }
 }
