@@ -46,6 +46,7 @@ use self::notes::Notes;
 use self::process::Process;
 pub(crate) use self::secure::{SecureError, server_name};
 use self::standalone::{JoinError, Stopped};
+pub use self::tasks::children;
 use self::tasks::{Held, Tasks};
 use crate::fence::{Fence, FenceError};
 use crate::plan::SessionId;

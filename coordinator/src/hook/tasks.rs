@@ -96,16 +96,19 @@ fn descendants(pid: i32) -> Vec<Process> {
     while let Some(parent) = parents.pop()
         && found.len() < MOST_TASKS
     {
-        let Ok(threads) = std::fs::read_dir(format!("/proc/{parent}/task")) else { continue };
-        for thread in threads.flatten() {
-            let children = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
-            let children = children.split_ascii_whitespace().filter_map(|child| child.parse().ok());
-            let children = children.filter_map(|child| Process::open(child).ok());
-            for child in children {
-                parents.push(child.pid());
-                found.push(child);
-            }
+        for child in children(parent).filter_map(|child| Process::open(child).ok()) {
+            parents.push(child.pid());
+            found.push(child);
         }
     }
     found
+}
+
+/// The processes that this one started, and those that it took over from who did, as far as the kernel tells (CONFIG_PROC_CHILDREN).
+pub fn children(pid: i32) -> impl Iterator<Item = i32> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads.flat_map(|thread| {
+        let children = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        children.split_ascii_whitespace().filter_map(|child| child.parse().ok()).collect::<Vec<i32>>()
+    })
 }

@@ -10,10 +10,12 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::path::Path;
 
+use coordinator::hook::children;
+
 /// Whether the other end is a socket of this process, or of one that it started, or of one that they did.
 ///
 /// # Errors
-/// The connection is none of IPv4 any more, or the kernel does not say who started whom.
+/// The connection is none of IPv4 any more, or the kernel does not say whose sockets there are.
 pub(super) fn is_own(connection: &TcpStream) -> io::Result<bool> {
     let v4 = |address: std::net::SocketAddr| match address {
         std::net::SocketAddr::V4(address) => Ok(address),
@@ -25,7 +27,7 @@ pub(super) fn is_own(connection: &TcpStream) -> io::Result<bool> {
         return Ok(false);
     };
     let socket = format!("socket:[{inode}]");
-    Ok(own_processes()?.into_iter().any(|pid| holds(pid, Path::new(&socket))))
+    Ok(own_processes().into_iter().any(|pid| holds(pid, Path::new(&socket))))
 }
 
 /// The inode of the socket in this line of `/proc/net/tcp`, if it is the one from `own` to `other`.
@@ -46,33 +48,17 @@ fn address(text: &str) -> Option<SocketAddrV4> {
 }
 
 /// This process, and all that it or they started and that have not outlived who started them.
-fn own_processes() -> io::Result<BTreeSet<u32>> {
-    let mut found = BTreeSet::from([std::process::id()]);
-    let mut rest: Vec<u32> = found.iter().copied().collect();
+fn own_processes() -> BTreeSet<i32> {
+    let own = std::process::id().cast_signed();
+    let mut found = BTreeSet::from([own]);
+    let mut rest = vec![own];
     while let Some(pid) = rest.pop() {
-        // One that ends meanwhile has started nobody any more; whether the kernel tells at all is seen by this process itself.
-        let started = started_by(pid);
-        let started = if pid == std::process::id() { started? } else { started.unwrap_or_default() };
-        rest.extend(started.into_iter().filter(|pid| found.insert(*pid)));
+        rest.extend(children(pid).filter(|pid| found.insert(*pid)));
     }
-    Ok(found)
+    found
 }
 
-fn started_by(pid: u32) -> io::Result<Vec<u32>> {
-    let mut all = Vec::new();
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let children = fs::read_to_string(task?.path().join("children"));
-        match children {
-            Ok(pids) => all.extend(pids.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok())),
-            // A thread that ends meanwhile leaves what it started to another one.
-            Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(all)
-}
-
-fn holds(pid: u32, socket: &Path) -> bool {
+fn holds(pid: i32, socket: &Path) -> bool {
     let Ok(files) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
     files.flatten().any(|file| fs::read_link(file.path()).is_ok_and(|target| target == socket))
 }
