@@ -27,6 +27,7 @@ mod record;
 mod seat;
 mod session;
 mod sweep;
+mod way;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -308,11 +309,18 @@ impl Run<'_> {
 
     /// Where pages are to go to, if that is not the disk.
     fn page_servers(&self) -> Result<PageServers, CheckpointErrorKind> {
-        match self.options.pages {
-            Pages::Disk => Ok(PageServers::new()),
+        let (pages, why) = match self.options.pages {
+            Pages::Auto => way::choose(&self.members, self.workspace.path()),
+            asked => (asked, None),
+        };
+        if let Some(why) = why {
+            self.watcher.note(&why);
+        }
+        match pages {
+            Pages::Auto | Pages::Disk => Ok(PageServers::new()),
             Pages::Stream | Pages::Tls => {
                 let members: Vec<_> = self.members.iter().map(|member| member.id.clone()).collect();
-                let tls = self.options.pages == Pages::Tls;
+                let tls = pages == Pages::Tls;
                 Ok(pages::listen(&members, tls, self.workspace.path(), &self.bases, &self.options.chain)?)
             }
         }

@@ -91,8 +91,11 @@ pub struct Joining {
 /// Which way memory takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Pages {
-    /// CRIU writes it into files, as it does by itself.
+    /// The one of these on which tasks stand frozen for less time: [`Pages::Disk`] for as much as the page cache takes without a wait and
+    /// the disk has room for, else [`Pages::Stream`], or [`Pages::Tls`] where the kernel does not say whose a socket is.
     #[default]
+    Auto,
+    /// CRIU writes it into files, as it does by itself.
     Disk,
     /// CRIU sends it over a socket on loopback, and only what is not in the base is kept. Whose socket it is, the kernel says.
     Stream,
@@ -102,12 +105,13 @@ pub enum Pages {
 
 impl Pages {
     /// All of them.
-    pub const ALL: &[Self] = &[Self::Disk, Self::Stream, Self::Tls];
+    pub const ALL: &[Self] = &[Self::Auto, Self::Disk, Self::Stream, Self::Tls];
 
     /// As a person writes it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Auto => "auto",
             Self::Disk => "disk",
             Self::Stream => "stream",
             Self::Tls => "tls",
@@ -115,9 +119,9 @@ impl Pages {
     }
 }
 
-/// A text that is neither `disk`, `stream` nor `tls`.
+/// A text that is neither `auto`, `disk`, `stream` nor `tls`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("it is disk, stream or tls")]
+#[error("it is auto, disk, stream or tls")]
 pub struct ParsePagesError;
 
 impl FromStr for Pages {

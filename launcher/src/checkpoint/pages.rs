@@ -64,6 +64,9 @@ pub enum PagesError {
     /// Nor checked.
     #[error("the certificates for the pages cannot be checked")]
     Verifier(#[from] VerifierBuilderError),
+    /// Nobody who comes could be told from a stranger.
+    #[error("this kernel does not tell whose a socket is (CONFIG_PROC_CHILDREN); --pages tls needs nothing of it")]
+    Unknown,
     /// A file or a socket.
     #[error("no way for the pages at {what}")]
     Io {
@@ -109,6 +112,9 @@ pub(super) fn listen(
     bases: &Bases,
     chain: &ChainLimits,
 ) -> Result<PageServers, PagesError> {
+    if !tls && !peer::can_tell() {
+        return Err(PagesError::Unknown);
+    }
     let authority = tls.then(|| Authority::make(folder)).transpose()?;
     let limits = ReceiveLimits {
         waiting_bytes: WAITING / members.len().max(1),

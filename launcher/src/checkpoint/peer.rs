@@ -30,6 +30,11 @@ pub(super) fn is_own(connection: &TcpStream) -> io::Result<bool> {
     Ok(own_processes().into_iter().any(|pid| holds(pid, Path::new(&socket))))
 }
 
+/// Whether this kernel tells who started whom (CONFIG_PROC_CHILDREN), without which nobody is known.
+pub(super) fn can_tell() -> bool {
+    fs::read("/proc/thread-self/children").is_ok()
+}
+
 /// The inode of the socket in this line of `/proc/net/tcp`, if it is the one from `own` to `other`.
 fn inode(line: &str, own: SocketAddrV4, other: SocketAddrV4) -> Option<u64> {
     let mut fields = line.split_whitespace().skip(1);

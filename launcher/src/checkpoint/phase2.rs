@@ -182,11 +182,17 @@ impl Phase2<'_> {
         let captured =
             tokio::task::spawn_blocking(move || copies.map_or(Ok(Captured::default()), Copies::archive)).await?;
         let captured = captured.map_err(|source| CheckpointErrorKind::Files { member: id.clone(), source })?;
+        let sends = pages.is_some();
         let received = match pages {
             Some(pages) => tokio::task::spawn_blocking(move || pages.received()).await?,
             None => Ok(None),
         };
         let received = received.map_err(|source| CheckpointErrorKind::Stream { member: id.clone(), source })?;
+        if sends && received.is_none() {
+            self.watcher.note(&format!(
+                "{id}: its CRIU was told to send its memory over a socket, and wrote it to the disk all the same"
+            ));
+        }
         if let Some(received) = &received {
             received.notes().iter().for_each(|note| self.watcher.note(&format!("{id}: {note}")));
         }

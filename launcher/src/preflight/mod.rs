@@ -16,8 +16,8 @@ use image_format::{Descriptor, Digest, MemberId};
 use registry::{Store, StoreError};
 
 pub(crate) use self::check::{BaseImage, Want};
-pub(crate) use self::host::is_root;
-use self::host::{Host, Room};
+use self::host::Host;
+pub(crate) use self::host::{Room, is_root};
 pub use self::problem::Problem;
 use crate::engine::Survey;
 use crate::error::chain;

@@ -80,8 +80,8 @@ pub struct GuardArgs {
     #[arg(long, value_name = "HOW", default_value = "zstd", value_parser = words(Compression::ALL, Compression::as_str))]
     compression: Compression,
 
-    /// Which way memory takes: disk, as CRIU writes it; stream, over a socket, so that only pages that changed are kept; tls, the same encrypted
-    #[arg(long, value_name = "WAY", default_value = "disk", value_parser = words(Pages::ALL, Pages::as_str))]
+    /// Which way memory takes: disk, as CRIU writes it; stream, over a socket, so that only pages that changed are kept; tls, the same encrypted; auto, the disk for as much memory as it takes without a wait, else the socket
+    #[arg(long, value_name = "WAY", default_value = "auto", value_parser = words(Pages::ALL, Pages::as_str))]
     pages: Pages,
 
     #[command(flatten)]
