@@ -3,7 +3,8 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -17,17 +18,27 @@ use crate::guard::Guarded;
 use crate::setup::Keys;
 
 /// A file system of its own, in memory, of so many MiB.
-struct Disk(TempDir);
+pub(crate) struct Disk {
+    at: PathBuf,
+    /// Of a disk that is nowhere in particular; it goes after the disk.
+    _folder: Option<TempDir>,
+}
 
 impl Disk {
     fn of_mib(mib: u32) -> Self {
-        let dir = TempDir::new().unwrap();
-        run(command("mount", ["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"]).arg(dir.path()));
-        Self(dir)
+        let folder = TempDir::new().unwrap();
+        run(&mut mount(folder.path(), mib));
+        Self { at: folder.path().to_owned(), _folder: Some(folder) }
+    }
+
+    /// Hides what is in the folder.
+    pub(crate) fn over(folder: &Path, mib: u32) -> Self {
+        run(&mut mount(folder, mib));
+        Self { at: folder.to_owned(), _folder: None }
     }
 
     fn path(&self) -> &Path {
-        self.0.path()
+        &self.at
     }
 
     fn remount(&self, how: &str) {
@@ -49,6 +60,12 @@ impl Drop for Disk {
     fn drop(&mut self) {
         run(command("umount", ["--lazy"]).arg(self.path()));
     }
+}
+
+fn mount(folder: &Path, mib: u32) -> Command {
+    let mut mount = command("mount", ["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"]);
+    mount.arg(folder);
+    mount
 }
 
 /// The guard fails to take two checkpoints and says so, and the application runs on meanwhile.

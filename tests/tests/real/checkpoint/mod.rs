@@ -4,6 +4,7 @@ mod engines;
 mod exchange;
 mod hosts;
 mod instant;
+mod room;
 mod store;
 
 use std::ffi::OsStr;
