@@ -27,7 +27,8 @@ pub(super) fn is_own(connection: &TcpStream) -> io::Result<bool> {
         return Ok(false);
     };
     let socket = format!("socket:[{inode}]");
-    Ok(own_processes().into_iter().any(|pid| holds(pid, Path::new(&socket))))
+    let own = family(std::process::id().cast_signed());
+    Ok(own.into_iter().any(|pid| holds(pid, Path::new(&socket))))
 }
 
 /// Whether this kernel tells who started whom (CONFIG_PROC_CHILDREN), without which nobody is known.
@@ -52,11 +53,10 @@ fn address(text: &str) -> Option<SocketAddrV4> {
     Some(SocketAddrV4::new(Ipv4Addr::from(address), u16::from_str_radix(port, 16).ok()?))
 }
 
-/// This process, and all that it or they started and that have not outlived who started them.
-fn own_processes() -> BTreeSet<i32> {
-    let own = std::process::id().cast_signed();
-    let mut found = BTreeSet::from([own]);
-    let mut rest = vec![own];
+/// A process, and all that it or they started and that have not outlived who started them.
+pub(super) fn family(pid: i32) -> BTreeSet<i32> {
+    let mut found = BTreeSet::from([pid]);
+    let mut rest = vec![pid];
     while let Some(pid) = rest.pop() {
         rest.extend(children(pid).filter(|pid| found.insert(*pid)));
     }

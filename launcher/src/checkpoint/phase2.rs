@@ -182,20 +182,21 @@ impl Phase2<'_> {
         let captured =
             tokio::task::spawn_blocking(move || copies.map_or(Ok(Captured::default()), Copies::archive)).await?;
         let captured = captured.map_err(|source| CheckpointErrorKind::Files { member: id.clone(), source })?;
-        let sends = pages.is_some();
+        let note = |note: &str| self.watcher.note(&format!("{id}: {note}"));
         let received = match pages {
-            Some(pages) => tokio::task::spawn_blocking(move || pages.received()).await?,
-            None => Ok(None),
+            Some(pages) => {
+                let received = tokio::task::spawn_blocking(move || pages.received()).await?;
+                let received = received.map_err(|source| CheckpointErrorKind::Stream { member: id.clone(), source })?;
+                match &received {
+                    Some(received) => received.notes().iter().for_each(|text| note(text)),
+                    None => note(
+                        "its CRIU was told to send its memory over a socket, and wrote it to the disk all the same",
+                    ),
+                }
+                received
+            }
+            None => None,
         };
-        let received = received.map_err(|source| CheckpointErrorKind::Stream { member: id.clone(), source })?;
-        if sends && received.is_none() {
-            self.watcher.note(&format!(
-                "{id}: its CRIU was told to send its memory over a socket, and wrote it to the disk all the same"
-            ));
-        }
-        if let Some(received) = &received {
-            received.notes().iter().for_each(|note| self.watcher.note(&format!("{id}: {note}")));
-        }
         let options = PackOptions {
             member: Some(id.clone()),
             depends_on: member.depends_on.clone(),

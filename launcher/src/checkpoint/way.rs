@@ -8,15 +8,13 @@
 //!                        └─ less ─▶ disk
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use coordinator::hook::children;
-
 use super::members::Member;
 use super::options::Pages;
-use super::peer;
+use super::peer::{can_tell, family};
 use crate::preflight::Room;
 
 /// Bytes of a page, in which the kernel counts.
@@ -39,13 +37,13 @@ pub(super) fn choose(members: &[Member], work_dir: &Path) -> Way {
         }
     }
     let at_once = fs::read_to_string("/proc/vmstat").ok().and_then(|vmstat| at_once(&vmstat));
-    decide(all, needs.values().copied(), at_once, peer::can_tell())
+    decide(all, needs.values().copied(), at_once, can_tell())
 }
 
 /// `needs` are bytes that are needed and available, by file system; `at_once` are bytes that the page cache takes, if that is known.
-fn decide(all: u64, needs: impl Iterator<Item = (u64, u64)>, at_once: Option<u64>, can_tell: bool) -> Way {
+fn decide(all: u64, mut needs: impl Iterator<Item = (u64, u64)>, at_once: Option<u64>, can_tell: bool) -> Way {
     let mib = |bytes: u64| bytes >> 20;
-    let why = match (needs.into_iter().find(|(needed, available)| needed > available), at_once) {
+    let why = match (needs.find(|(needed, available)| needed > available), at_once) {
         (Some((needed, available)), _) => {
             format!("the disk has room for {} MiB of {} MiB of memory", mib(available), mib(needed))
         }
@@ -65,14 +63,8 @@ fn decide(all: u64, needs: impl Iterator<Item = (u64, u64)>, at_once: Option<u64
 
 /// Bytes that CRIU finds in the memory of a process and of all that it started; 0 for those that are gone.
 fn memory(pid: i32) -> u64 {
-    let mut found = BTreeSet::from([pid]);
-    let mut rest = vec![pid];
-    let mut sum = 0;
-    while let Some(pid) = rest.pop() {
-        sum += fs::read_to_string(format!("/proc/{pid}/status")).map_or(0, |status| resident(&status));
-        rest.extend(children(pid).filter(|child| found.insert(*child)));
-    }
-    sum
+    let statuses = family(pid).into_iter().filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok());
+    statuses.map(|status| resident(&status)).sum()
 }
 
 /// Bytes of memory that is in no file, by `/proc/PID/status`. Memory that processes share counts for each of them.

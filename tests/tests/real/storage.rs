@@ -4,7 +4,6 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -21,20 +20,21 @@ use crate::setup::Keys;
 pub(crate) struct Disk {
     at: PathBuf,
     /// Of a disk that is nowhere in particular; it goes after the disk.
-    _folder: Option<TempDir>,
+    folder: Option<TempDir>,
 }
 
 impl Disk {
     fn of_mib(mib: u32) -> Self {
         let folder = TempDir::new().unwrap();
-        run(&mut mount(folder.path(), mib));
-        Self { at: folder.path().to_owned(), _folder: Some(folder) }
+        let mut disk = Self::over(folder.path(), mib);
+        disk.folder = Some(folder);
+        disk
     }
 
     /// Hides what is in the folder.
     pub(crate) fn over(folder: &Path, mib: u32) -> Self {
-        run(&mut mount(folder, mib));
-        Self { at: folder.to_owned(), _folder: None }
+        run(command("mount", ["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"]).arg(folder));
+        Self { at: folder.to_owned(), folder: None }
     }
 
     fn path(&self) -> &Path {
@@ -60,12 +60,6 @@ impl Drop for Disk {
     fn drop(&mut self) {
         run(command("umount", ["--lazy"]).arg(self.path()));
     }
-}
-
-fn mount(folder: &Path, mib: u32) -> Command {
-    let mut mount = command("mount", ["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"]);
-    mount.arg(folder);
-    mount
 }
 
 /// The guard fails to take two checkpoints and says so, and the application runs on meanwhile.
