@@ -7,7 +7,7 @@
 /// Version of the format, `MAJOR.MINOR`; readers refuse a newer major version.
 pub const FORMAT: &str = "io.syncpoint.format";
 /// The format version that this crate writes.
-pub const FORMAT_VERSION: &str = "1.1";
+pub const FORMAT_VERSION: &str = "1.2";
 /// Member id, on a checkpoint image and on its entry in a global checkpoint.
 pub const MEMBER: &str = "io.syncpoint.member";
 /// Comma-separated member ids that must exist before this one is created.
@@ -28,6 +28,8 @@ pub const LAYER_CONTENT: &str = "io.syncpoint.layer.content";
 pub const LAYER_PLAIN_SIZE: &str = "io.syncpoint.layer.plain-size";
 /// On a layer of pages: which link of a chain of generations it is, `GENERATION.PART`.
 pub const LAYER_LINK: &str = "io.syncpoint.layer.link";
+/// On a layer that is a link: which page of its generation is its first, `FILE:INDEX`. What else it has pages of begins in it.
+pub const LAYER_FIRST_PAGE: &str = "io.syncpoint.layer.first-page";
 /// On a checkpoint image, and on its entry in a global checkpoint: how many generations its pages are in, decimal.
 pub const GENERATIONS: &str = "io.syncpoint.generations";
 /// On a checkpoint image, and on its entry in a global checkpoint: digest of the image whose chain of generations it continues.

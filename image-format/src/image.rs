@@ -10,10 +10,10 @@ pub use build::{BuildError, ImageMetadata, build_config, build_manifest};
 pub(crate) use build::{check_reserved, checked_created, document, oci_descriptor, write_error};
 
 use crate::annotation::{
-    BASE, CRIO_NAME, CRIU_PREFIX, DEPENDS_ON, DUMP_KIND, GENERATIONS, LAYER_CONTENT, LAYER_LINK, LAYER_PLAIN_SIZE,
-    MEDIA_CONFIG, MEDIA_MANIFEST, MEMBER, PODMAN_PREFIX,
+    BASE, CRIO_NAME, CRIU_PREFIX, DEPENDS_ON, DUMP_KIND, GENERATIONS, LAYER_CONTENT, LAYER_FIRST_PAGE, LAYER_LINK,
+    LAYER_PLAIN_SIZE, MEDIA_CONFIG, MEDIA_MANIFEST, MEMBER, PODMAN_PREFIX,
 };
-use crate::generation::{Chain, Link};
+use crate::generation::{Chain, FirstPage, Link};
 use crate::json::{self, JsonError};
 use crate::version::{FormatVersion, FormatVersionError};
 use crate::{Compression, Descriptor, Digest, Document, DumpKind, LayerContent, Limits, MemberId};
@@ -146,6 +146,8 @@ pub struct LayerRef {
     pub plain_size: Option<u64>,
     /// Which link of a chain of generations it is.
     pub link: Option<Link>,
+    /// The first page of the link, where the image says so.
+    pub first_page: Option<FirstPage>,
 }
 
 impl LayerRef {
@@ -368,7 +370,8 @@ fn layers(descriptors: &[oci::Descriptor]) -> Result<Vec<LayerRef>, ImageError> 
         let content = said(LAYER_CONTENT).and_then(|text| text.parse().ok());
         let plain_size = said(LAYER_PLAIN_SIZE).and_then(|text| text.parse().ok());
         let link = said(LAYER_LINK).and_then(|text| text.parse().ok());
-        Ok(LayerRef { descriptor, content, compression, plain_size, link })
+        let first_page = said(LAYER_FIRST_PAGE).and_then(|text| text.parse().ok());
+        Ok(LayerRef { descriptor, content, compression, plain_size, link, first_page })
     };
     descriptors.iter().enumerate().map(layer).collect()
 }

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
 use crate::archive::{ArchiveError, CHUNK, END, Encoder, Entry, padding, write_header};
-use crate::generation::Link;
+use crate::generation::{FirstPage, Link};
 use crate::{BlobSink, Compression, Descriptor, Digest, HashWriter, LayerContent};
 
 /// Chunks on their way to a layer's thread. More would only use more memory.
@@ -30,6 +30,8 @@ pub struct LayerInfo {
     pub content: LayerContent,
     /// The link of a chain of generations that it is.
     pub link: Option<Link>,
+    /// The first page of the link; absent where it has none, or where nobody said.
+    pub first_page: Option<FirstPage>,
 }
 
 /// A layer that is being written. Dropped without [`LayerWriter::finish`], it leaves nothing behind.
@@ -65,13 +67,13 @@ impl<'scope> LayerWriter<'scope> {
         sink: Box<dyn BlobSink>,
         compression: Compression,
         content: LayerContent,
-        link: Option<Link>,
+        (link, first_page): (Option<Link>, Option<FirstPage>),
     ) -> io::Result<Self> {
         let (chunks, incoming) = sync_channel(CHUNKS_IN_FLIGHT);
         let (give_back, used) = sync_channel(CHUNKS_IN_FLIGHT + 2);
         let write = move || {
             let written = write_layer(sink, compression, content, &incoming, &give_back);
-            written.map(|layer| LayerInfo { link, ..layer })
+            written.map(|layer| LayerInfo { link, first_page, ..layer })
         };
         let thread = Builder::new().name(format!("layer {content}")).spawn_scoped(scope, write)?;
         Ok(Self { chunk: vec![0; CHUNK], filled: 0, chunks, used, plain_bytes: 0, thread })
@@ -157,7 +159,7 @@ fn write_layer(
         let (sink, digest, size) = tar.finish();
         sink.commit(digest, size)?;
         let descriptor = Descriptor { media_type: compression.layer_media_type(), digest, size };
-        return Ok(LayerInfo { descriptor, diff_id: digest, diff_size: size, content, link: None });
+        return Ok(LayerInfo { descriptor, diff_id: digest, diff_size: size, content, link: None, first_page: None });
     }
     let mut tar = HashWriter::new(Encoder::new(HashWriter::new(sink), compression));
     write_chunks(chunks, give_back, &mut tar)?;
@@ -165,7 +167,7 @@ fn write_layer(
     let (sink, digest, size) = encoder.finish()?.finish();
     sink.commit(digest, size)?;
     let descriptor = Descriptor { media_type: compression.layer_media_type(), digest, size };
-    Ok(LayerInfo { descriptor, diff_id, diff_size, content, link: None })
+    Ok(LayerInfo { descriptor, diff_id, diff_size, content, link: None, first_page: None })
 }
 
 /// Writes what comes until the layer is complete; an error if it never will be.
@@ -245,7 +247,8 @@ mod tests {
     fn write(content: &[u8], compression: Compression, sink: Sink) -> io::Result<LayerInfo> {
         let seed = sink.seed;
         thread::scope(|scope| {
-            let mut layer = LayerWriter::start(scope, Box::new(sink), compression, LayerContent::Pages, None).unwrap();
+            let mut layer =
+                LayerWriter::start(scope, Box::new(sink), compression, LayerContent::Pages, (None, None)).unwrap();
             for part in content.chunks(3_000_000) {
                 if layer.append(&file(part.len()), &mut Pieces(part, seed)).is_err() {
                     break;
@@ -287,7 +290,8 @@ mod tests {
     fn a_layer_that_is_given_up_is_not_kept() {
         let sink = Sink::default();
         thread::scope(|scope| {
-            let layer = LayerWriter::start(scope, Box::new(sink.clone()), Compression::Zstd, LayerContent::State, None);
+            let layer =
+                LayerWriter::start(scope, Box::new(sink.clone()), Compression::Zstd, LayerContent::State, (None, None));
             let mut layer = layer.unwrap();
             assert!(layer.append(&file(10), &mut io::repeat(1).take(10)).is_ok());
             let error = layer.append(&file(10), &mut io::empty());

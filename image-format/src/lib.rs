@@ -37,7 +37,7 @@ pub use digest::{Digest, HashReader, HashWriter, ParseDigestError};
 pub use document::{Document, canonical_json};
 pub use dump::{Captured, DumpError, DumpSource, RecognizeError};
 pub use facts::{Connection, CpuFact, Facts, FactsBuilder, FactsError, MountFact, NetworkFact, Pod, Process, Timings};
-pub use generation::{Base, BaseError, Chain, ChainLimits, Link, PageChanges, TableError};
+pub use generation::{Base, BaseError, Chain, ChainLimits, FirstPage, Link, PageChanges, TableError};
 pub use global::{GlobalCheckpoint, GlobalError, MemberEntry, OrderError};
 pub use id::{ApplicationId, Epoch, MemberId, ParseIdError};
 pub use image::{
@@ -51,6 +51,7 @@ pub use pack::{Layout, PackError, PackOptions, PackedImage, pack};
 pub use timeline::{BarrierTime, MemberTimeline, Span, Timeline, TimelineError};
 pub use timestamp::{rfc3339, rfc3339_seconds};
 pub use unpack::{
-    FileState, SpecError, UnpackError, UnpackOptions, read_files, read_state, unpack_archive, unpack_folder,
+    FileState, LazyPages, LazyProcess, LazyRun, SpecError, ToProcess, UnpackError, UnpackOptions, read_files,
+    read_state, unpack_archive, unpack_archive_lazily, unpack_folder, unpack_folder_lazily,
 };
 pub use version::{FormatVersion, FormatVersionError};

@@ -189,6 +189,28 @@ impl PagemapEntry {
     }
 }
 
+/// `mm_entry` of mm.proto.
+#[derive(Clone, PartialEq, Message)]
+pub struct AddressSpace {
+    /// Its mappings, by rising addresses.
+    #[prost(message, repeated, tag = "14")]
+    pub mappings: Vec<Mapping>,
+}
+
+/// `vma_entry` of vma.proto.
+#[derive(Clone, PartialEq, Message)]
+pub struct Mapping {
+    /// Where it begins.
+    #[prost(uint64, required, tag = "1")]
+    pub start: u64,
+    /// The address behind it.
+    #[prost(uint64, required, tag = "2")]
+    pub end: u64,
+    /// One bit for each advice of madvise(2) that holds for it.
+    #[prost(uint64, optional, tag = "9")]
+    pub advice: Option<u64>,
+}
+
 /// `file_entry` of fdinfo.proto.
 #[derive(Clone, PartialEq, Message)]
 pub struct File {

@@ -14,8 +14,8 @@ use std::fmt;
 use prost::Message;
 
 pub use message::{
-    Core, DumpStats, File, FpuRegisters, InetSocket, Inventory, PagemapEntry, PagemapHead, Stats, Task, TaskTree,
-    Thread, X86State, Xsave,
+    AddressSpace, Core, DumpStats, File, FpuRegisters, InetSocket, Inventory, Mapping, PagemapEntry, PagemapHead,
+    Stats, Task, TaskTree, Thread, X86State, Xsave,
 };
 
 /// First number of most image files (`IMG_COMMON_MAGIC`).
@@ -38,6 +38,8 @@ pub enum ImageKind {
     Pagemap,
     /// `files.img`: one [`File`] an open file.
     Files,
+    /// `mm-<id>.img`: one [`AddressSpace`].
+    Memory,
 }
 
 impl ImageKind {
@@ -50,6 +52,7 @@ impl ImageKind {
             Self::Stats => &[SERVICE, 0x5709_3306],
             Self::Pagemap => &[COMMON, 0x5608_4025],
             Self::Files => &[COMMON, 0x5630_3138],
+            Self::Memory => &[COMMON, 0x5749_2820],
         }
     }
 }
@@ -63,6 +66,7 @@ impl fmt::Display for ImageKind {
             Self::Stats => "statistics",
             Self::Pagemap => "pagemap",
             Self::Files => "files",
+            Self::Memory => "memory",
         })
     }
 }

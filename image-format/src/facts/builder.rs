@@ -108,7 +108,7 @@ impl Source {
             Self::NetworkStatus | Self::ContainerStatus | Self::Descriptors => MAX_STATUS,
             Self::Log => MAX_LOG_HEAD,
             Self::Image(ImageKind::Inventory | ImageKind::Core | ImageKind::Stats | ImageKind::Pstree) => MAX_RECORDS,
-            Self::Image(ImageKind::Files | ImageKind::Pagemap) => MAX_TABLE,
+            Self::Image(ImageKind::Files | ImageKind::Pagemap | ImageKind::Memory) => MAX_TABLE,
         }
     }
 }
@@ -234,6 +234,8 @@ impl FactsBuilder {
                 }
                 self.pages = Some(pages);
             }
+            // Nothing of it is a fact, and it is not asked for.
+            ImageKind::Memory => {}
             ImageKind::Files => {
                 self.big_endian = records.is_big_endian();
                 let mut sockets = Vec::new();

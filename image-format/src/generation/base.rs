@@ -82,8 +82,9 @@ impl Base {
         for (layer, diff_id) in layers.take_links() {
             if let Some(link) = layer.link {
                 let diff_size = layer.plain_size.ok_or(BaseError::NoSize { image: digest, link })?;
-                let (descriptor, content) = (layer.descriptor, LayerContent::Pages);
-                links.push(LayerInfo { descriptor, diff_id, diff_size, content, link: Some(link) });
+                let (descriptor, first_page) = (layer.descriptor, layer.first_page);
+                let content = LayerContent::Pages;
+                links.push(LayerInfo { descriptor, diff_id, diff_size, content, link: Some(link), first_page });
             }
         }
         let tables = layers.read_tables(chain.generations, scratch)?;

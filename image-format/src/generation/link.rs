@@ -46,6 +46,33 @@ impl FromStr for Link {
     }
 }
 
+/// The first page of a link: pages of a generation follow one another, file by file, through all of its links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FirstPage {
+    /// The number in the name of its file of pages.
+    pub file: u32,
+    /// How many pages of that file lie in earlier links of the generation.
+    pub index: u64,
+}
+
+impl fmt::Display for FirstPage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file, self.index)
+    }
+}
+
+impl FromStr for FirstPage {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let place = text
+            .split_once(':')
+            .and_then(|(file, index)| Some(Self { file: file.parse().ok()?, index: index.parse().ok()? }));
+        let place = place.filter(|place| place.to_string() == text);
+        place.ok_or_else(|| format!("{:?} is not of the form FILE:INDEX", text.chars().take(40).collect::<String>()))
+    }
+}
+
 /// The chain of generations that an image's pages are in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
@@ -99,6 +126,10 @@ mod tests {
     fn links_have_one_form() {
         assert_eq!("3.12".parse(), Ok(Link { generation: 3, part: 12 }));
         assert_eq!(Link { generation: 3, part: 12 }.folder(), "gen-3.12");
+        assert_eq!("3:0".parse(), Ok(FirstPage { file: 3, index: 0 }));
+        for bad in ["", "3", "3:", ":3", "03:1", "3:+1", "3:1:1", "4294967296:1"] {
+            assert!(bad.parse::<FirstPage>().is_err(), "{bad}");
+        }
         for bad in ["", "1", "1.", ".1", "0.1", "1.0", "01.1", "+1.1", "1.1.1", "1.4294967296", " 1.1"] {
             assert!(bad.parse::<Link>().is_err(), "{bad}");
         }

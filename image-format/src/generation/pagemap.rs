@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use prost::Message;
 
 use super::PAGE;
-use crate::criu::{ImageKind, PagemapEntry, PagemapHead, Records};
+use crate::criu::{CriuError, ImageKind, PagemapEntry, PagemapHead, Records};
 
 /// `PE_PARENT` of CRIU: the page is in the parent's images.
 const IN_PARENT: u32 = 1;
@@ -108,6 +108,19 @@ impl Pagemap {
     }
 }
 
+/// The runs of a pagemap that [`Pagemap::read`] understands, and whether their pages might have been left out: whether a restored task may run
+/// before it has them.
+pub(crate) fn lazy_runs(bytes: &[u8]) -> Result<Vec<(Run, bool)>, CriuError> {
+    let mut records = Records::open(ImageKind::Pagemap, bytes)?;
+    records.next_record::<PagemapHead>()?;
+    let mut runs = Vec::new();
+    while let Some(entry) = records.next_record::<PagemapEntry>()? {
+        let run = Run { address: entry.address, pages: entry.count.unwrap_or(entry.short_count.into()) };
+        runs.push((run, entry.flags.unwrap_or(PRESENT) & LAZY != 0));
+    }
+    Ok(runs)
+}
+
 /// The next record, if it holds nothing but what is known.
 fn known<M: Message + Default>(records: &mut Records<'_>) -> Result<Option<M>, NotUnderstood> {
     let damaged = |_| NotUnderstood::Because("it cannot be decoded");
@@ -128,6 +141,8 @@ pub(crate) enum Place {
     Here,
     /// In a link of the chain further down.
     Below,
+    /// Nowhere yet: it comes when it is asked for.
+    Later,
 }
 
 /// Writes a pagemap as CRIU does. Runs that follow one another become one.
@@ -176,6 +191,7 @@ impl<W: Write> PagemapWriter<W> {
         let flags = match place {
             Place::Here => PRESENT,
             Place::Below => IN_PARENT,
+            Place::Later => LAZY,
         };
         let count = self.wide.then_some(pages);
         // As CRIU 4.2 does.

@@ -331,7 +331,7 @@ impl<'b> Generations<'b> {
                 self.close_part(layers)?;
             }
             let piece = left.min(self.part_limit - self.part);
-            self.open_part(layers)?;
+            self.open_part(Some(index), layers)?;
             let entry = self.pages_entry(index, piece);
             let mut hashed =
                 Hashed::new(content.take(piece), &mut self.digests, layers.chooses().then_some(&mut self.worth));

@@ -6,8 +6,8 @@ use oci_spec::image as oci;
 
 use super::{MAX_LAYERS, write_depends_on};
 use crate::annotation::{
-    BASE, CREATED, DEPENDS_ON, DUMP_KIND, FORMAT, FORMAT_VERSION, GENERATIONS, LAYER_CONTENT, LAYER_LINK,
-    LAYER_PLAIN_SIZE, MEDIA_CONFIG, MEDIA_MANIFEST, MEMBER,
+    BASE, CREATED, DEPENDS_ON, DUMP_KIND, FORMAT, FORMAT_VERSION, GENERATIONS, LAYER_CONTENT, LAYER_FIRST_PAGE,
+    LAYER_LINK, LAYER_PLAIN_SIZE, MEDIA_CONFIG, MEDIA_MANIFEST, MEMBER,
 };
 use crate::generation::Chain;
 use crate::timestamp::is_rfc3339;
@@ -121,7 +121,8 @@ pub fn build_manifest(
         let content = (LAYER_CONTENT.to_owned(), layer.content.to_string());
         let plain_size = (LAYER_PLAIN_SIZE.to_owned(), layer.diff_size.to_string());
         let link = layer.link.map(|link| (LAYER_LINK.to_owned(), link.to_string()));
-        descriptor.set_annotations(Some([content, plain_size].into_iter().chain(link).collect()));
+        let first_page = layer.first_page.map(|page| (LAYER_FIRST_PAGE.to_owned(), page.to_string()));
+        descriptor.set_annotations(Some([content, plain_size].into_iter().chain(link).chain(first_page).collect()));
         Ok(descriptor)
     });
     let manifest = oci::ImageManifestBuilder::default()

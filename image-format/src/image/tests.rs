@@ -25,6 +25,7 @@ fn layer(content: LayerContent, compression: Compression) -> LayerInfo {
     let blob = format!("{content} compressed");
     LayerInfo {
         link: None,
+        first_page: None,
         descriptor: Descriptor {
             media_type: compression.layer_media_type(),
             digest: Digest::of(blob.as_bytes()),
@@ -46,6 +47,7 @@ fn link(generation: u32, part: u32) -> LayerInfo {
     };
     LayerInfo {
         link: Some(link),
+        first_page: (part > 1).then_some(FirstPage { file: 7, index: 16_384 }),
         descriptor,
         diff_id: Digest::of(link.to_string().as_bytes()),
         ..layer(LayerContent::Pages, Compression::None)
@@ -217,7 +219,7 @@ fn manifests_that_cannot_be_used_are_refused() {
         (|m| m["annotations"] = Value::Null, "no annotation says so"),
         (
             |m| m["annotations"][FORMAT] = json!("2.0"),
-            "format version 2.0, and this program reads up to 1.1: use a newer",
+            "format version 2.0, and this program reads up to 1.2: use a newer",
         ),
         (|m| *m = json!({"annotations": {FORMAT: "3.1"}, "layers": "different"}), "format version 3.1"),
         (|m| m["annotations"][FORMAT] = json!("one"), "not of the form MAJOR.MINOR"),

@@ -8,7 +8,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 use super::{PackError, PackOptions};
 use crate::archive::{ArchiveError, Entry, EntryKind, EntryName, parent};
 use crate::dump::DumpError;
-use crate::generation::Link;
+use crate::generation::{FirstPage, Link};
 use crate::layer::{AppendError, LayerInfo, LayerWriter};
 use crate::{BlobStore, Compression, Digest, LayerContent};
 
@@ -36,6 +36,7 @@ pub(crate) struct OpenLayers<'scope, 'env> {
     pages: HashSet<Digest>,
     /// The link whose layer is open or will be, and how it is compressed.
     link: Option<Link>,
+    first_page: Option<FirstPage>,
     link_compression: Compression,
     /// A layer of pages that is full and still being stored.
     closing: Option<LayerThread<'scope>>,
@@ -62,6 +63,7 @@ impl<'scope, 'env> OpenLayers<'scope, 'env> {
             open: BTreeMap::new(),
             pages: HashSet::new(),
             link: None,
+            first_page: None,
             link_compression: options.compression,
             closing: None,
             closed: Vec::new(),
@@ -84,8 +86,8 @@ impl<'scope, 'env> OpenLayers<'scope, 'env> {
     }
 
     /// The link of what is appended next to [`Slot::Link`], and whether zstd is worth it.
-    pub fn begin_link(&mut self, link: Link, worth: bool) {
-        self.link = Some(link);
+    pub fn begin_link(&mut self, link: Link, first_page: Option<FirstPage>, worth: bool) {
+        (self.link, self.first_page) = (Some(link), first_page);
         let plain = self.chooses() && !worth;
         self.link_compression = if plain { Compression::None } else { self.options.compression };
     }
@@ -134,8 +136,8 @@ impl<'scope, 'env> OpenLayers<'scope, 'env> {
     pub fn append(&mut self, slot: Slot, entry: &Entry, content: &mut dyn Read) -> Result<(), PackError> {
         if !self.open.contains_key(&slot) {
             let (content, link, compression) = match slot {
-                Slot::Content(content) => (content, None, self.options.compression),
-                Slot::Link => (LayerContent::Pages, self.link, self.link_compression),
+                Slot::Content(content) => (content, (None, None), self.options.compression),
+                Slot::Link => (LayerContent::Pages, (self.link, self.first_page), self.link_compression),
             };
             let start = |sink| LayerWriter::start(self.scope, sink, compression, content, link);
             let writer = self.store.create().and_then(start);

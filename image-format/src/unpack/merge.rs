@@ -1,4 +1,4 @@
-//! Puts files of pages together again from the generations that they are in.
+//! Puts files of pages together again from the generations that they are in, all of them.
 //!
 //! One stream a generation is open, and each goes through its layers once, as long as the processes come in the same order in
 //! all of them; where they do not, a stream begins anew. Every page is checked against its digest.
@@ -6,131 +6,52 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read};
 
-use super::layers::{Current, Layer, Layers};
-use super::{Target, UnpackError, UnpackOptions};
+use super::layers::{Current, Layer};
+use super::memory::{Memory, Rebuild, Replaced, of_link, pages_name, pages_of};
+use super::{Target, UnpackError};
 use crate::archive::{ArchiveError, CHUNK, Entry, EntryKind, EntryName, read_full};
 use crate::generation::{PAGE, PAGE_LEN, Table, Tables, digests_of};
-use crate::image::{CheckpointImage, LayerRef};
+use crate::image::LayerRef;
 use crate::{BlobSource, Digest, Limits};
 
-/// Base-2 logarithm of the largest zstd window of a link. Several are open at the same time.
-const WINDOW_LOG: u32 = 23;
-
-/// The chain of an image that is being unpacked.
+/// The memory of an image that is being unpacked whole.
 pub(super) struct Merge<'a> {
-    image: Digest,
-    tables: Tables,
+    memory: Memory,
     generations: Vec<Stream<'a>>,
-    /// The entries of the dump's files of pages, by their names, as they stand in the state.
-    pages: HashMap<String, Option<Entry>>,
-    /// Where the top folder's link must lead.
-    newest: Vec<u8>,
 }
 
 impl<'a> Merge<'a> {
-    /// Takes the chain out of an image's layers; nothing if there is none.
-    pub fn open(
-        image: &CheckpointImage,
-        layers: &mut Layers<'a>,
-        blobs: &'a dyn BlobSource,
-        options: &UnpackOptions,
-    ) -> Result<Option<Self>, UnpackError> {
-        let Some(chain) = image.chain() else {
-            return Ok(None);
-        };
-        let digest = image.manifest().digest;
-        let zstd_window_log = options.limits.zstd_window_log.min(WINDOW_LOG);
-        let limits = Limits { zstd_window_log, ..options.limits.clone() };
+    pub fn new(memory: Memory, blobs: &'a dyn BlobSource, limits: &Limits) -> Self {
+        let limits = of_link(limits);
         let mut generations: Vec<_> =
-            (0..chain.generations).map(|_| Stream::new(digest, blobs, limits.clone())).collect();
-        let mut newest = Vec::new();
-        for (layer, diff_id) in layers.take_links() {
-            let link = layer.link;
-            let stream = link.and_then(|link| generations.get_mut(link.generation as usize - 1));
-            if let (Some(link), Some(stream)) = (link, stream) {
-                newest = link.folder().into_bytes();
-                stream.parts.push((layer, diff_id));
+            (0..memory.generations).map(|_| Stream::new(memory.image, blobs, limits.clone())).collect();
+        for (layer, diff_id) in &memory.links {
+            if let Some(stream) = layer.link.and_then(|link| generations.get_mut(link.generation as usize - 1)) {
+                stream.parts.push((layer.clone(), *diff_id));
             }
         }
-        let tables = layers.read_tables(chain.generations, &options.scratch)?;
-        let (size, limit) = (tables.pages().saturating_mul(PAGE), options.limits.total_bytes);
-        if size > limit {
-            let entry = EntryName::new(b"checkpoint/pages-*.img");
-            let source = ArchiveError::TooLarge { entry, size, limit };
-            let layer = image.manifest().digest;
-            return Err(UnpackError::Layer { image: digest, layer, source });
-        }
-        let pages = tables.iter().map(|table| (pages_name(table), None)).collect();
-        Ok(Some(Self { image: digest, tables, generations, pages, newest }))
+        Self { memory, generations }
     }
 
-    /// Takes what an entry of the top folder stands for. `false`: it is a file like any other. `Some` bytes are to be
-    /// written in its place.
-    pub fn replace(&mut self, entry: &Entry, layer: &mut Layer<'_, '_>) -> Result<Replaced, UnpackError> {
-        let bad = |reason: &str| self.bad(&entry.name, reason);
-        if entry.name == b"checkpoint/parent" {
-            let parent = EntryKind::Symlink { target: self.newest.clone() };
-            return if entry.kind == parent {
-                Ok(Replaced::Nothing)
-            } else {
-                Err(bad("is not the link to the newest generation"))
-            };
-        }
-        let Some(name) = str::from_utf8(&entry.name).ok() else {
-            return Ok(Replaced::No);
-        };
-        if let Some(place) = self.pages.get(name) {
-            if place.is_some() || entry.kind != (EntryKind::File { size: 0 }) {
-                return Err(bad("has pages where they are in generations"));
-            }
-            self.pages.insert(name.to_owned(), Some(entry.clone()));
-            return Ok(Replaced::Nothing);
-        }
-        let table = name.strip_prefix("checkpoint/").and_then(|name| self.tables.get(name));
-        let Some(table) = table else {
-            return Ok(Replaced::No);
-        };
-        let failed = |source| UnpackError::Scratch { image: self.image, source };
-        let below = self.tables.pagemap(table).map_err(failed)?.all_below();
-        if entry.kind != (EntryKind::File { size: below.len() as u64 }) || layer.read_head(entry.size())? != below {
-            return Err(bad("does not name the pages that the table has"));
-        }
-        self.tables.pagemap_bytes(table).map(Replaced::Bytes).map_err(failed)
-    }
-
-    /// Writes all files of pages, and reads every layer to its end.
+    /// Writes all files of pages, after everything else, and reads every layer to its end.
     pub fn write(mut self, created: u64, target: &mut dyn Target) -> Result<(), UnpackError> {
         let mut buf = vec![0; CHUNK];
-        for table in self.tables.iter() {
-            let name = pages_name(table);
-            let Some(Some(mut entry)) = self.pages.remove(&name) else {
-                return Err(self.bad(name.as_bytes(), "is missing, though the table has its pages"));
-            };
+        let memory = &mut self.memory;
+        for table in memory.tables.iter() {
+            let mut entry = memory.pages.take(table)?;
             entry.kind = EntryKind::File { size: table.pages * PAGE };
             target.begin(&entry, created)?;
-            merge(self.image, &self.tables, table, &mut self.generations, &mut buf, target)?;
+            merge(memory.image, &memory.tables, table, &mut self.generations, &mut buf, target)?;
             target.end(&entry)?;
         }
         self.generations.into_iter().try_for_each(Stream::finish)
     }
+}
 
-    fn bad(&self, entry: &[u8], reason: &str) -> UnpackError {
-        UnpackError::Chain { image: self.image, entry: EntryName::new(entry), reason: reason.to_owned() }
+impl Rebuild for Merge<'_> {
+    fn replace(&mut self, entry: &Entry, layer: &mut Layer<'_, '_>) -> Result<Replaced, UnpackError> {
+        self.memory.replace(entry, layer, |_, bytes| Ok(bytes))
     }
-}
-
-/// What an entry stands for.
-pub(super) enum Replaced {
-    /// For itself.
-    No,
-    /// For something that comes later, or for nothing.
-    Nothing,
-    /// For a file of these bytes.
-    Bytes(Vec<u8>),
-}
-
-fn pages_name(table: &Table) -> String {
-    format!("checkpoint/pages-{}.img", table.dump_pages_id)
 }
 
 /// Writes the pages of one pagemap.
@@ -308,13 +229,4 @@ impl<'a> Stream<'a> {
         while self.next_file()? {}
         Ok(())
     }
-}
-
-/// The number of a file of pages.
-fn pages_of(entry: &Entry) -> Option<u32> {
-    let EntryKind::File { .. } = entry.kind else {
-        return None;
-    };
-    let name = str::from_utf8(&entry.name).ok()?.rsplit('/').next()?;
-    name.strip_prefix("pages-")?.strip_suffix(".img")?.parse().ok()
 }

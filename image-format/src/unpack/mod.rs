@@ -4,6 +4,8 @@
 mod files;
 mod folder;
 mod layers;
+mod lazily;
+mod memory;
 mod merge;
 mod spec;
 
@@ -15,7 +17,10 @@ use std::path::{Path, PathBuf};
 pub use self::files::{FileState, read_files};
 use self::folder::Folder;
 pub(crate) use self::layers::Layers;
-use self::merge::{Merge, Replaced};
+use self::lazily::Lazily;
+pub use self::lazily::{LazyPages, LazyProcess, LazyRun, ToProcess};
+use self::memory::{Memory, Rebuild, Replaced};
+use self::merge::Merge;
 pub use self::spec::SpecError;
 use self::spec::Specs;
 use crate::archive::{ArchiveError, CHUNK, END, Encoder, Entry, EntryKind, EntryName, padding, write_header};
@@ -118,6 +123,14 @@ pub enum UnpackError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Its tasks cannot run before all of their memory is there.
+    #[error("image {}: all memory has to be there first: {reason}", image.short())]
+    NotLazy {
+        /// Digest of the manifest.
+        image: Digest,
+        /// Why.
+        reason: String,
+    },
     /// A table of pages cannot be read back.
     #[error("image {}: cannot read the tables of pages in a temporary file", image.short())]
     Scratch {
@@ -189,9 +202,27 @@ pub fn unpack_archive<W: Write>(
     options: &UnpackOptions,
     out: W,
 ) -> Result<W, UnpackError> {
+    let layers = Layers::open(image, blobs, &options.limits)?;
     let mut archive = Archive { out: Encoder::new(out, compression) };
-    unpack(Layers::open(image, blobs, &options.limits)?, image, blobs, options, &mut archive)?;
-    archive.out.write_all(&END).and_then(|()| archive.out.finish()).map_err(UnpackError::Write)
+    unpack(layers, image, blobs, options, &mut archive)?;
+    archive.finish()
+}
+
+/// Writes the archive with the memory that has to be there before its tasks run, and gives all that may follow. CRIU takes such a
+/// dump only with `lazy-pages`.
+///
+/// # Errors
+/// As [`unpack_archive`], and [`UnpackError::NotLazy`].
+pub fn unpack_archive_lazily<W: Write>(
+    image: &CheckpointImage,
+    blobs: &dyn BlobSource,
+    options: &UnpackOptions,
+    out: W,
+) -> Result<(W, LazyPages), UnpackError> {
+    let layers = Layers::open(image, blobs, &options.limits)?;
+    let mut archive = Archive { out: Encoder::new(out, Compression::None) };
+    let pages = unpack_lazily(layers, image, blobs, options, &mut archive)?;
+    Ok((archive.finish()?, pages))
 }
 
 /// Writes the files of the dump into a folder that does not exist or is empty: folders with mode 0700, files with 0600,
@@ -213,6 +244,25 @@ pub fn unpack_folder(
     files.folder.finish().map_err(failed)
 }
 
+/// Writes the files into a folder as [`unpack_folder`], with the memory that [`unpack_archive_lazily`] writes.
+///
+/// # Errors
+/// As these two.
+pub fn unpack_folder_lazily(
+    image: &CheckpointImage,
+    blobs: &dyn BlobSource,
+    options: &UnpackOptions,
+    dir: &Path,
+) -> Result<LazyPages, UnpackError> {
+    let failed = |source| UnpackError::Folder { path: dir.to_owned(), source };
+    let layers = Layers::open(image, blobs, &options.limits)?;
+    let folder = Folder::create(dir, layers.created()).map_err(failed)?;
+    let mut files = Files { folder, dir, file: None };
+    let pages = unpack_lazily(layers, image, blobs, options, &mut files)?;
+    files.folder.finish().map_err(failed)?;
+    Ok(pages)
+}
+
 /// What a dump is unpacked to.
 trait Target {
     /// Makes an entry, whose time is in seconds since 1970.
@@ -224,20 +274,49 @@ trait Target {
 }
 
 /// The entries of an image as they were in the dump.
-fn unpack<'a>(
-    mut layers: Layers<'a>,
+fn unpack(
+    mut layers: Layers<'_>,
     image: &CheckpointImage,
-    blobs: &'a dyn BlobSource,
+    blobs: &dyn BlobSource,
     options: &UnpackOptions,
     target: &mut dyn Target,
 ) -> Result<(), UnpackError> {
+    let memory = Memory::open(image, &mut layers, options)?;
+    let mut merge = memory.map(|memory| Merge::new(memory, blobs, &options.limits));
+    let created = layers.created();
+    copy(layers, image, options, merge.as_mut().map(|merge| merge as &mut dyn Rebuild), target)?;
+    merge.map_or(Ok(()), |merge| merge.write(created, target))
+}
+
+/// The same without the memory that may follow, which is given back.
+fn unpack_lazily(
+    mut layers: Layers<'_>,
+    image: &CheckpointImage,
+    blobs: &dyn BlobSource,
+    options: &UnpackOptions,
+    target: &mut dyn Target,
+) -> Result<LazyPages, UnpackError> {
+    let memory = Memory::open(image, &mut layers, options)?;
+    let mut lazily = Lazily::new(image.manifest().digest, memory, blobs, options)?;
+    let created = layers.created();
+    copy(layers, image, options, Some(&mut lazily), target)?;
+    lazily.write(created, target)
+}
+
+/// Copies everything but memory.
+fn copy(
+    mut layers: Layers<'_>,
+    image: &CheckpointImage,
+    options: &UnpackOptions,
+    mut memory: Option<&mut dyn Rebuild>,
+    target: &mut dyn Target,
+) -> Result<(), UnpackError> {
     let mut specs = Specs::new(image, options);
-    let mut merge = Merge::open(image, &mut layers, blobs, options)?;
     let created = layers.created();
     let mut buf = vec![0; CHUNK];
     while let Some(mut layer) = layers.next_layer()? {
         while let Some(mut entry) = layer.next_entry()? {
-            let replaced = merge.as_mut().map_or(Ok(Replaced::No), |merge| merge.replace(&entry, &mut layer))?;
+            let replaced = memory.as_mut().map_or(Ok(Replaced::No), |memory| memory.replace(&entry, &mut layer))?;
             match replaced {
                 Replaced::No => {
                     let spec = specs.replace(&mut entry, &mut layer)?;
@@ -256,15 +335,18 @@ fn unpack<'a>(
         }
     }
     layers.finish()?;
-    if let Some(merge) = merge {
-        merge.write(created, target)?;
-    }
     specs.finish()
 }
 
 /// An archive that is being written.
 struct Archive<W: Write> {
     out: Encoder<W>,
+}
+
+impl<W: Write> Archive<W> {
+    fn finish(mut self) -> Result<W, UnpackError> {
+        self.out.write_all(&END).and_then(|()| self.out.finish()).map_err(UnpackError::Write)
+    }
 }
 
 impl<W: Write> Target for Archive<W> {

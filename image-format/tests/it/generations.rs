@@ -19,7 +19,7 @@ pub type Pages = BTreeMap<u64, u16>;
 #[derive(Debug, Clone, Default)]
 pub struct Machine(pub Vec<(String, Pages)>);
 
-fn page(content: u16) -> Vec<u8> {
+pub fn page(content: u16) -> Vec<u8> {
     content.to_le_bytes().iter().copied().cycle().take(PAGE).collect()
 }
 
@@ -52,6 +52,21 @@ fn pagemap(pages_id: u32, pages: &Pages, wide: bool) -> Vec<u8> {
     bytes
 }
 
+/// Where the second mapping begins, which a child does not inherit, and the third.
+pub const MAPPINGS: [u64; 2] = [13, 26];
+
+/// The mappings of a process.
+fn mappings() -> Vec<u8> {
+    use image_format::criu::{AddressSpace, Mapping};
+    let [second, third] = MAPPINGS.map(|page| page * PAGE as u64);
+    let mapping = |start, end, advice| Mapping { start, end, advice };
+    let mappings =
+        vec![mapping(0, second, None), mapping(second, third, Some(1 << 10)), mapping(third, 1 << 47, Some(0))];
+    let record = AddressSpace { mappings }.encode_to_vec();
+    let head = [0x5456_4319_u32, 0x5749_2820, record.len() as u32];
+    head.iter().flat_map(|number| number.to_le_bytes()).chain(record).collect()
+}
+
 /// A dump as podman exports it, with a real dump's other files.
 pub fn dump(machine: &Machine) -> Vec<u8> {
     dump_with(machine, |number| number % 2 == 0)
@@ -78,7 +93,7 @@ pub fn dump_with(machine: &Machine, wide: impl Fn(usize) -> bool) -> Vec<u8> {
     }
     for process in machine.0.iter().filter_map(|(name, _)| name.strip_prefix("pagemap-")) {
         if !process.starts_with("shmem") {
-            add(&format!("checkpoint/mm-{process}"), b"");
+            add(&format!("checkpoint/mm-{process}"), &mappings());
         }
     }
     for (number, (name, pages)) in machine.0.iter().enumerate() {
@@ -154,6 +169,7 @@ fn check(packed: &PackedImage, dump: &[u8], machine: &Machine, store: &Memory) {
             assert!(found == page(*content), "{name}, page {number}");
         }
     }
+    crate::lazily::check(&image_of(packed), machine, store);
 }
 
 fn name() -> impl Strategy<Value = String> {

@@ -258,7 +258,14 @@ fn stored_layer(bytes: &[u8], plain: &[u8], content: LayerContent, store: &Memor
     let digest = Digest::of(bytes);
     store.0.lock().unwrap().insert(digest, bytes.to_vec());
     let descriptor = Descriptor { media_type: compression.layer_media_type(), digest, size: bytes.len() as u64 };
-    LayerInfo { descriptor, diff_id: Digest::of(plain), diff_size: plain.len() as u64, content, link: None }
+    LayerInfo {
+        descriptor,
+        diff_id: Digest::of(plain),
+        diff_size: plain.len() as u64,
+        content,
+        link: None,
+        first_page: None,
+    }
 }
 
 fn image_of_layers(layers: &[LayerInfo], store: &Memory) -> CheckpointImage {

@@ -4,6 +4,7 @@ mod dumps;
 mod files;
 mod generations;
 mod hostile;
+mod lazily;
 mod raw;
 mod round_trip;
 mod stream;

@@ -205,6 +205,7 @@ fn image_of(layout: &Layout, blob: &Path) {
     blob.descriptor.media_type = compression.layer_media_type();
     let layer = LayerInfo {
         link: None,
+        first_page: None,
         descriptor: blob.descriptor,
         diff_id: Digest::of(b"whatever it holds"),
         diff_size: 0,

@@ -9,7 +9,7 @@ use crate::archive::{Entry, EntryKind};
 use crate::generation::base::Base;
 use crate::generation::pagemap::{PagemapWriter, Place, Run};
 use crate::generation::table::{self, RECORD, Source, Sources};
-use crate::generation::{Chain, Link, OWN_FOLDER, PAGE, Scratch};
+use crate::generation::{Chain, FirstPage, Link, OWN_FOLDER, PAGE, Scratch};
 use crate::pack::{OpenLayers, PackError, Slot};
 
 impl Generations<'_> {
@@ -35,11 +35,16 @@ impl Generations<'_> {
         }
     }
 
-    pub(super) fn open_part(&mut self, layers: &mut OpenLayers<'_, '_>) -> Result<(), PackError> {
+    /// Begins the layer of the part at hand, unless that was done. `first` is whose pages come first in it.
+    pub(super) fn open_part(&mut self, first: Option<usize>, layers: &mut OpenLayers<'_, '_>) -> Result<(), PackError> {
         if layers.is_open(Slot::Link) {
             return Ok(());
         }
-        layers.begin_link(self.link(), self.compressed);
+        let first_page = first.and_then(|index| match &self.held[index].state {
+            State::Taken(taken) => Some(FirstPage { file: taken.pages_id, index: taken.own_before }),
+            State::Waiting | State::Given => None,
+        });
+        layers.begin_link(self.link(), first_page, self.compressed);
         let folder = self.folder();
         for name in ["checkpoint", &folder] {
             layers.append(Slot::Link, &Entry::plain(name, EntryKind::Directory), &mut io::empty())?;
@@ -54,7 +59,7 @@ impl Generations<'_> {
 
     /// Writes what was put aside and the pagemaps of the link, and goes on to the next part.
     pub(super) fn close_part(&mut self, layers: &mut OpenLayers<'_, '_>) -> Result<(), PackError> {
-        self.open_part(layers)?;
+        self.open_part(self.segments.first().map(|segment| segment.held), layers)?;
         let mut at = 0;
         for Segment { held, bytes, spool_at } in std::mem::take(&mut self.segments) {
             let entry = self.pages_entry(held, bytes);
