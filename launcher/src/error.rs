@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use coordinator::{Hook, RendezvousError};
 use image_format::{MemberId, UnpackError};
@@ -12,7 +13,7 @@ use registry::sign::Finding;
 
 use crate::engine::EngineError;
 use crate::set::LoadError;
-use crate::{OpenFilesError, Phase, Problem};
+use crate::{LazyError, OpenFilesError, Phase, Problem};
 
 /// A restore that failed. Nothing of the set runs, and everything that was made is removed, but for the `leftovers`.
 #[derive(Debug)]
@@ -110,6 +111,24 @@ pub enum RestoreErrorKind {
         #[source]
         source: crate::BundleError,
     },
+    /// The memory of a member that ran did not follow.
+    #[error("the memory of member {member} did not follow: no member runs any more")]
+    Memory {
+        /// The member.
+        member: MemberId,
+        /// Why.
+        #[source]
+        source: Arc<LazyError>,
+    },
+    /// What memory follows by cannot be made.
+    #[error("the memory of member {member} cannot follow")]
+    Lazy {
+        /// The member.
+        member: MemberId,
+        /// Why.
+        #[source]
+        source: LazyError,
+    },
     /// The session cannot be.
     #[error(transparent)]
     Session(#[from] RendezvousError),
@@ -154,6 +173,11 @@ impl RestoreError {
             RestoreErrorKind::Preflight { problems } => problems.first().map(Problem::hint),
             RestoreErrorKind::OpenFiles(_) => Some(OpenFilesError::HINT.to_owned()),
             RestoreErrorKind::Fetch { .. } => Some("`syncpoint verify` lists all that is damaged".to_owned()),
+            RestoreErrorKind::Memory { .. } => Some(
+                "restore it again once the store answers; without --lazy all memory is fetched before anything runs"
+                    .to_owned(),
+            ),
+            RestoreErrorKind::Lazy { .. } => Some("restore it without --lazy".to_owned()),
             RestoreErrorKind::OtherImage { expected, .. } => Some(format!("load the image {expected}")),
             _ => None,
         }

@@ -6,8 +6,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
 use image_format::{
-    BlobSource, CheckpointImage, Compression, Descriptor, MemberId, UnpackError, UnpackOptions, unpack_archive,
-    unpack_folder,
+    BlobSource, CheckpointImage, Compression, Descriptor, LazyPages, MemberId, UnpackError, UnpackOptions,
+    unpack_archive, unpack_archive_lazily, unpack_folder, unpack_folder_lazily,
 };
 use registry::{Bridge, Store};
 use tokio::runtime::Handle;
@@ -19,7 +19,7 @@ use crate::engine::{CRIU_CONFIG, Target, bundle};
 use crate::error::RestoreErrorKind;
 use crate::plan::Planned;
 use crate::set::{Member, Set};
-use crate::{EngineKind, MemberStep, Observer};
+use crate::{EngineKind, MemberStep, Observer, RestoreOptions, lazy};
 
 /// Bytes that are counted before anybody is told.
 const TELL: u64 = 1 << 20;
@@ -30,43 +30,68 @@ struct Job {
     image: CheckpointImage,
     target: Target,
     config: Option<serde_json::Value>,
+    lazy: bool,
     blobs: Counted,
 }
 
-/// Fetches all, at most `jobs` at a time. After an error, or once cancelled, nothing is written any more on return.
+/// A dump that is here.
+#[derive(Debug, Default)]
+struct Fetched {
+    /// What of its memory is to follow.
+    follows: Option<LazyPages>,
+    /// Why all of it is here, though it was to follow.
+    whole: Option<String>,
+}
+
+/// Fetches all, [`RestoreOptions::jobs`] at a time, and gives what is to follow of each, in their order. After an error, or once
+/// cancelled, nothing is written any more on return.
 pub(crate) async fn fetch(
     set: &Set,
     planned: &[Planned],
     targets: &[Target],
     store: &Arc<dyn Store>,
-    jobs: usize,
-    cancel: &CancellationToken,
+    options: &RestoreOptions,
     observer: &dyn Observer,
-) -> Result<(), RestoreErrorKind> {
+) -> Result<Vec<Option<Arc<LazyPages>>>, RestoreErrorKind> {
+    let RestoreOptions { jobs, cancel, .. } = options;
+    let mut lazy = options.lazy;
+    if let Some(reason) = lazy::unable().filter(|_| lazy) {
+        observer.note(&format!("all memory is fetched before anything runs: {reason}"));
+        lazy = false;
+    }
     // Cancelled by an error as well.
     let stop = cancel.child_token();
+    let mut follows: Vec<Option<Arc<LazyPages>>> = vec![None; targets.len()];
     let (tell, mut told) = mpsc::unbounded_channel();
     let mut waiting = set.members.iter().zip(planned).zip(targets);
     let mut running = JoinSet::new();
     let mut failed = None;
     loop {
         while failed.is_none()
-            && running.len() < jobs.max(1)
+            && running.len() < (*jobs).max(1)
             && let Some(((member, planned), target)) = waiting.next()
         {
             observer.member(&member.id, MemberStep::Fetching { bytes: stored_size(member) });
-            let bridge = Bridge::new(Handle::current(), Arc::clone(store));
-            let blobs = Counted { member: member.id.clone(), bridge, tell: tell.clone(), stop: stop.clone() };
+            let blobs = Counted::new(&member.id, store, &tell, &stop);
             let config = planned.bundle.as_ref().map(|(_, config)| config.clone());
             let (member, image, target) = (member.id.clone(), member.image.clone(), target.clone());
-            let job = Job { member, image, target, config, blobs };
+            let job = Job { member, image, target, config, lazy, blobs };
             running.spawn_blocking(move || (job.member.clone(), job.run()));
         }
         tokio::select! {
             Some((member, bytes)) = told.recv() => observer.member(&member, MemberStep::Received { bytes }),
             ended = running.join_next() => match ended {
                 None => break,
-                Some(Ok((member, Ok(())))) => observer.member(&member, MemberStep::Fetched),
+                Some(Ok((member, Ok(fetched)))) => {
+                    observer.member(&member, MemberStep::Fetched);
+                    if let Some(reason) = fetched.whole {
+                        observer.note(&format!("all memory of {member} is fetched before anything runs: {reason}"));
+                    }
+                    let its = targets.iter().zip(&mut follows).find(|(target, _)| target.member == member);
+                    if let Some((_, place)) = its {
+                        *place = fetched.follows.map(Arc::new);
+                    }
+                }
                 Some(Ok((_, Err(error)))) => {
                     stop.cancel();
                     failed.get_or_insert(error);
@@ -81,7 +106,7 @@ pub(crate) async fn fetch(
     match failed {
         _ if cancel.is_cancelled() => Err(RestoreErrorKind::Cancelled),
         Some(error) => Err(error),
-        None => Ok(()),
+        None => Ok(follows),
     }
 }
 
@@ -90,49 +115,95 @@ fn stored_size(member: &Member) -> u64 {
 }
 
 impl Job {
-    fn run(self) -> Result<(), RestoreErrorKind> {
-        match self.target.engine {
-            EngineKind::Podman => {
-                let member = self.member.clone();
-                self.write_archive().map_err(|source| RestoreErrorKind::Fetch { member, source })
+    fn run(self) -> Result<Fetched, RestoreErrorKind> {
+        if !self.lazy {
+            return self.write(false);
+        }
+        match self.write(true) {
+            Err(RestoreErrorKind::Fetch { source, .. }) if matches!(*source, UnpackError::NotLazy { .. }) => {
+                let whole = match *source {
+                    UnpackError::NotLazy { reason, .. } => Some(reason),
+                    _ => None,
+                };
+                Ok(Fetched { whole, ..self.write(false)? })
             }
-            EngineKind::Runc => self.write_folders(),
+            written => written,
         }
     }
 
-    /// podman's own archive, with CRIU's configuration named in the specification of the container.
-    fn write_archive(&self) -> Result<(), Box<UnpackError>> {
-        let path = &self.target.dump;
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-        let file = file.map_err(UnpackError::Write)?;
+    fn write(&self, lazy: bool) -> Result<Fetched, RestoreErrorKind> {
+        let failed = |source| RestoreErrorKind::Fetch { member: self.member.clone(), source: Box::new(source) };
+        let follows = match self.target.engine {
+            EngineKind::Podman => self.write_archive(lazy).map_err(failed)?,
+            EngineKind::Runc => self.write_folders(lazy)?,
+        };
+        Ok(Fetched { follows, whole: None })
+    }
+
+    /// Temporary files go beside the dump, where room was looked for.
+    fn options(&self) -> UnpackOptions {
         let mut options = UnpackOptions::default();
+        if let Some(folder) = self.target.dump.parent().filter(|folder| self.lazy && folder.exists()) {
+            options.scratch = folder.to_owned();
+        }
+        options
+    }
+
+    /// podman's own archive, with CRIU's configuration named in the specification of the container.
+    fn write_archive(&self, lazy: bool) -> Result<Option<LazyPages>, UnpackError> {
+        let path = &self.target.dump;
+        // What was begun lazily and could not be is written again.
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
+        let file = file.map_err(UnpackError::Write)?;
+        let mut options = self.options();
         let criu_config = self.target.criu_config.to_string_lossy().into_owned();
         options.spec_annotations.insert(CRIU_CONFIG.to_owned(), criu_config);
         let out = BufWriter::with_capacity(1 << 20, file);
-        let out = unpack_archive(&self.image, &self.blobs, Compression::None, &options, out)?;
+        let (out, follows) = if lazy {
+            let (out, follows) = unpack_archive_lazily(&self.image, &self.blobs, &options, out)?;
+            (out, Some(follows))
+        } else {
+            (unpack_archive(&self.image, &self.blobs, Compression::None, &options, out)?, None)
+        };
         out.into_inner().map_err(|error| UnpackError::Write(error.into_error()))?;
-        Ok(())
+        Ok(follows)
     }
 
     /// runc's images, and a bundle that names CRIU's configuration.
-    fn write_folders(&self) -> Result<(), RestoreErrorKind> {
+    fn write_folders(&self, lazy: bool) -> Result<Option<LazyPages>, RestoreErrorKind> {
         let Self { member, target, .. } = self;
         let (Some(lone), Some(images), Some(config)) = (&target.lone, target.dump.parent(), &self.config) else {
-            return Ok(());
+            return Ok(None);
         };
-        let write = bundle::write(config.clone(), &target.criu_config, &lone.bundle);
-        write.map_err(|source| RestoreErrorKind::Bundle { member: member.clone(), source })?;
-        unpack_folder(&self.image, &self.blobs, &UnpackOptions::default(), images)
-            .map_err(|source| RestoreErrorKind::Fetch { member: member.clone(), source: Box::new(source) })
+        if !lone.bundle.exists() {
+            let write = bundle::write(config.clone(), &target.criu_config, &lone.bundle);
+            write.map_err(|source| RestoreErrorKind::Bundle { member: member.clone(), source })?;
+        }
+        let written = if lazy {
+            unpack_folder_lazily(&self.image, &self.blobs, &self.options(), images).map(Some)
+        } else {
+            unpack_folder(&self.image, &self.blobs, &self.options(), images).map(|()| None)
+        };
+        written.map_err(|source| RestoreErrorKind::Fetch { member: member.clone(), source: Box::new(source) })
     }
 }
 
 /// A store's blobs, counted on the way, which end with an error once nobody wants them any more.
-struct Counted {
+pub(crate) struct Counted {
     member: MemberId,
     bridge: Bridge,
-    tell: mpsc::UnboundedSender<(MemberId, u64)>,
+    tell: Tell,
     stop: CancellationToken,
+}
+
+/// Where bytes are told that came for a member.
+pub(crate) type Tell = mpsc::UnboundedSender<(MemberId, u64)>;
+
+impl Counted {
+    pub(crate) fn new(member: &MemberId, store: &Arc<dyn Store>, tell: &Tell, stop: &CancellationToken) -> Self {
+        let bridge = Bridge::new(Handle::current(), Arc::clone(store));
+        Self { member: member.clone(), bridge, tell: tell.clone(), stop: stop.clone() }
+    }
 }
 
 impl BlobSource for Counted {
@@ -147,7 +218,7 @@ struct CountedBlob {
     member: MemberId,
     blob: Box<dyn Read + Send>,
     untold: u64,
-    tell: mpsc::UnboundedSender<(MemberId, u64)>,
+    tell: Tell,
     stop: CancellationToken,
 }
 

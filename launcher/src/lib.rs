@@ -21,6 +21,7 @@ mod error;
 mod fetch;
 mod guard;
 pub mod interval;
+mod lazy;
 mod mounts;
 mod observer;
 mod open_files;
@@ -46,6 +47,7 @@ pub use guard::{
     GUARD_DIR, GuardError, GuardEvent, GuardMetrics, GuardOptions, GuardState, GuardWatcher, Limits, LookError, Orders,
     RollbackError, Surrender, Taken, guard, guard_state,
 };
+pub use lazy::LazyError;
 pub use observer::{MemberStep, Observer, Phase};
 pub use open_files::{OpenFilesError, raise_open_files};
 pub use options::{RestoreOptions, Trust, WORK_DIR};

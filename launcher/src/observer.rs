@@ -23,6 +23,8 @@ pub enum Phase {
         /// Counted from 1.
         attempt: u32,
     },
+    /// The members run, and the rest of their memory follows.
+    Memory,
     /// Everything that was made is taken away again.
     CleanUp,
     /// The members are found, and what the checkpoint's place in its line is.
@@ -51,6 +53,7 @@ impl fmt::Display for Phase {
             Self::Fetch => f.write_str("fetch"),
             Self::Session { attempt: 1 } => f.write_str("restore"),
             Self::Session { attempt } => write!(f, "restore, attempt {attempt}"),
+            Self::Memory => f.write_str("running, memory follows"),
             Self::CleanUp => f.write_str("clean up"),
             Self::Examine => f.write_str("examine"),
             Self::Await => f.write_str("wait for other hosts"),
@@ -76,7 +79,7 @@ pub enum MemberStep {
         /// Bytes since the last time.
         bytes: u64,
     },
-    /// Its dump is here, and every digest was right.
+    /// Its dump is here, or the memory that followed, and every digest was right.
     Fetched,
     /// Its base image is being pulled.
     Pulling {

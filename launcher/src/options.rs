@@ -46,6 +46,9 @@ pub struct RestoreOptions {
     pub names: BTreeMap<MemberId, String>,
     /// The bundles of runc's members.
     pub bundles: BTreeMap<MemberId, PathBuf>,
+    /// Tasks run as soon as the memory is there that has to be; the rest follows, what they ask for first. The restore ends when all is
+    /// there.
+    pub lazy: bool,
     /// Transfers at the same time.
     pub jobs: usize,
     /// Cancelled, it ends the restore: everything that was made is taken away, unless the members were released already.
@@ -67,6 +70,7 @@ impl RestoreOptions {
             trust,
             names: BTreeMap::new(),
             bundles: BTreeMap::new(),
+            lazy: false,
             jobs: 4,
             cancel: CancellationToken::new(),
         }

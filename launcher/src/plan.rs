@@ -64,6 +64,7 @@ impl Planned {
             dump,
             lone,
             criu_config,
+            follows: None,
         }
     }
 }

@@ -1,18 +1,24 @@
 //! The restore of a set, from a digest in a store to containers that run: all of them, or none.
 
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use coordinator::proto::Passage;
 use coordinator::{Rendezvous, SessionId, SessionKind, SessionPlan};
-use image_format::{Descriptor, Epoch, MemberId};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use image_format::{Descriptor, Epoch, LazyPages, MemberId};
 use registry::Store;
 use registry::sign::{Depth, verify};
+use tokio::sync::mpsc;
 
 use crate::claims::Claims;
 use crate::engine::{Marks, Target};
 use crate::error::{RestoreError, RestoreErrorKind, chain};
+use crate::fetch::Counted;
+use crate::lazy::{self, Following};
 use crate::open_files::raise_for;
 use crate::plan::{Planned, plan};
 use crate::preflight::{Examined, examine, is_root};
@@ -100,14 +106,21 @@ pub async fn restore(
     let workspace = workspace.map_err(|source| RestoreErrorKind::File { path: options.work_dir.clone(), source });
     let workspace = workspace.map_err(in_phase(Phase::Fetch))?;
     let criu_config = |member: &MemberId| Rendezvous::criu_config_at(&run_root, session, member);
-    let targets: Vec<Target> =
+    let mut targets: Vec<Target> =
         planned.iter().map(|planned| planned.target(&workspace, criu_config(&planned.want.member))).collect();
-    let fetched = fetch::fetch(&set, &planned, &targets, &store, options.jobs, &options.cancel, observer).await;
-    fetched.map_err(in_phase(Phase::Fetch))?;
+    let fetched = fetch::fetch(&set, &planned, &targets, &store, options, observer).await;
+    let follows = fetched.map_err(in_phase(Phase::Fetch))?;
+    for (target, _) in targets.iter_mut().zip(&follows).filter(|(_, follows)| follows.is_some()) {
+        let work = workspace.make_work(&target.member);
+        let work = work.map_err(|source| RestoreErrorKind::File { path: workspace.path().to_owned(), source });
+        target.follows = Some(work.map_err(in_phase(Phase::Fetch))?);
+    }
     pull_images(&planned, &engines, observer).await.map_err(in_phase(Phase::Fetch))?;
 
     let record = Record::new(session, &run_root, targets);
-    Run { set: &set, workspace, record, options, observer }.attempts().await
+    Run { set: &set, store, workspace, record, follows, following: Vec::new(), told: None, options, observer }
+        .attempts()
+        .await
 }
 
 /// Checks whether this process may restore at all: the one check that needs nothing of the set, so that nobody waits for a
@@ -223,8 +236,15 @@ async fn pull_images(
 /// A set whose dumps are all here.
 struct Run<'a> {
     set: &'a Set,
+    store: Arc<dyn Store>,
     workspace: Workspace,
     record: Record,
+    /// What of each target's memory is to follow.
+    follows: Vec<Option<Arc<LazyPages>>>,
+    /// It follows. Let go of only when it is there, or the tasks are dead.
+    following: Vec<(MemberId, Following)>,
+    /// What came of it.
+    told: Option<mpsc::UnboundedReceiver<(MemberId, u64)>>,
     options: &'a RestoreOptions,
     observer: &'a dyn Observer,
 }
@@ -238,7 +258,11 @@ impl Run<'_> {
         loop {
             let phase = Phase::Session { attempt };
             self.observer.phase(phase);
-            let error = match self.attempt(attempt).await {
+            let ran = match self.attempt(attempt).await {
+                Ok(passages) => self.follow().await.map(|()| passages),
+                Err(error) => Err(error),
+            };
+            let error = match ran {
                 Ok(passages) => return Ok(self.succeed(attempt, passages)),
                 Err(error) => error,
             };
@@ -285,16 +309,71 @@ impl Run<'_> {
         let mut rendezvous = rendezvous.map_err(|error| failed(error.into()))?;
         let marks = self.record.since().map(|since| Marks { id: None, folder: None, since });
         let marks = marks.unwrap_or_else(Marks::nothing);
-        let (targets, waves) = (&self.record.targets, &self.set.waves);
-        let ran = session::run(&mut rendezvous, targets, waves, &marks, &self.options.cancel, self.observer).await;
-        let ran = match ran {
+        let ran = match self.start_following().map_err(failed) {
+            Ok(()) => {
+                let (targets, waves) = (&self.record.targets, &self.set.waves);
+                let (following, cancel) = (&mut self.following, &self.options.cancel);
+                Ok(session::run(&mut rendezvous, targets, waves, &marks, following, cancel, self.observer).await)
+            }
+            Err(error) => Err(error),
+        };
+        let ran = ran.and_then(|ran| match ran {
             Ok(passages) => Ok(passages),
             Err(broken) => Err(self.broken(attempt, broken)),
-        };
+        });
         if let Err(error) = rendezvous.close().await {
             self.observer.warning(&chain(&error));
         }
         ran
+    }
+
+    /// Makes ready for CRIU to hand over the processes whose memory follows.
+    fn start_following(&mut self) -> Result<(), RestoreErrorKind> {
+        let (tell, told) = mpsc::unbounded_channel();
+        self.told = Some(told);
+        for (target, pages) in self.record.targets.iter().zip(&self.follows) {
+            let (Some(work), Some(pages)) = (&target.follows, pages) else { continue };
+            let member = &target.member;
+            let blobs = Counted::new(member, &self.store, &tell, &self.options.cancel);
+            let following = Following::start(work, Arc::clone(pages), Box::new(blobs));
+            let following = following.map_err(|source| RestoreErrorKind::Lazy { member: member.clone(), source })?;
+            self.following.push((member.clone(), following));
+            let config = &target.criu_config;
+            let written = OpenOptions::new().append(true).open(config);
+            let written = written.and_then(|mut file| file.write_all(lazy::criu_lines(work).as_bytes()));
+            written.map_err(|source| RestoreErrorKind::File { path: config.clone(), source })?;
+        }
+        Ok(())
+    }
+
+    /// The members run: waits until their memory is all theirs.
+    async fn follow(&mut self) -> Result<(), RestoreError> {
+        let Some(mut told) = self.told.take().filter(|_| !self.following.is_empty()) else { return Ok(()) };
+        self.observer.phase(Phase::Memory);
+        for (member, following) in &self.following {
+            self.observer.member(member, MemberStep::Fetching { bytes: following.bytes() });
+        }
+        let observer = self.observer;
+        let mut all: FuturesUnordered<_> =
+            self.following.iter_mut().map(async |(member, following)| (&*member, following.done().await)).collect();
+        let failed = |kind| Err(RestoreError::new(Phase::Memory, kind));
+        loop {
+            tokio::select! {
+                biased;
+                () = self.options.cancel.cancelled() => return failed(RestoreErrorKind::Cancelled),
+                Some((member, bytes)) = told.recv() => observer.member(&member, MemberStep::Received { bytes }),
+                done = all.next() => match done {
+                    None => break,
+                    Some((member, Ok(()))) => observer.member(member, MemberStep::Fetched),
+                    Some((member, Err(source))) => {
+                        return failed(RestoreErrorKind::Memory { member: member.clone(), source });
+                    }
+                },
+            }
+        }
+        drop(all);
+        self.following.clear();
+        Ok(())
     }
 
     fn broken(&self, attempt: u32, broken: Broken) -> RestoreError {
@@ -311,6 +390,8 @@ impl Run<'_> {
         self.observer.phase(Phase::CleanUp);
         let leftovers = remove_all(&mut self.workspace, &mut self.record).await;
         self.record.made.clear();
+        // No task is left that could find zeros.
+        self.following.clear();
         if leftovers.is_empty() { Ok(()) } else { Err(leftovers) }
     }
 

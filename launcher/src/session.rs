@@ -13,6 +13,7 @@
 //! The session's folder goes last: a CRIU that cannot find its script at pre-resume would let its tasks go.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::time::Duration;
 
 use coordinator::proto::Passage;
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Marks, Target, kill};
 use crate::error::chain;
+use crate::lazy::{self, Following};
 use crate::{MemberStep, Observer};
 
 /// How long an engine may take to end once its session is decided. Hooks that are told to abort end CRIU at once.
@@ -85,6 +87,7 @@ pub(crate) async fn run(
     targets: &[Target],
     waves: &[usize],
     marks: &Marks,
+    following: &mut [(MemberId, Following)],
     cancel: &CancellationToken,
     observer: &dyn Observer,
 ) -> Result<Passages, Broken> {
@@ -99,7 +102,7 @@ pub(crate) async fn run(
         marks,
         observer,
     };
-    let outcome = attempt.decide(targets, waves, cancel).await;
+    let outcome = attempt.decide(targets, waves, following, cancel).await;
     attempt.end_engines(targets).await;
     match outcome {
         Outcome::Released { timings } => {
@@ -112,7 +115,15 @@ pub(crate) async fn run(
 
 impl Attempt<'_> {
     /// Starts the engines and waits until it is decided.
-    async fn decide(&mut self, targets: &[Target], waves: &[usize], cancel: &CancellationToken) -> Outcome {
+    async fn decide(
+        &mut self,
+        targets: &[Target],
+        waves: &[usize],
+        following: &mut [(MemberId, Following)],
+        cancel: &CancellationToken,
+    ) -> Outcome {
+        let mut lost = pin!(lazy::lost(following));
+        let mut told = false;
         let mut waves = waves.iter();
         let mut started = 0;
         let mut gathered = BTreeSet::new();
@@ -133,6 +144,10 @@ impl Attempt<'_> {
                 () = cancel.cancelled(), if !cancelled => {
                     cancelled = true;
                     self.rendezvous.cancel("it was cancelled".to_owned()).await;
+                }
+                (member, error) = &mut lost, if !told => {
+                    told = true;
+                    self.rendezvous.member_failed(&member, chain(&error)).await;
                 }
                 Some(event) = self.events.recv() => {
                     if event.step == Step::Arrived(Hook::PreRestore) {

@@ -5,7 +5,7 @@
 //!     ├─ no record ─────────────────────────────▶ nothing was made: the folder goes
 //!     ├─ record that says "released" ───────────▶ its containers are their user's: left as they are
 //!     └─ record ─▶ its engines end (their hooks fail closed), or are killed after a while
-//!                    ├─ every member runs, and is this session's ─▶ it was released: left running
+//!                    ├─ every member runs, is this session's, and no memory follows ─▶ it was released: left running
 //!                    └─ otherwise ─▶ all its containers, processes and volumes are removed: none of the set runs
 //!                         then session folder and restore folder go
 //! ```
@@ -46,7 +46,9 @@ async fn sweep_one(mut orphan: Workspace, mut record: Record, observer: &dyn Obs
         let marks = Marks { id: None, folder: Some(orphan.path().to_owned()), since };
         end_engines(marks).await?;
     }
-    if record.released || all_run(&record).await {
+    // Whose memory followed lost it with the launcher.
+    let follows = record.targets.iter().any(|target| target.follows.is_some());
+    if record.released || !follows && all_run(&record).await {
         observer.warning(&format!(
             "session {session} was released before its launcher was killed: its set is left running"
         ));

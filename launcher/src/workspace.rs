@@ -7,7 +7,7 @@
 //!   lock                              held as long as its launcher lives
 //!   record.json                       written before the first container is made
 //!   <member>.tar                      podman: the archive, 0600
-//!   <member>.d/{images,bundle,work}   runc
+//!   <member>.d/{images,bundle,work}   runc; podman has only the last, if memory follows
 //! <work_dir>/checkpoint-<session>/    0700
 //!   lock, record.json                 the same
 //!   <member>.conf                     CRIU's configuration while the member is dumped
@@ -162,6 +162,13 @@ impl Workspace {
 
     pub(crate) fn folder(&self, member: &MemberId) -> PathBuf {
         self.dir.join(format!("{member}.d"))
+    }
+
+    /// Where CRIU works when a member's memory follows; made if need be.
+    pub(crate) fn make_work(&self, member: &MemberId) -> io::Result<PathBuf> {
+        let work = self.folder(member).join("work");
+        DirBuilder::new().mode(0o700).recursive(true).create(&work)?;
+        Ok(work)
     }
 
     /// What a checkpoint captures of a member's files.

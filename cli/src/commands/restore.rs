@@ -61,6 +61,11 @@ pub struct How {
     #[arg(long, value_name = "MEMBER=DIR")]
     bundle: Vec<KeyValue<MemberId, PathBuf>>,
 
+    /// Let tasks run as soon as the memory is there that they cannot do without; the rest follows, what they ask for first. If it
+    /// cannot, nothing of the set runs any more
+    #[arg(long)]
+    lazy: bool,
+
     /// Try so many times in all
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     attempts: u32,
@@ -142,6 +147,7 @@ pub async fn start(reference: Reference, args: How, context: &Context) -> Result
             gather: Duration::from_secs(args.gather_timeout),
             hold: Duration::from_secs(args.hold_timeout),
         },
+        lazy: args.lazy,
         attempts: args.attempts,
         names: args.name.into_iter().map(|KeyValue(member, name)| (member, name)).collect(),
         bundles: args.bundle.into_iter().map(|KeyValue(member, dir)| (member, dir)).collect(),

@@ -247,6 +247,9 @@ pub(crate) struct Target {
     pub(crate) lone: Option<Lone>,
     /// CRIU's configuration: the session's file, and the container's mark.
     pub(crate) criu_config: PathBuf,
+    /// Where CRIU works and writes its log, if its memory follows when its tasks run.
+    #[serde(default)]
+    pub(crate) follows: Option<PathBuf>,
 }
 
 /// What a container needs that has no engine but its runtime.
@@ -339,6 +342,9 @@ pub(crate) fn is_alive(pid: i32) -> bool {
     // A handle is readable from when its process has ended, also while nobody has collected it.
     poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&Timespec::default())) != Ok(1)
 }
+
+/// CRIU's log of a restore.
+const RESTORE_LOG: &str = "restore.log";
 
 /// CRIU's words, or why they cannot be had: a failure is never without any.
 pub(crate) fn log_lines(path: &std::path::Path) -> Vec<String> {

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::program::{Program, ended, words_of};
 use super::{
-    CRIU_CONFIG, CRIU_CONFIGS, Container, DumpInto, Engine, EngineError, Files, Found, Labelled, Lone, Marks, Source,
-    Survey, Target, kill_left, log_lines,
+    CRIU_CONFIG, CRIU_CONFIGS, Container, DumpInto, Engine, EngineError, Files, Found, Labelled, Lone, Marks,
+    RESTORE_LOG, Source, Survey, Target, kill_left, log_lines,
 };
 use crate::attach::Cover;
 use crate::error::chain;
@@ -128,7 +128,7 @@ impl Engine for Runc {
     }
 
     async fn log_lines(&self, target: &Target) -> Vec<String> {
-        target.lone.as_ref().map_or_else(Vec::new, |lone| log_lines(&lone.work.join("restore.log")))
+        target.lone.as_ref().map_or_else(Vec::new, |lone| log_lines(&lone.work.join(RESTORE_LOG)))
     }
 
     async fn find(&self, target: &Target) -> Result<Option<Found>, EngineError> {
@@ -242,6 +242,7 @@ mod tests {
             dump: "/w/images/checkpoint".into(),
             lone: Some(lone.clone()),
             criu_config: "/run/syncpoint/s/lone/criu.conf".into(),
+            follows: None,
         };
         assert_eq!(
             restore_command(&target, &lone).line(),

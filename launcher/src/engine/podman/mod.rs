@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::program::{Program, ProgramError};
 use super::{
-    CRIU_CONFIG, CRIU_CONFIGS, DumpInto, Engine, EngineError, Files, Found, Labelled, Layers, Marks, Source, Survey,
-    Target, is_alive, kill_left, log_lines, runc,
+    CRIU_CONFIG, CRIU_CONFIGS, DumpInto, Engine, EngineError, Files, Found, Labelled, Layers, Marks, RESTORE_LOG,
+    Source, Survey, Target, is_alive, kill_left, log_lines, runc,
 };
 use answers::Inspected;
 
@@ -128,6 +128,10 @@ impl Engine for Podman {
     }
 
     async fn log_lines(&self, target: &Target) -> Vec<String> {
+        if let Some(work) = &target.follows {
+            let log = work.join(RESTORE_LOG);
+            return if log.exists() { log_lines(&log) } else { Vec::new() };
+        }
         match find(target).await {
             // What goes wrong before there is a container is in podman's own words.
             Ok(None) => Vec::new(),
@@ -316,7 +320,7 @@ fn is_ours(found: &Inspected, target: &Target) -> bool {
 
 /// CRIU's log: podman's runtime is told to write it beside its configuration.
 fn restore_log(found: &Inspected) -> PathBuf {
-    found.oci_config_path.with_file_name("restore.log")
+    found.oci_config_path.with_file_name(RESTORE_LOG)
 }
 
 #[cfg(test)]
@@ -335,6 +339,7 @@ mod tests {
             dump: "/w/auditor.tar".into(),
             lone: None,
             criu_config: "/run/syncpoint/s/auditor/criu.conf".into(),
+            follows: None,
         };
         assert_eq!(
             restore_command(&target(false)).line(),
