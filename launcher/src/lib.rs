@@ -47,7 +47,7 @@ pub use guard::{
     GUARD_DIR, GuardError, GuardEvent, GuardMetrics, GuardOptions, GuardState, GuardWatcher, Limits, LookError, Orders,
     RollbackError, Surrender, Taken, guard, guard_state,
 };
-pub use lazy::LazyError;
+pub use lazy::{KEEP, LazyError, keep};
 pub use observer::{MemberStep, Observer, Phase};
 pub use open_files::{OpenFilesError, raise_open_files};
 pub use options::{RestoreOptions, Trust, WORK_DIR};

@@ -49,6 +49,8 @@ pub struct RestoreOptions {
     /// Tasks run as soon as the memory is there that has to be; the rest follows, what they ask for first. The restore ends when all is
     /// there.
     pub lazy: bool,
+    /// The program that holds memory that follows, too: called with [`KEEP`](crate::KEEP), it is to call [`keep`](crate::keep).
+    pub keeper_program: PathBuf,
     /// Transfers at the same time.
     pub jobs: usize,
     /// Cancelled, it ends the restore: everything that was made is taken away, unless the members were released already.
@@ -71,6 +73,7 @@ impl RestoreOptions {
             names: BTreeMap::new(),
             bundles: BTreeMap::new(),
             lazy: false,
+            keeper_program: PathBuf::from("/proc/self/exe"),
             jobs: 4,
             cancel: CancellationToken::new(),
         }

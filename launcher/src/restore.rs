@@ -18,8 +18,8 @@ use crate::claims::Claims;
 use crate::engine::{Marks, Target};
 use crate::error::{RestoreError, RestoreErrorKind, chain};
 use crate::fetch::Counted;
-use crate::lazy::{self, Following};
-use crate::open_files::raise_for;
+use crate::lazy::{self, Following, Keeper};
+use crate::open_files::{raise_for, raise_open_files};
 use crate::plan::{Planned, plan};
 use crate::preflight::{Examined, examine, is_root};
 use crate::session::{self, Broken, Passages};
@@ -118,9 +118,20 @@ pub async fn restore(
     pull_images(&planned, &engines, observer).await.map_err(in_phase(Phase::Fetch))?;
 
     let record = Record::new(session, &run_root, targets);
-    Run { set: &set, store, workspace, record, follows, following: Vec::new(), told: None, options, observer }
-        .attempts()
-        .await
+    Run {
+        set: &set,
+        store,
+        workspace,
+        record,
+        follows,
+        following: Vec::new(),
+        keeper: None,
+        told: None,
+        options,
+        observer,
+    }
+    .attempts()
+    .await
 }
 
 /// Checks whether this process may restore at all: the one check that needs nothing of the set, so that nobody waits for a
@@ -243,6 +254,8 @@ struct Run<'a> {
     follows: Vec<Option<Arc<LazyPages>>>,
     /// It follows. Let go of only when it is there, or the tasks are dead.
     following: Vec<(MemberId, Following)>,
+    /// Who kills the tasks if this process dies meanwhile.
+    keeper: Option<Arc<Keeper>>,
     /// What came of it.
     told: Option<mpsc::UnboundedReceiver<(MemberId, u64)>>,
     options: &'a RestoreOptions,
@@ -309,7 +322,7 @@ impl Run<'_> {
         let mut rendezvous = rendezvous.map_err(|error| failed(error.into()))?;
         let marks = self.record.since().map(|since| Marks { id: None, folder: None, since });
         let marks = marks.unwrap_or_else(Marks::nothing);
-        let ran = match self.start_following().map_err(failed) {
+        let ran = match self.start_following().await.map_err(failed) {
             Ok(()) => {
                 let (targets, waves) = (&self.record.targets, &self.set.waves);
                 let (following, cancel) = (&mut self.following, &self.options.cancel);
@@ -328,14 +341,24 @@ impl Run<'_> {
     }
 
     /// Makes ready for CRIU to hand over the processes whose memory follows.
-    fn start_following(&mut self) -> Result<(), RestoreErrorKind> {
+    async fn start_following(&mut self) -> Result<(), RestoreErrorKind> {
+        if self.follows.iter().all(Option::is_none) {
+            return Ok(());
+        }
+        // Each child that a task forks meanwhile takes one.
+        raise_open_files();
+        let program = &self.options.keeper_program;
+        let keeper = Keeper::start(program).map_err(|source| RestoreErrorKind::File { path: program.clone(), source });
+        let keeper = Arc::new(keeper?);
+        self.keeper = Some(Arc::clone(&keeper));
+        self.guard(&keeper, false).await?;
         let (tell, told) = mpsc::unbounded_channel();
         self.told = Some(told);
-        for (target, pages) in self.record.targets.iter().zip(&self.follows) {
+        for (number, (target, pages)) in self.record.targets.iter().zip(&self.follows).enumerate() {
             let (Some(work), Some(pages)) = (&target.follows, pages) else { continue };
             let member = &target.member;
             let blobs = Counted::new(member, &self.store, &tell, &self.options.cancel);
-            let following = Following::start(work, Arc::clone(pages), Box::new(blobs));
+            let following = Following::start(work, (Arc::clone(&keeper), number), Arc::clone(pages), Box::new(blobs));
             let following = following.map_err(|source| RestoreErrorKind::Lazy { member: member.clone(), source })?;
             self.following.push((member.clone(), following));
             let config = &target.criu_config;
@@ -346,9 +369,30 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Tells the keeper whom to kill if this process dies: the whole set, since none of it is to run then. What gets its id from podman
+    /// has one only once it runs.
+    async fn guard(&self, keeper: &Keeper, running: bool) -> Result<(), RestoreErrorKind> {
+        let since = self.record.since().unwrap_or_default();
+        for target in &self.record.targets {
+            let id = match (&target.id, target.engine) {
+                (Some(id), _) => Some(id.clone()),
+                (None, EngineKind::Runc) => Some(target.container.clone()),
+                (None, EngineKind::Podman) if running => {
+                    target.engine.driver().find(target).await.ok().flatten().map(|found| found.id)
+                }
+                (None, EngineKind::Podman) => None,
+            };
+            let told = id.map_or(Ok(()), |id| keeper.guard(&id, since));
+            told.map_err(|source| RestoreErrorKind::File { path: self.options.keeper_program.clone(), source })?;
+        }
+        Ok(())
+    }
+
     /// The members run: waits until their memory is all theirs.
     async fn follow(&mut self) -> Result<(), RestoreError> {
-        let Some(mut told) = self.told.take().filter(|_| !self.following.is_empty()) else { return Ok(()) };
+        let Some(keeper) = self.keeper.clone() else { return Ok(()) };
+        self.guard(&keeper, true).await.map_err(|kind| RestoreError::new(Phase::Memory, kind))?;
+        let Some(mut told) = self.told.take() else { return Ok(()) };
         self.observer.phase(Phase::Memory);
         for (member, following) in &self.following {
             self.observer.member(member, MemberStep::Fetching { bytes: following.bytes() });
@@ -373,6 +417,8 @@ impl Run<'_> {
         }
         drop(all);
         self.following.clear();
+        keeper.done();
+        self.keeper = None;
         Ok(())
     }
 
@@ -392,7 +438,14 @@ impl Run<'_> {
         self.record.made.clear();
         // No task is left that could find zeros.
         self.following.clear();
-        if leftovers.is_empty() { Ok(()) } else { Err(leftovers) }
+        if !leftovers.is_empty() {
+            // What could not be killed, the keeper goes on killing.
+            return Err(leftovers);
+        }
+        if let Some(keeper) = self.keeper.take() {
+            keeper.done();
+        }
+        Ok(())
     }
 
     fn succeed(mut self, attempts: u32, mut passages: Passages) -> RestoreReport {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::{command, run, syncpoint};
@@ -33,9 +34,22 @@ impl Registry {
 
     /// Kills it at once.
     pub fn kill(&self) {
+        self.signal(Signal::SIGKILL);
+    }
+
+    /// Lets it answer nobody until [`Registry::resume`].
+    pub fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    fn signal(&self, signal: Signal) {
         let pid = std::fs::read_to_string(self.dir.path().join("pid")).expect("the registry's pid file");
-        // It may be gone already, which is what was wanted.
-        let _ = command("kill", ["-KILL", pid.trim()]).output();
+        crate::send(pid.trim().parse().expect("a number in the registry's pid file"), signal);
     }
 
     /// `127.0.0.1:PORT`.

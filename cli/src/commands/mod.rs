@@ -68,6 +68,8 @@ pub enum Command {
     Logout(login::LogoutArgs),
     Completion(completion::CompletionArgs),
     Man(man::ManArgs),
+    #[command(name = launcher::KEEP, hide = true, about = "What `restore --lazy` starts beside itself")]
+    KeepMemory,
 }
 
 impl Command {
@@ -115,5 +117,10 @@ pub async fn run(command: Command, context: &Context) -> Result<(), CommandError
         Command::Logout(args) => login::run_logout(args, context).await,
         Command::Completion(args) => completion::run(args, context),
         Command::Man(args) => man::run(&args, context),
+        Command::KeepMemory => {
+            // It waits for one thing only.
+            launcher::keep();
+            Ok(())
+        }
     }
 }

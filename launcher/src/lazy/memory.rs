@@ -13,7 +13,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use image_format::{LazyPages, LazyProcess};
@@ -21,6 +22,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use super::LazyError;
+use super::keeper::Keeper;
 use super::space::{PAGE, Space};
 use super::uffd::{Event, Uffd};
 
@@ -39,6 +41,9 @@ pub(super) struct Memory {
 
 #[derive(Debug)]
 struct State {
+    /// Holds the same, and the number by which it knows this member.
+    keeper: Arc<Keeper>,
+    member: usize,
     by_pid: BTreeMap<i32, usize>,
     /// By number; none is used twice.
     held: BTreeMap<u64, Held>,
@@ -64,9 +69,11 @@ struct Held {
 pub(super) type Asked = (usize, u64);
 
 impl Memory {
-    pub fn new(processes: &[LazyProcess]) -> io::Result<Self> {
+    pub fn new(processes: &[LazyProcess], keeper: Arc<Keeper>, member: usize) -> io::Result<Self> {
         let by_pid = processes.iter().enumerate().map(|(number, process)| (process.pid.cast_signed(), number));
         let state = State {
+            keeper,
+            member,
             by_pid: by_pid.collect(),
             held: BTreeMap::new(),
             next: 0,
@@ -136,6 +143,7 @@ impl Memory {
 
 impl State {
     fn hold(&mut self, epoll: &Epoll, held: Held) -> io::Result<()> {
+        self.keeper.hold(self.member, self.next, held.uffd.as_fd())?;
         epoll.add(&held.uffd, EpollEvent::new(EpollFlags::EPOLLIN, self.next))?;
         self.held.insert(self.next, held);
         self.next += 1;
@@ -210,6 +218,7 @@ impl State {
                         // It has ended.
                         Err(Errno::ESRCH) => {
                             self.held.remove(&number);
+                            self.keeper.let_go(self.member, number)?;
                             return Ok(());
                         }
                         Err(Errno::ENOENT) if !self.finished => {

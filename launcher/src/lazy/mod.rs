@@ -16,6 +16,7 @@
 //! CRIU's own daemon would do, and leave zeros in the tasks' memory if it came to an end before: nobody else holds the descriptors of children
 //! that were forked meanwhile. Here they are held until the tasks are dead.
 
+mod keeper;
 mod memory;
 mod queue;
 mod space;
@@ -38,6 +39,8 @@ use nix::sys::eventfd::EventFd;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tokio::sync::watch;
 
+pub(crate) use self::keeper::Keeper;
+pub use self::keeper::{KEEP, keep};
 use self::memory::{Asked, Memory};
 use self::queue::{Answer, Job, Queue};
 use self::uffd::Uffd;
@@ -129,9 +132,10 @@ pub(crate) fn criu_lines(work: &Path) -> String {
 }
 
 impl Following {
-    /// Listens in CRIU's working folder.
+    /// Listens in CRIU's working folder. The keeper knows the member by its number.
     pub(crate) fn start(
         work: &Path,
+        (keeper, member): (Arc<Keeper>, usize),
         pages: Arc<LazyPages>,
         blobs: Box<dyn BlobSource + Send + Sync>,
     ) -> Result<Self, LazyError> {
@@ -141,7 +145,7 @@ impl Following {
             Ok(()) | Err(_) => {}
         }
         let listener = listen(work)?;
-        let memory = Memory::new(pages.processes())?;
+        let memory = Memory::new(pages.processes(), keeper, member)?;
         let queue = Queue::new(&pages);
         let stop = EventFd::new().map_err(io::Error::from)?;
         let (progress, seen) = watch::channel(Progress::Under);

@@ -7,6 +7,7 @@ mod demo;
 mod generations;
 mod guard;
 mod interrupted;
+mod lazy;
 mod memory;
 mod peers;
 mod prune;

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::setup::{Keys, files_below};
 
 /// Containers of runc, dumped, made into a global checkpoint, and gone. Each depends on those before it.
-struct Lone {
+pub struct Lone {
     members: &'static [&'static str],
     registry: Registry,
     keys: Keys,
@@ -20,7 +20,7 @@ struct Lone {
 }
 
 impl Lone {
-    fn prepare(port: u16, members: &'static [&'static str]) -> Self {
+    pub fn prepare(port: u16, members: &'static [&'static str]) -> Self {
         let (registry, keys, folder) = (Registry::start(port), Keys::generate(), TempDir::new().unwrap());
         let reference = registry.repository("sdp/lone:epoch-1");
         let mut link = vec!["link".to_owned(), "--to".into(), reference.clone()];
@@ -41,7 +41,7 @@ impl Lone {
     }
 
     /// A restore with a work folder of its own.
-    fn restore(&self) -> Command {
+    pub fn restore(&self) -> Command {
         let key = self.keys.public();
         let mut restore = self.registry.syncpoint(["restore", &self.reference, "--key", &key, "--attempts", "1"]);
         restore.arg("--work-dir").arg(self.work_dir());
@@ -55,14 +55,14 @@ impl Lone {
         self.folder.path().join("work")
     }
 
-    fn assert_runs(&self) {
+    pub fn assert_runs(&self) {
         for member in self.members {
             let state = run(&mut command("runc", ["state", member]));
             assert!(state.contains("\"running\""), "{state}");
         }
     }
 
-    fn wipe(&self) {
+    pub fn wipe(&self) {
         self.members.iter().for_each(|member| drop(run(&mut command("runc", ["delete", "--force", member]))));
     }
 }
