@@ -76,7 +76,7 @@ setInterval(() => { objects[0].id++; }, 1000);
 """
 
 REDIS = """
-redis-server --save '' --enable-debug-command yes --dir /tmp & server=$!
+redis-server --save '' --enable-debug-command yes --dir /tmp --unixsocket /tmp/redis.sock & server=$!
 until redis-cli ping >/dev/null 2>&1; do sleep 0.1; done
 redis-cli debug populate $(($1 * 1700)) key 512 >/dev/null
 echo ready; wait $server

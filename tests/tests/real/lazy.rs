@@ -82,19 +82,25 @@ impl Restoring {
 
 /// Makes a registry so slow that memory follows for a while.
 fn slowly<T>(registry: &Registry, work: impl FnOnce() -> T) -> T {
-    let stop = AtomicBool::new(false);
+    /// Says that it is over, also after a panic.
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+    let over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
-            while !stop.load(Ordering::SeqCst) {
+            while !over.load(Ordering::SeqCst) {
                 registry.pause();
                 thread::sleep(Duration::from_millis(45));
                 registry.resume();
                 thread::sleep(Duration::from_millis(5));
             }
         });
-        let done = work();
-        stop.store(true, Ordering::SeqCst);
-        done
+        let _over = Over(&over);
+        work()
     })
 }
 
