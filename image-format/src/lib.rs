@@ -52,6 +52,6 @@ pub use timeline::{BarrierTime, MemberTimeline, Span, Timeline, TimelineError};
 pub use timestamp::{rfc3339, rfc3339_seconds};
 pub use unpack::{
     FileState, LazyPages, LazyProcess, LazyRun, SpecError, ToProcess, UnpackError, UnpackOptions, read_files,
-    read_state, unpack_archive, unpack_archive_lazily, unpack_folder, unpack_folder_lazily,
+    read_state, touched_pages, unpack_archive, unpack_archive_lazily, unpack_folder, unpack_folder_lazily,
 };
 pub use version::{FormatVersion, FormatVersionError};

@@ -9,7 +9,7 @@ use image_format::{
     BlobSource, CheckpointImage, Compression, Descriptor, LazyPages, MemberId, UnpackError, UnpackOptions,
     unpack_archive, unpack_archive_lazily, unpack_folder, unpack_folder_lazily,
 };
-use registry::{Bridge, Store};
+use registry::{Bridge, Store, touched};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -32,6 +32,8 @@ struct Job {
     config: Option<serde_json::Value>,
     lazy: bool,
     blobs: Counted,
+    store: Arc<dyn Store>,
+    handle: Handle,
 }
 
 /// A dump that is here.
@@ -75,7 +77,8 @@ pub(crate) async fn fetch(
             let blobs = Counted::new(&member.id, store, &tell, &stop);
             let config = planned.bundle.as_ref().map(|(_, config)| config.clone());
             let (member, image, target) = (member.id.clone(), member.image.clone(), target.clone());
-            let job = Job { member, image, target, config, lazy, blobs };
+            let (store, handle) = (Arc::clone(store), Handle::current());
+            let job = Job { member, image, target, config, lazy, blobs, store, handle };
             running.spawn_blocking(move || (job.member.clone(), job.run()));
         }
         tokio::select! {
@@ -133,10 +136,16 @@ impl Job {
 
     fn write(&self, lazy: bool) -> Result<Fetched, RestoreErrorKind> {
         let failed = |source| RestoreErrorKind::Fetch { member: self.member.clone(), source: Box::new(source) };
-        let follows = match self.target.engine {
+        let mut follows = match self.target.engine {
             EngineKind::Podman => self.write_archive(lazy).map_err(failed)?,
             EngineKind::Runc => self.write_folders(lazy)?,
         };
+        if let Some(pages) = &mut follows {
+            // Pages that were asked for first the last time. It goes without them, too.
+            if let Ok(Some(stream)) = self.handle.block_on(touched(self.store.as_ref(), &pages.image())) {
+                let _ = pages.remember(&stream);
+            }
+        }
         Ok(Fetched { follows, whole: None })
     }
 

@@ -10,8 +10,8 @@ use coordinator::proto::Passage;
 use coordinator::{Rendezvous, SessionId, SessionKind, SessionPlan};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use image_format::{Descriptor, Epoch, LazyPages, MemberId};
-use registry::Store;
 use registry::sign::{Depth, verify};
+use registry::{Store, put_touched};
 use tokio::sync::mpsc;
 
 use crate::claims::Claims;
@@ -416,10 +416,25 @@ impl Run<'_> {
             }
         }
         drop(all);
-        self.following.clear();
         keeper.done();
         self.keeper = None;
+        self.remember().await;
+        self.following.clear();
         Ok(())
+    }
+
+    /// Keeps what was asked for first beside the images, for the next time. Whoever may only read restores all the same.
+    async fn remember(&self) {
+        for (member, following) in &self.following {
+            let Some((image, pages)) = following.touched() else { continue };
+            let put = match pages {
+                Ok(pages) => put_touched(self.store.as_ref(), &image, pages).await.map_err(|error| chain(&error)),
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(reason) = put {
+                self.observer.note(&format!("what {member} asked for first is not remembered: {reason}"));
+            }
+        }
     }
 
     fn broken(&self, attempt: u32, broken: Broken) -> RestoreError {

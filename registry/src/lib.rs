@@ -17,6 +17,7 @@ mod settings;
 pub mod sign;
 mod store;
 mod tls;
+mod touched;
 mod verify;
 
 pub use base::{FindBaseError, find_base};
@@ -36,3 +37,4 @@ pub use retention::{
 pub use settings::Settings;
 pub use store::{BlobReader, BlobUpload, BlobWriter, Progress, Put, Reopen, Store, StoreError, first_missing};
 pub use tls::TlsError;
+pub use touched::{put_touched, touched};

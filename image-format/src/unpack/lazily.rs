@@ -13,6 +13,7 @@
 
 mod index;
 mod pages;
+mod touched;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Read, Write};
@@ -20,6 +21,7 @@ use std::io::{self, Read, Write};
 use self::index::Index;
 use self::pages::{Here, Parts};
 pub use self::pages::{LazyPages, LazyProcess, LazyRun, ToProcess};
+pub use self::touched::touched_pages;
 use super::layers::Layer;
 use super::memory::{Memory, Rebuild, Replaced, bad};
 use super::{Target, UnpackError, UnpackOptions};

@@ -18,7 +18,7 @@ pub use self::files::{FileState, read_files};
 use self::folder::Folder;
 pub(crate) use self::layers::Layers;
 use self::lazily::Lazily;
-pub use self::lazily::{LazyPages, LazyProcess, LazyRun, ToProcess};
+pub use self::lazily::{LazyPages, LazyProcess, LazyRun, ToProcess, touched_pages};
 use self::memory::{Memory, Rebuild, Replaced};
 use self::merge::Merge;
 pub use self::spec::SpecError;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use image_format::criu::{ImageKind, PagemapEntry, PagemapHead, Records};
 use image_format::{
-    ChainLimits, CheckpointImage, Document, LazyPages, UnpackError, UnpackOptions, unpack_archive_lazily,
+    ChainLimits, CheckpointImage, Document, LazyPages, UnpackError, UnpackOptions, touched_pages, unpack_archive_lazily,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -39,7 +39,7 @@ pub fn check(image: &CheckpointImage, machine: &Machine, store: &Memory) {
         let pages = &machine.0.iter().find(|(known, _)| known == name).unwrap().1;
         !may_follow(name, pages, *number)
     }));
-    let mut last = None;
+    let mut follows = BTreeMap::new();
     let mut take = |process: usize, address: u64, bytes: &[u8]| {
         let name = format!("pagemap-{}.img", lazy.processes()[process].pid);
         let run = |run: &&image_format::LazyRun| (run.address..run.address + run.pages * PAGE).contains(&address);
@@ -48,7 +48,7 @@ pub fn check(image: &CheckpointImage, machine: &Machine, store: &Memory) {
         for (number, page) in bytes.chunks(PAGE as usize).enumerate() {
             assert_eq!(page.len() as u64, PAGE);
             let address = address + number as u64 * PAGE;
-            last = Some((process, address, page.to_vec()));
+            follows.insert((lazy.processes()[process].pid, address), page.to_vec());
             assert!(found.insert((name.clone(), address / PAGE), page.to_vec()).is_none(), "{name} {address:x} twice");
         }
         Ok(())
@@ -58,18 +58,51 @@ pub fn check(image: &CheckpointImage, machine: &Machine, store: &Memory) {
         assert!(lazy.part_bytes(part) > 0);
         lazy.read(part, store, &mut take).unwrap();
     }
-    let (process, address, content) = last.unwrap();
-    let likely = lazy.likely_part(process, address).unwrap();
-    if lazy.is_here(likely) {
-        assert!(lazy.page_here(process, address).unwrap().is_none_or(|page| page == content));
-    }
-    assert_eq!(lazy.page_here(process, 1 << 46).unwrap(), None);
+    check_remembered(image, &follows, store);
     assert_eq!(found.len(), all().count());
     for (name, pages) in &machine.0 {
         for (number, content) in pages {
             assert!(found[&(name.clone(), *number)] == page(*content), "{name}, page {number}");
         }
     }
+}
+
+/// Checks that pages that were asked for first are here the next time, if they are right, and that nothing else is.
+fn check_remembered(image: &CheckpointImage, follows: &BTreeMap<(u32, u64), Vec<u8>>, store: &Memory) {
+    let here = |lazy: &LazyPages| {
+        let found = follows.iter().filter(|((pid, address), page)| {
+            let process = lazy.processes().iter().position(|process| process.pid == *pid).unwrap();
+            assert!(lazy.likely_part(process, *address).is_some_and(|part| part < lazy.parts()));
+            let found = lazy.page_here(process, *address).unwrap();
+            assert_eq!(found.is_some(), lazy.has_here(process, *address));
+            assert!(found.as_ref().is_none_or(|found| found == *page));
+            found.is_some()
+        });
+        found.count() as u64
+    };
+    let (_, mut lazy) = unpack(image, store).unwrap();
+    let before = here(&lazy);
+    let mut remembered = follows.clone();
+    remembered.insert((77, 0), vec![1; PAGE as usize]);
+    remembered.insert((1, 1 << 46), vec![1; PAGE as usize]);
+    let stream = touched_pages(&remembered).unwrap();
+    for cut in [0, 1, stream.len() / 2] {
+        drop(unpack(image, store).unwrap().1.remember(&stream[..cut]));
+    }
+    assert_eq!(lazy.remember(&stream).unwrap(), follows.len() as u64 - before);
+    assert_eq!(here(&lazy), follows.len() as u64);
+    let mut given = 0;
+    lazy.read_here(&mut |_, _, bytes| {
+        given += bytes.len() as u64 / PAGE;
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(given, follows.len() as u64);
+
+    let (_, mut lazy) = unpack(image, store).unwrap();
+    let wrong: BTreeMap<_, _> =
+        follows.iter().map(|(page, bytes)| (*page, bytes.iter().map(|byte| !byte).collect())).collect();
+    assert_eq!((lazy.remember(&touched_pages(&wrong).unwrap()).unwrap(), here(&lazy)), (0, before));
 }
 
 /// The pages that an archive has, by pagemap and number.

@@ -11,7 +11,7 @@
 //! A userfaultfd that is closed leaves zeros where pages are lacking, and nobody would know. So they are all held until nothing is
 //! lacking, or until whoever fails has killed the tasks: [`Memory`] is dropped after that, and not before.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,8 +28,8 @@ use super::uffd::{Event, Uffd};
 
 /// How long a task that is about to tell of a change is waited for at a time.
 const UNDER_WAY: Duration = Duration::from_micros(50);
-/// Pages whose first touch is remembered, in their order.
-const REMEMBERED: usize = 1 << 16;
+/// Pages that are remembered: 16 MiB.
+const REMEMBERED: usize = 1 << 12;
 
 /// All address spaces of a member.
 #[derive(Debug)]
@@ -54,8 +54,8 @@ struct State {
     waiting: Vec<(usize, u64, Vec<u8>)>,
     /// What tasks wait for, and nobody was told of.
     asked: Vec<Asked>,
-    touched: Vec<Asked>,
-    known: BTreeSet<Asked>,
+    /// Those that they waited for first, and what was in them.
+    touched: BTreeMap<Asked, Option<Vec<u8>>>,
 }
 
 #[derive(Debug)]
@@ -80,8 +80,7 @@ impl Memory {
             finished: false,
             waiting: Vec::new(),
             asked: Vec::new(),
-            touched: Vec::new(),
-            known: BTreeSet::new(),
+            touched: BTreeMap::new(),
         };
         Ok(Self { state: Mutex::new(state), epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)? })
     }
@@ -135,9 +134,10 @@ impl Memory {
         Ok(())
     }
 
-    /// The pages that tasks waited for, in their order.
-    pub fn touched(&self) -> Vec<Asked> {
-        self.state().touched.clone()
+    /// The pages that tasks waited for first.
+    pub fn touched(&self) -> BTreeMap<Asked, Vec<u8>> {
+        let touched = std::mem::take(&mut self.state().touched);
+        touched.into_iter().filter_map(|(page, bytes)| Some((page, bytes?))).collect()
     }
 }
 
@@ -160,8 +160,8 @@ impl State {
                         Some(origin) => {
                             let page = (held.process, origin);
                             self.asked.push(page);
-                            if self.touched.len() < REMEMBERED && self.known.insert(page) {
-                                self.touched.push(page);
+                            if self.touched.len() < REMEMBERED {
+                                self.touched.entry(page).or_default();
                             }
                         }
                         None => zero(&held.uffd, address)?,
@@ -179,6 +179,11 @@ impl State {
     }
 
     fn put(&mut self, epoll: &Epoll, process: usize, origin: u64, bytes: &[u8]) -> Result<(), LazyError> {
+        let end = origin + bytes.len() as u64;
+        for ((_, address), kept) in self.touched.range_mut((process, origin)..(process, end)) {
+            let start = (address - origin) as usize;
+            kept.get_or_insert_with(|| bytes[start..start + PAGE as usize].to_vec());
+        }
         // A child that comes meanwhile lacks what its parent lacked when it came, and has a greater number.
         let mut number = 0;
         while let Some((&next, held)) = self.held.range(number..).next() {

@@ -22,6 +22,7 @@ mod queue;
 mod space;
 mod uffd;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, IoSliceMut, Read};
 use std::mem::MaybeUninit;
@@ -33,7 +34,7 @@ use std::thread;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use image_format::{BlobSource, LazyPages, MemberId, UnpackError};
+use image_format::{BlobSource, Digest, LazyPages, MemberId, UnpackError, touched_pages};
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
@@ -173,6 +174,17 @@ impl Following {
     pub(crate) fn bytes(&self) -> u64 {
         let pages = &self.shared.pages;
         (0..pages.parts()).filter(|part| !pages.is_here(*part)).map(|part| pages.part_bytes(part)).sum()
+    }
+
+    /// The pages that its tasks asked for first, to be remembered with its image; nothing if they were before, or none asked.
+    pub(crate) fn touched(&self) -> Option<(Digest, io::Result<Vec<u8>>)> {
+        let pages = &self.shared.pages;
+        let touched = self.shared.memory.touched();
+        let pid = |process: usize| pages.processes().get(process).map(|process| process.pid);
+        let touched =
+            touched.into_iter().filter_map(|((process, address), page)| Some(((pid(process)?, address), page)));
+        let touched: BTreeMap<_, _> = touched.collect();
+        (pages.remembered() == 0 && !touched.is_empty()).then(|| (pages.image(), touched_pages(&touched)))
     }
 
     /// Waits until all memory is there.

@@ -18,7 +18,7 @@ pub(super) enum Job {
 /// What becomes of an asked page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// It may be here already.
+    /// It is here already.
     Here,
     /// Its part is being read, or will be soon.
     Coming,
@@ -74,6 +74,9 @@ impl Queue {
 
     /// A task waits for a page.
     pub fn ask(&self, pages: &LazyPages, (process, origin): Asked) -> Answer {
+        if pages.has_here(process, origin) {
+            return Answer::Here;
+        }
         let Some(part) = pages.likely_part(process, origin) else { return Answer::Coming };
         let mut state = self.state();
         if state.left.contains(&part) {
@@ -81,9 +84,8 @@ impl Queue {
                 state.urgent.push_back(part);
                 self.changed.notify_all();
             }
-            return Answer::Coming;
         }
-        if pages.is_here(part) { Answer::Here } else { Answer::Coming }
+        Answer::Coming
     }
 
     /// The next thing to read, once there is one; nothing when all is read or nothing is to be read any more. A reader for tasks that wait

@@ -10,9 +10,9 @@ use serde_json::json;
 use super::RemoteStore;
 use super::{documents, sweep};
 use crate::copy::put_small_blob;
+use crate::sign::MEDIA_EMPTY;
 use crate::{Selector, StoreError, Tag};
 
-const MEDIA_EMPTY: &str = "application/vnd.oci.empty.v1+json";
 const ARTIFACT_TYPE: &str = "application/vnd.syncpoint.untagged.v1";
 
 /// Deletes a tag; what it names stays.

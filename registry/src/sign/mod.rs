@@ -22,7 +22,7 @@ use payload::{MEDIA_BUNDLE, PREDICATE};
 pub use crate::verify::{Depth, Finding, Form, GoodSignature, Severity, VerifyReport, verify};
 
 /// The OCI specification's empty JSON document, where a manifest has to have a config and there is nothing to say.
-const MEDIA_EMPTY: &str = "application/vnd.oci.empty.v1+json";
+pub(crate) const MEDIA_EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
 /// What signatures call an image in this store if nobody says: `HOST/REPO:TAG`, or without the tag where there is none.
 #[must_use]

@@ -138,7 +138,13 @@ fn a_family_finds_its_memory_while_it_follows() {
         println!("round {round}: {} steps while memory followed", ended - began);
         family.assert_carries_on();
         family.ledger.wipe();
+        assert_eq!(touched(&registry), 1, "what it asked for first is remembered: {said}");
     }
+}
+
+/// How many images have the pages beside them that were asked for first.
+fn touched(registry: &Registry) -> usize {
+    registry.tags("lazy/family").iter().filter(|tag| tag.ends_with(".touched")).count()
 }
 
 #[test]

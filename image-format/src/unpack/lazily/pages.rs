@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 
 use super::super::layers::Current;
 use super::super::memory::{bad, of_link, pages_of};
-use super::UnpackError;
 use super::index::{Index, Placed};
+use super::{UnpackError, touched};
 use crate::archive::{ArchiveError, CHUNK, read_full};
 use crate::generation::{FirstPage, PAGE, PAGE_LEN, Scratch, Tables, digests_of};
 use crate::image::LayerRef;
@@ -116,6 +116,7 @@ pub struct LazyPages {
     table_of: Vec<usize>,
     processes: Vec<LazyProcess>,
     here: Here,
+    remembered: u64,
 }
 
 impl fmt::Debug for LazyPages {
@@ -134,17 +135,13 @@ impl LazyPages {
             table_of.push(table);
             processes.push(LazyProcess { pid, runs: runs.collect() });
         }
-        Self { image, tables, parts, indexes, process_of, table_of, processes, here }
+        Self { image, tables, parts, indexes, process_of, table_of, processes, here, remembered: 0 }
     }
 
     /// Says what is here.
     pub(super) fn keep(&mut self, mut here: Here) {
         here.pieces.sort_by_key(|piece| (piece.table, piece.ordinal));
         self.here = here;
-    }
-
-    pub(super) fn image(&self) -> Digest {
-        self.image
     }
 
     /// The processes that have memory that may follow.
@@ -241,22 +238,72 @@ impl LazyPages {
         Ok(())
     }
 
+    /// Takes pages that tasks asked for first when this image was restored before, as [`touched_pages`](crate::touched_pages) made them: they
+    /// are here from now on. Says how many; those whose digest is not the table's are none.
+    ///
+    /// # Errors
+    /// A stream that makes no sense. What was read before counts.
+    pub fn remember(&mut self, stream: &[u8]) -> io::Result<u64> {
+        let mut found = Vec::new();
+        let read = touched::read(stream, |pid, address, page| {
+            let process = self.processes.iter().position(|process| process.pid == pid);
+            let table = process.and_then(|process| self.table_of.get(process)).copied();
+            let ordinal = table.and_then(|table| Some((table, self.indexes[table].later.at(address)?)));
+            if let Some((table, ordinal)) = ordinal.filter(|_| address.is_multiple_of(PAGE))
+                && self.find_here(table, ordinal).is_none()
+                && self.is_right(table, ordinal, page)?
+            {
+                found.push(Piece { table, ordinal, pages: 1, at: self.here.data.len() });
+                self.here.data.write_all(page)?;
+            }
+            Ok(())
+        });
+        found.sort_by_key(|piece| (piece.table, piece.ordinal));
+        found.dedup_by_key(|piece| (piece.table, piece.ordinal));
+        self.remembered += found.len() as u64;
+        self.here.pieces.extend(found);
+        self.here.pieces.sort_by_key(|piece| (piece.table, piece.ordinal));
+        read.map(|()| self.remembered)
+    }
+
+    /// How many pages were remembered.
+    #[must_use]
+    pub fn remembered(&self) -> u64 {
+        self.remembered
+    }
+
+    /// The image's manifest.
+    #[must_use]
+    pub fn image(&self) -> Digest {
+        self.image
+    }
+
+    fn find_here(&self, table: usize, ordinal: u64) -> Option<u64> {
+        let pieces = &self.here.pieces;
+        let next = pieces.partition_point(|piece| (piece.table, piece.ordinal) <= (table, ordinal));
+        let piece = next.checked_sub(1).and_then(|at| pieces.get(at))?;
+        let within = piece.table == table && ordinal < piece.ordinal + piece.pages;
+        within.then(|| piece.at + (ordinal - piece.ordinal) * PAGE)
+    }
+
+    /// Whether a page is here already.
+    #[must_use]
+    pub fn has_here(&self, process: usize, address: u64) -> bool {
+        let table = self.table_of.get(process).copied();
+        let ordinal = table.and_then(|table| Some((table, self.indexes[table].later.at(address)?)));
+        ordinal.is_some_and(|(table, ordinal)| self.find_here(table, ordinal).is_some())
+    }
+
     /// One page, if it is here already.
     ///
     /// # Errors
     /// [`UnpackError::Scratch`].
     pub fn page_here(&self, process: usize, address: u64) -> Result<Option<Vec<u8>>, UnpackError> {
         let table = self.table_of.get(process).copied();
-        let found = table.and_then(|table| Some((table, self.indexes[table].later.at(address)?)));
-        let Some((table, ordinal)) = found else { return Ok(None) };
-        let pieces = &self.here.pieces;
-        let next = pieces.partition_point(|piece| (piece.table, piece.ordinal) <= (table, ordinal));
-        let piece = next.checked_sub(1).and_then(|at| pieces.get(at));
-        let Some(piece) = piece.filter(|piece| piece.table == table && ordinal < piece.ordinal + piece.pages) else {
-            return Ok(None);
-        };
+        let ordinal = table.and_then(|table| Some((table, self.indexes[table].later.at(address)?)));
+        let Some(at) = ordinal.and_then(|(table, ordinal)| self.find_here(table, ordinal)) else { return Ok(None) };
         let mut page = vec![0; PAGE_LEN];
-        let mut from = self.here.data.reader(piece.at + (ordinal - piece.ordinal) * PAGE, PAGE);
+        let mut from = self.here.data.reader(at, PAGE);
         from.read_exact(&mut page).map_err(|source| UnpackError::Scratch { image: self.image, source })?;
         Ok(Some(page))
     }
@@ -320,14 +367,21 @@ impl LazyPages {
     }
 
     fn check(&self, table: usize, ordinal: u64, bytes: &[u8], entry: &[u8]) -> Result<(), UnpackError> {
+        match self.is_right(table, ordinal, bytes) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(bad(self.image, entry, "has a page with another digest")),
+            Err(source) => Err(UnpackError::Scratch { image: self.image, source }),
+        }
+    }
+
+    fn is_right(&self, table: usize, ordinal: u64, bytes: &[u8]) -> io::Result<bool> {
         let mut digests = self.tables.digests(&self.indexes[table].table);
         digests.skip(ordinal);
         for found in digests_of(bytes) {
-            let wanted = digests.next().map_err(|source| UnpackError::Scratch { image: self.image, source })?;
-            if wanted != Some(found) {
-                return Err(bad(self.image, entry, "has a page with another digest"));
+            if digests.next()? != Some(found) {
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
