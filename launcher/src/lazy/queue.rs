@@ -79,11 +79,9 @@ impl Queue {
         }
         let Some(part) = pages.likely_part(process, origin) else { return Answer::Coming };
         let mut state = self.state();
-        if state.left.contains(&part) {
-            if !state.urgent.contains(&part) {
-                state.urgent.push_back(part);
-                self.changed.notify_all();
-            }
+        if state.left.contains(&part) && !state.urgent.contains(&part) {
+            state.urgent.push_back(part);
+            self.changed.notify_all();
         }
         Answer::Coming
     }
