@@ -104,6 +104,10 @@ impl Memory {
     pub fn follow(&self, number: u64) -> Result<Vec<Asked>, LazyError> {
         let mut state = self.state();
         state.follow(&self.epoll, number)?;
+        if !state.finished && !state.asked.is_empty() {
+            // The range that a task asks for is registered by now.
+            state.put_waiting(&self.epoll)?;
+        }
         Ok(std::mem::take(&mut state.asked))
     }
 
@@ -111,10 +115,7 @@ impl Memory {
     pub fn finish(&self) -> Result<(), LazyError> {
         let mut state = self.state();
         state.finished = true;
-        for (process, origin, bytes) in std::mem::take(&mut state.waiting) {
-            state.put(&self.epoll, process, origin, &bytes)?;
-        }
-        Ok(())
+        state.put_waiting(&self.epoll)
     }
 
     /// Puts pages of a process wherever they are lacking; gives those that its tasks wait for, too.
@@ -191,6 +192,14 @@ impl State {
                 self.put_into(epoll, next, origin, bytes)?;
             }
             number = next + 1;
+        }
+        Ok(())
+    }
+
+    /// Tries again what could not be put before.
+    fn put_waiting(&mut self, epoll: &Epoll) -> Result<(), LazyError> {
+        for (process, origin, bytes) in std::mem::take(&mut self.waiting) {
+            self.put(epoll, process, origin, &bytes)?;
         }
         Ok(())
     }

@@ -43,7 +43,7 @@ use tokio::sync::watch;
 pub(crate) use self::keeper::Keeper;
 pub use self::keeper::{KEEP, keep};
 use self::memory::{Asked, Memory};
-use self::queue::{Answer, Job, Queue};
+use self::queue::{Job, Queue};
 use self::uffd::Uffd;
 
 /// Where CRIU looks for whoever fills memory, in its working folder.
@@ -147,7 +147,7 @@ impl Following {
         }
         let listener = listen(work)?;
         let memory = Memory::new(pages.processes(), keeper, member)?;
-        let queue = Queue::new(&pages);
+        let queue = Queue::new((0..pages.parts()).filter(|part| !pages.is_here(*part)));
         let stop = EventFd::new().map_err(io::Error::from)?;
         let (progress, seen) = watch::channel(Progress::Under);
         let shared = Arc::new(Shared { pages, blobs, memory, queue, stop, progress });
@@ -301,15 +301,12 @@ impl Shared {
         Ok(Heard::Process)
     }
 
-    /// Tasks wait for these.
-    fn ask(&self, asked: Vec<Asked>) -> Result<(), LazyError> {
-        let mut asked = asked;
-        while let Some(page) = asked.pop() {
-            if self.queue.ask(&self.pages, page) == Answer::Here {
-                let bytes = self.pages.page_here(page.0, page.1).map_err(fetch)?;
-                if let Some(bytes) = bytes {
-                    asked.extend(self.memory.put(page.0, page.1, &bytes)?);
-                }
+    /// Tasks wait for these: what is here is put at once, the parts of the others are asked for.
+    fn ask(&self, mut asked: Vec<Asked>) -> Result<(), LazyError> {
+        while let Some((process, origin)) = asked.pop() {
+            match self.pages.page_here(process, origin).map_err(fetch)? {
+                Some(page) => asked.extend(self.memory.put(process, origin, &page)?),
+                None => self.pages.likely_part(process, origin).into_iter().for_each(|part| self.queue.ask(part)),
             }
         }
         Ok(())

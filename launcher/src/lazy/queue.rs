@@ -3,25 +3,12 @@
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use image_format::LazyPages;
-
-use super::memory::Asked;
-
 /// What a reader is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Job {
     /// What is here already.
     Here,
     Part(usize),
-}
-
-/// What becomes of an asked page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Answer {
-    /// It is here already.
-    Here,
-    /// Its part is being read, or will be soon.
-    Coming,
 }
 
 #[derive(Debug)]
@@ -32,11 +19,10 @@ pub(super) struct Queue {
 
 #[derive(Debug)]
 struct State {
-    /// Parts that nobody has begun with.
-    left: VecDeque<usize>,
-    /// Those of them that a task waits for.
-    urgent: VecDeque<usize>,
-    here: bool,
+    /// What nobody has begun with.
+    left: VecDeque<Job>,
+    /// Those of it that a task waits for.
+    urgent: VecDeque<Job>,
     /// All may be read, for the tasks may run.
     open: bool,
     /// Readers at work.
@@ -44,10 +30,18 @@ struct State {
     stopped: bool,
 }
 
+impl State {
+    /// Nothing more is to be begun.
+    fn is_empty(&self) -> bool {
+        self.open && self.left.is_empty()
+    }
+}
+
 impl Queue {
-    pub fn new(pages: &LazyPages) -> Self {
-        let left = (0..pages.parts()).filter(|part| !pages.is_here(*part)).collect();
-        let state = State { left, urgent: VecDeque::new(), here: true, open: false, reading: 0, stopped: false };
+    /// What is here already comes first, then these parts.
+    pub fn new(parts: impl IntoIterator<Item = usize>) -> Self {
+        let left = [Job::Here].into_iter().chain(parts.into_iter().map(Job::Part)).collect();
+        let state = State { left, urgent: VecDeque::new(), open: false, reading: 0, stopped: false };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -72,18 +66,14 @@ impl Queue {
         self.state().stopped
     }
 
-    /// A task waits for a page.
-    pub fn ask(&self, pages: &LazyPages, (process, origin): Asked) -> Answer {
-        if pages.has_here(process, origin) {
-            return Answer::Here;
-        }
-        let Some(part) = pages.likely_part(process, origin) else { return Answer::Coming };
+    /// A task waits for this part. One that is being read, or was, comes anyway.
+    pub fn ask(&self, part: usize) {
         let mut state = self.state();
-        if state.left.contains(&part) && !state.urgent.contains(&part) {
-            state.urgent.push_back(part);
+        let job = Job::Part(part);
+        if state.left.contains(&job) && !state.urgent.contains(&job) {
+            state.urgent.push_back(job);
             self.changed.notify_all();
         }
-        Answer::Coming
     }
 
     /// The next thing to read, once there is one; nothing when all is read or nothing is to be read any more. A reader for tasks that wait
@@ -91,25 +81,18 @@ impl Queue {
     pub fn next(&self, only_urgent: bool) -> Option<Job> {
         let mut state = self.state();
         loop {
-            if state.stopped || state.open && state.left.is_empty() && !state.here {
+            if state.stopped || state.is_empty() {
                 return None;
             }
-            if let Some(part) = state.urgent.pop_front() {
-                state.left.retain(|other| *other != part);
+            let urgent = state.urgent.pop_front();
+            let job = urgent.or_else(|| state.left.front().copied().filter(|_| state.open && !only_urgent));
+            if let Some(job) = job {
+                state.left.retain(|other| *other != job);
+                state.urgent.retain(|other| *other != job);
                 state.reading += 1;
-                return Some(Job::Part(part));
-            }
-            if state.open && !only_urgent {
-                if std::mem::take(&mut state.here) {
-                    state.reading += 1;
-                    self.changed.notify_all();
-                    return Some(Job::Here);
-                }
-                if let Some(part) = state.left.pop_front() {
-                    state.reading += 1;
-                    self.changed.notify_all();
-                    return Some(Job::Part(part));
-                }
+                // Who waits may find that nothing is left.
+                self.changed.notify_all();
+                return Some(job);
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -119,7 +102,53 @@ impl Queue {
     pub fn done(&self) -> bool {
         let mut state = self.state();
         state.reading -= 1;
-        self.changed.notify_all();
-        state.open && state.left.is_empty() && !state.here && state.reading == 0
+        state.is_empty() && state.reading == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn what_a_task_waits_for_comes_first_and_before_all_may_be_read() {
+        let queue = Queue::new(0..4);
+        queue.ask(2);
+        queue.ask(2);
+        queue.ask(9);
+        assert_eq!(queue.next(false), Some(Job::Part(2)));
+        assert!(!queue.done(), "the others are not read");
+        queue.open();
+        queue.ask(3);
+        let order: Vec<_> = (0..4).map(|_| queue.next(false).unwrap()).collect();
+        assert_eq!(order, [Job::Part(3), Job::Here, Job::Part(0), Job::Part(1)]);
+        assert_eq!((0..4).map(|_| queue.done()).collect::<Vec<_>>(), [false, false, false, true]);
+        assert_eq!((queue.next(false), queue.next(true)), (None, None));
+    }
+
+    #[test]
+    fn one_reader_waits_for_those_that_tasks_wait_for() {
+        let queue = Queue::new(0..2);
+        thread::scope(|scope| {
+            let urgent = scope.spawn(|| [queue.next(true), queue.next(true)]);
+            queue.open();
+            assert_eq!((queue.next(false), queue.next(false)), (Some(Job::Here), Some(Job::Part(0))));
+            queue.ask(1);
+            // Nothing is left then, which ends it.
+            assert_eq!(urgent.join().unwrap(), [Some(Job::Part(1)), None]);
+        });
+    }
+
+    #[test]
+    fn nobody_waits_once_it_is_stopped() {
+        let queue = Queue::new(0..2);
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| queue.next(false));
+            queue.stop();
+            assert_eq!(waiting.join().unwrap(), None);
+        });
+        assert!(queue.is_stopped());
     }
 }

@@ -286,14 +286,6 @@ impl LazyPages {
         within.then(|| piece.at + (ordinal - piece.ordinal) * PAGE)
     }
 
-    /// Whether a page is here already.
-    #[must_use]
-    pub fn has_here(&self, process: usize, address: u64) -> bool {
-        let table = self.table_of.get(process).copied();
-        let ordinal = table.and_then(|table| Some((table, self.indexes[table].later.at(address)?)));
-        ordinal.is_some_and(|(table, ordinal)| self.find_here(table, ordinal).is_some())
-    }
-
     /// One page, if it is here already.
     ///
     /// # Errors
