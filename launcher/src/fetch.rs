@@ -123,13 +123,10 @@ impl Job {
             return self.write(false);
         }
         match self.write(true) {
-            Err(RestoreErrorKind::Fetch { source, .. }) if matches!(*source, UnpackError::NotLazy { .. }) => {
-                let whole = match *source {
-                    UnpackError::NotLazy { reason, .. } => Some(reason),
-                    _ => None,
-                };
-                Ok(Fetched { whole, ..self.write(false)? })
-            }
+            Err(RestoreErrorKind::Fetch { member, source }) => match *source {
+                UnpackError::NotLazy { reason, .. } => Ok(Fetched { whole: Some(reason), ..self.write(false)? }),
+                other => Err(RestoreErrorKind::Fetch { member, source: Box::new(other) }),
+            },
             written => written,
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use coordinator::proto::Passage;
 use coordinator::{Rendezvous, SessionId, SessionKind, SessionPlan};
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use futures_util::stream::StreamExt;
 use image_format::{Descriptor, Epoch, LazyPages, MemberId};
 use registry::sign::{Depth, verify};
 use registry::{Store, put_touched};
@@ -398,15 +398,14 @@ impl Run<'_> {
             self.observer.member(member, MemberStep::Fetching { bytes: following.bytes() });
         }
         let observer = self.observer;
-        let mut all: FuturesUnordered<_> =
-            self.following.iter_mut().map(async |(member, following)| (&*member, following.done().await)).collect();
+        let mut ends = lazy::ends(&mut self.following);
         let failed = |kind| Err(RestoreError::new(Phase::Memory, kind));
         loop {
             tokio::select! {
                 biased;
                 () = self.options.cancel.cancelled() => return failed(RestoreErrorKind::Cancelled),
                 Some((member, bytes)) = told.recv() => observer.member(&member, MemberStep::Received { bytes }),
-                done = all.next() => match done {
+                done = ends.next() => match done {
                     None => break,
                     Some((member, Ok(()))) => observer.member(member, MemberStep::Fetched),
                     Some((member, Err(source))) => {
@@ -415,7 +414,7 @@ impl Run<'_> {
                 },
             }
         }
-        drop(all);
+        drop(ends);
         keeper.done();
         self.keeper = None;
         self.remember().await;

@@ -294,7 +294,12 @@ impl Tables {
 
     /// The digests of its pages, each a [`PageDigest`].
     pub fn digests(&self, table: &Table) -> Records<&Scratch> {
-        Records::new(&self.data, table.table_at + HEAD + table.runs * RECORD, table.pages)
+        self.digests_within(table, 0, table.pages)
+    }
+
+    /// Those of some pages that follow one another, and no others are read.
+    pub fn digests_within(&self, table: &Table, first: u64, pages: u64) -> Records<&Scratch> {
+        Records::new(&self.data, table.table_at + HEAD + (table.runs + first) * RECORD, pages)
     }
 }
 

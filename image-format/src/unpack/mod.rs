@@ -236,12 +236,7 @@ pub fn unpack_folder(
     options: &UnpackOptions,
     dir: &Path,
 ) -> Result<(), UnpackError> {
-    let failed = |source| UnpackError::Folder { path: dir.to_owned(), source };
-    let layers = Layers::open(image, blobs, &options.limits)?;
-    let folder = Folder::create(dir, layers.created()).map_err(failed)?;
-    let mut files = Files { folder, dir, file: None };
-    unpack(layers, image, blobs, options, &mut files)?;
-    files.folder.finish().map_err(failed)
+    into_folder(image, blobs, options, dir, |layers, files| unpack(layers, image, blobs, options, files))
 }
 
 /// Writes the files into a folder as [`unpack_folder`], with the memory that [`unpack_archive_lazily`] writes.
@@ -254,13 +249,24 @@ pub fn unpack_folder_lazily(
     options: &UnpackOptions,
     dir: &Path,
 ) -> Result<LazyPages, UnpackError> {
+    into_folder(image, blobs, options, dir, |layers, files| unpack_lazily(layers, image, blobs, options, files))
+}
+
+/// Gives the folder its name once `unpack` has filled it.
+fn into_folder<'a, T>(
+    image: &CheckpointImage,
+    blobs: &'a dyn BlobSource,
+    options: &UnpackOptions,
+    dir: &Path,
+    unpack: impl FnOnce(Layers<'a>, &mut dyn Target) -> Result<T, UnpackError>,
+) -> Result<T, UnpackError> {
     let failed = |source| UnpackError::Folder { path: dir.to_owned(), source };
     let layers = Layers::open(image, blobs, &options.limits)?;
     let folder = Folder::create(dir, layers.created()).map_err(failed)?;
     let mut files = Files { folder, dir, file: None };
-    let pages = unpack_lazily(layers, image, blobs, options, &mut files)?;
+    let unpacked = unpack(layers, &mut files)?;
     files.folder.finish().map_err(failed)?;
-    Ok(pages)
+    Ok(unpacked)
 }
 
 /// What a dump is unpacked to.

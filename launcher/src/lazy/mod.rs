@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, IoSliceMut, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,6 +37,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use image_format::{BlobSource, Digest, LazyPages, MemberId, UnpackError, touched_pages};
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
+use rustix::io::retry_on_intr;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tokio::sync::watch;
 
@@ -198,11 +199,17 @@ impl Following {
     }
 }
 
+/// What becomes of each member's memory, as it comes.
+pub(crate) fn ends(
+    following: &mut [(MemberId, Following)],
+) -> FuturesUnordered<impl Future<Output = (&MemberId, Result<(), Arc<LazyError>>)>> {
+    following.iter_mut().map(async |(member, following)| (&*member, following.done().await)).collect()
+}
+
 /// The first member whose memory does not follow, and why. It may never be.
 pub(crate) async fn lost(following: &mut [(MemberId, Following)]) -> (MemberId, Arc<LazyError>) {
-    let mut all: FuturesUnordered<_> =
-        following.iter_mut().map(async |(member, following)| (&*member, following.done().await)).collect();
-    while let Some((member, done)) = all.next().await {
+    let mut ends = ends(following);
+    while let Some((member, done)) = ends.next().await {
         if let Err(error) = done {
             return (member.clone(), error);
         }
@@ -296,7 +303,11 @@ impl Shared {
             FINISHED => return Ok(Heard::Finished),
             // A zombie has no memory.
             pid if pid < 0 => {}
-            pid => self.memory.add(pid, Uffd::new(receive(stream)?), &self.pages)?,
+            // It comes with one byte.
+            pid => match receive(stream.as_fd(), &mut [0])? {
+                (1, Some(descriptor)) => self.memory.add(pid, Uffd::new(descriptor), &self.pages)?,
+                _ => return Err(LazyError::Words),
+            },
         }
         Ok(Heard::Process)
     }
@@ -363,20 +374,15 @@ fn fetch(error: UnpackError) -> LazyError {
     LazyError::Fetch(Arc::new(error))
 }
 
-/// The descriptor that comes with one byte.
-fn receive(stream: &UnixStream) -> Result<OwnedFd, LazyError> {
-    let mut byte = [0];
+/// A message and the descriptor that came with it; no bytes: nobody is there any more.
+fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut buffers = [IoSliceMut::new(&mut byte)];
-    let got = recvmsg(stream, &mut buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC).map_err(io::Error::from)?;
-    let mut descriptors = ancillary.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+    let mut buffers = [IoSliceMut::new(bytes)];
+    let got = retry_on_intr(|| recvmsg(socket, &mut buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC))?;
+    let descriptor = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
         _ => None,
     });
-    let descriptor = descriptors.next().and_then(|mut descriptors| descriptors.next());
-    match (got.bytes, descriptor) {
-        (1, Some(descriptor)) => Ok(descriptor),
-        _ => Err(LazyError::Words),
-    }
+    Ok((got.bytes, descriptor))
 }

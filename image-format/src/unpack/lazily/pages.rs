@@ -367,8 +367,7 @@ impl LazyPages {
     }
 
     fn is_right(&self, table: usize, ordinal: u64, bytes: &[u8]) -> io::Result<bool> {
-        let mut digests = self.tables.digests(&self.indexes[table].table);
-        digests.skip(ordinal);
+        let mut digests = self.tables.digests_within(&self.indexes[table].table, ordinal, bytes.len() as u64 / PAGE);
         for found in digests_of(bytes) {
             if digests.next()? != Some(found) {
                 return Ok(false);
