@@ -26,4 +26,4 @@ pub use proto::{Event, Finished, Hook, Missing, Outcome, SessionKind, Span, Step
 pub use rendezvous::{CloseError, FolderError, Outpost, OutpostError, Rendezvous, RendezvousError};
 pub use service::{Service, ServiceEvent, ServicePlan};
 pub use ticket::Remote;
-pub use tls::{MEMBER_URI, TlsError, TlsFiles};
+pub use tls::{MEMBER_URI, TlsError, TlsFiles, member_of};

@@ -158,7 +158,8 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 }
 
 /// The member that a certificate names, if it names exactly one. That the certificate is genuine was proved before.
-pub(crate) fn member_of(certificate: &CertificateDer<'_>) -> Option<MemberId> {
+#[must_use]
+pub fn member_of(certificate: &CertificateDer<'_>) -> Option<MemberId> {
     let certificate = Certificate::from_der(certificate).ok()?;
     let certificate = certificate.tbs_certificate();
     let names = match certificate.get_extension::<SubjectAltName>() {

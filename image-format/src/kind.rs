@@ -66,8 +66,10 @@ words!(
         Containerd = "containerd",
         /// `runc checkpoint --image-path`, with the bundle's `config.json`.
         Runc = "runc",
+        /// CRIU's images and nothing else, of processes in no container that an engine knows: `criu dump`.
+        Criu = "criu",
     }
-    "podman, cri-o, containerd, runc"
+    "podman, cri-o, containerd, runc, criu"
 );
 
 words!(

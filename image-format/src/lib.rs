@@ -18,6 +18,7 @@ mod generation;
 mod global;
 mod id;
 mod image;
+pub mod image_streamer;
 mod json;
 mod kind;
 mod layer;

@@ -155,7 +155,7 @@ pub fn pack(source: DumpSource, options: &PackOptions, store: &dyn BlobStore) ->
     let mut entries = source.into_entries(&options.limits)?;
     let packed = std::thread::scope(|scope| {
         let layers = OpenLayers::new(scope, path.clone(), options, store);
-        let mut packer = Packer::new(path.clone(), options, received.as_ref(), layers);
+        let mut packer = Packer::new(path.clone(), options, received.as_deref(), layers);
         while let Some(entry) = entries.next_entry().map_err(|source| packer.bad_content(source))? {
             packer.add(entry, &mut entries)?;
         }
@@ -329,7 +329,7 @@ impl<'scope, 'env> Packer<'scope, 'env> {
 
     /// Reads of a file what is worth knowing.
     fn read_head(&mut self, entry: &Entry, content: &mut dyn Read) -> Result<Vec<u8>, PackError> {
-        self.recognizer.saw(&entry.name);
+        self.recognizer.saw(entry);
         let mut head = Vec::new();
         if let EntryKind::HardLink { target } = &entry.kind
             && let (Ok(name), Ok(target)) = (str::from_utf8(&entry.name), str::from_utf8(target))

@@ -16,6 +16,7 @@
 mod attach;
 mod checkpoint;
 mod claims;
+mod descriptors;
 mod engine;
 mod error;
 mod fetch;
@@ -26,20 +27,24 @@ mod mounts;
 mod observer;
 mod open_files;
 mod options;
+mod pages;
 mod plan;
 mod preempt;
 mod preflight;
+mod receive;
 mod restore;
 pub mod sdp;
+mod serve;
 mod session;
 mod set;
+mod streamer;
 mod sweep;
 mod workspace;
 
 pub use checkpoint::{
     CheckpointError, CheckpointErrorKind, CheckpointOptions, CheckpointReport, CheckpointedMember, Destination,
-    Elsewhere, JoinReport, Joining, MembersError, Pages, PagesError, ParsePagesError, Pending, Signer, Wanted, Watcher,
-    checkpoint, join, pending, resume,
+    Elsewhere, JoinReport, Joining, MembersError, Pages, ParsePagesError, Pending, Signer, Wanted, Watcher, checkpoint,
+    join, pending, resume,
 };
 pub use engine::{BundleError, EngineError, EngineKind, ParseEngineError, ProgramError};
 pub use error::{RestoreError, RestoreErrorKind};
@@ -51,7 +56,10 @@ pub use lazy::{KEEP, LazyError, keep};
 pub use observer::{MemberStep, Observer, Phase};
 pub use open_files::{OpenFilesError, raise_open_files};
 pub use options::{RestoreOptions, Trust, WORK_DIR};
+pub use pages::PagesError;
 pub use preempt::{PreemptError, preempt};
 pub use preflight::Problem;
+pub use receive::{Came, ReceiveDumpError, ReceiveOptions, ReceivedDump, Receiver, Way};
 pub use restore::{RestoreReport, RestoredMember, check_rights, preflight, restore};
+pub use serve::{ServeError, Served, Server};
 pub use set::LoadError;

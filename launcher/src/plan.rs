@@ -142,7 +142,7 @@ fn engine_for(member: &MemberId, kind: DumpKind, asked: Option<EngineKind>) -> R
     let own = match kind {
         DumpKind::Podman => Some(EngineKind::Podman),
         DumpKind::Runc => Some(EngineKind::Runc),
-        DumpKind::CriO | DumpKind::Containerd => None,
+        DumpKind::CriO | DumpKind::Containerd | DumpKind::Criu => None,
     };
     match (own, asked) {
         (Some(own), None) => Ok(own),
@@ -225,6 +225,7 @@ mod tests {
             (DumpKind::Podman, Some(Runc), None),
             (DumpKind::Runc, None, Some(Runc)),
             (DumpKind::CriO, None, None),
+            (DumpKind::Criu, None, None),
             (DumpKind::Containerd, Some(Podman), None),
         ] {
             assert_eq!(engine_for(&member, kind, asked).ok(), engine, "{kind} {asked:?}");

@@ -18,8 +18,10 @@ mod pack;
 mod pin;
 mod preempt;
 mod prune;
+mod receive;
 mod restore;
 mod sdp;
+mod serve;
 mod sign;
 mod unpack;
 mod verify;
@@ -34,6 +36,7 @@ use crate::error::CommandError;
 pub enum Command {
     Checkpoint(checkpoint::CheckpointArgs),
     Pack(pack::PackArgs),
+    Receive(receive::ReceiveArgs),
     Link(link::LinkArgs),
     Sign(sign::SignArgs),
     Verify(verify::VerifyArgs),
@@ -56,6 +59,7 @@ pub enum Command {
     Unpin(pin::UnpinArgs),
     Interval(interval::IntervalArgs),
     Unpack(unpack::UnpackArgs),
+    Serve(serve::ServeArgs),
     Restore(restore::RestoreArgs),
     Guard(guard::GuardArgs),
     Preempt(preempt::PreemptArgs),
@@ -82,6 +86,7 @@ impl Command {
                 | Self::Guard(_)
                 | Self::Join(_)
                 | Self::Preempt(_)
+                | Self::Receive(_)
                 | Self::Restore(_)
                 | Self::Resume(_)
         )
@@ -93,6 +98,7 @@ pub async fn run(command: Command, context: &Context) -> Result<(), CommandError
     match command {
         Command::Checkpoint(args) => checkpoint::run(args, context).await,
         Command::Pack(args) => pack::run(args, context).await,
+        Command::Receive(args) => receive::run(args, context).await,
         Command::Link(args) => link::run(args, context).await,
         Command::Sign(args) => sign::run(args, context).await,
         Command::Verify(args) => verify::run(args, context).await,
@@ -105,6 +111,7 @@ pub async fn run(command: Command, context: &Context) -> Result<(), CommandError
         Command::Unpin(args) => pin::run_unpin(args, context).await,
         Command::Interval(args) => interval::run(args, context).await,
         Command::Unpack(args) => unpack::run(args, context).await,
+        Command::Serve(args) => serve::run(args, context).await,
         Command::Restore(args) => restore::run(args, context).await,
         Command::Guard(args) => guard::run(args, context).await,
         Command::Preempt(args) => preempt::run(args, context).await,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use image_format::{Artifact, Base, Chain, Compression, DumpSource, Layout, MemberId, PackOptions, PackedImage};
-use registry::{Bridge, Reference, Store, find_base};
+use registry::{Bridge, Reference, Store, Tag, find_base};
 use serde::Serialize;
 use tokio::runtime::Handle;
 
@@ -25,7 +25,7 @@ use crate::values::{KeyValue, MemberList, words};
 /// Make a checkpoint image of one container's dump
 ///
 /// DUMP is what `podman container checkpoint --export`, CRI-O, the kubelet or containerd wrote (compressed or not), or the
-/// folder of `runc checkpoint --image-path`; it is recognised by its content. The image goes straight into the store,
+/// folder of `runc checkpoint --image-path` or of `criu dump`; it is recognised by its content. The image goes straight into the store,
 /// and `podman run` restores it by itself where the dump is podman's. The same dump gives the same digests on any machine.
 #[derive(Debug, Args)]
 #[command(after_long_help = "With --json: {reference, digest, tag, kind, member, depends_on, generations, base, \
@@ -36,6 +36,23 @@ pub struct PackArgs {
     #[arg(value_name = "DUMP")]
     dump: PathBuf,
 
+    /// The config.json of the bundle, for a dump of runc
+    #[arg(long, value_name = "FILE")]
+    bundle: Option<PathBuf>,
+
+    #[command(flatten)]
+    packing: Packing,
+
+    #[command(flatten)]
+    format: Format,
+
+    #[command(flatten)]
+    transport: Transport,
+}
+
+/// Where an image goes, and what it is like.
+#[derive(Debug, Args)]
+pub struct Packing {
     /// Where the image goes, with its tag: oci:DIR:TAG or HOST/REPO:TAG
     #[arg(long, value_name = "REF")]
     to: Reference,
@@ -47,10 +64,6 @@ pub struct PackArgs {
     /// Members that must exist before this one is restored
     #[arg(long, value_name = "ID,ID", default_value = "", hide_default_value = true, requires = "member")]
     depends_on: MemberList,
-
-    /// The config.json of the bundle, for a dump of runc
-    #[arg(long, value_name = "FILE")]
-    bundle: Option<PathBuf>,
 
     /// How layers are compressed
     #[arg(long, value_name = "HOW", default_value = "zstd", value_parser = words(Compression::ALL, Compression::as_str))]
@@ -74,12 +87,6 @@ pub struct PackArgs {
     /// A further annotation of the image; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     annotation: Vec<KeyValue<String, String>>,
-
-    #[command(flatten)]
-    format: Format,
-
-    #[command(flatten)]
-    transport: Transport,
 }
 
 /// Which layers, on the command line.
@@ -105,7 +112,7 @@ impl From<LayoutWord> for Layout {
 
 /// What was packed.
 #[derive(Debug, Serialize)]
-struct Packed {
+pub struct Packed {
     reference: String,
     digest: String,
     tag: String,
@@ -147,39 +154,71 @@ impl Report for Packed {
 
 /// Packs.
 pub async fn run(args: PackArgs, context: &Context) -> Result<(), CommandError> {
-    let tag = store::tag_to_write(&args.to)?.clone();
-    let store = store::create(&args.to, &args.transport, context).await?;
-    let base = match &args.base {
-        Some(reference) => base(reference, &args, &store, context).await?,
-        None => None,
-    };
-    let options = PackOptions {
-        member: args.member,
-        depends_on: args.depends_on.0,
-        compression: args.compression,
-        layout: args.layout.into(),
-        base: base.map(Arc::new),
-        chain: (&args.chains).into(),
-        created: args.created,
-        annotations: BTreeMap::from_iter(args.annotation.into_iter().map(|KeyValue(key, value)| (key, value))),
-        ..PackOptions::default()
-    };
-    let blobs = Watched::new(Bridge::new(Handle::current(), Arc::clone(&store)), context);
-    let (dump, bundle, packing) = (args.dump.clone(), args.bundle, options.clone());
-    let packed = blocking(move || {
-        let source = DumpSource::open(&dump, bundle.as_deref())?;
-        Ok(image_format::pack(source, &packing, &blobs)?)
-    });
-    let image = packed.await.doing(|| format!("{} cannot be packed", args.dump.display()))?;
-    image.notes.iter().for_each(|note| context.reporter.note(note));
-    store.put_manifest(&image.manifest, Some(&tag)).await?;
-    context.output.print(args.format, &report(&args.to, tag.to_string(), options, &image))
+    let packer = args.packing.open(&args.transport, context).await?;
+    let (dump, bundle) = (args.dump.clone(), args.bundle);
+    let packed = packer.pack(move || Ok(DumpSource::open(&dump, bundle.as_deref())?), context).await;
+    let packed = packed.doing(|| format!("{} cannot be packed", args.dump.display()))?;
+    context.output.print(args.format, &packed)
+}
+
+impl Packing {
+    /// The member that it is, if that was said.
+    pub fn member(&self) -> Option<&MemberId> {
+        self.member.as_ref()
+    }
+
+    /// Opens the store and fetches what is needed of the base.
+    pub async fn open(self, transport: &Transport, context: &Context) -> Result<Packer, CommandError> {
+        let tag = store::tag_to_write(&self.to)?.clone();
+        let store = store::create(&self.to, transport, context).await?;
+        let base = match &self.base {
+            Some(reference) => base(reference, &self, &store, context).await?,
+            None => None,
+        };
+        let options = PackOptions {
+            member: self.member,
+            depends_on: self.depends_on.0,
+            compression: self.compression,
+            layout: self.layout.into(),
+            base: base.map(Arc::new),
+            chain: (&self.chains).into(),
+            created: self.created,
+            annotations: BTreeMap::from_iter(self.annotation.into_iter().map(|KeyValue(key, value)| (key, value))),
+            ..PackOptions::default()
+        };
+        Ok(Packer { to: self.to, tag, store, options })
+    }
+}
+
+/// A store that is open, and what is known of the image before there is a dump.
+#[derive(Debug)]
+pub struct Packer {
+    to: Reference,
+    tag: Tag,
+    store: Arc<dyn Store>,
+    options: PackOptions,
+}
+
+impl Packer {
+    /// Packs a dump and tags its image.
+    pub async fn pack(
+        &self,
+        dump: impl FnOnce() -> Result<DumpSource, CommandError> + Send + 'static,
+        context: &Context,
+    ) -> Result<Packed, CommandError> {
+        let blobs = Watched::new(Bridge::new(Handle::current(), Arc::clone(&self.store)), context);
+        let options = self.options.clone();
+        let image = blocking(move || Ok(image_format::pack(dump()?, &options, &blobs)?)).await?;
+        image.notes.iter().for_each(|note| context.reporter.note(note));
+        self.store.put_manifest(&image.manifest, Some(&self.tag)).await?;
+        Ok(report(&self.to, self.tag.to_string(), &self.options, &image))
+    }
 }
 
 /// Fetches what is needed of the base. One that cannot be used makes the image larger and not worse, and is told.
 async fn base(
     reference: &Reference,
-    args: &PackArgs,
+    args: &Packing,
     store: &Arc<dyn Store>,
     context: &Context,
 ) -> Result<Option<Base>, CommandError> {
@@ -215,7 +254,7 @@ async fn base(
     }
 }
 
-fn report(to: &Reference, tag: String, options: PackOptions, image: &PackedImage) -> Packed {
+fn report(to: &Reference, tag: String, options: &PackOptions, image: &PackedImage) -> Packed {
     let generations = image.chain.as_ref().map(|chain| chain.generations);
     let layer = |layer: &image_format::LayerInfo| PackedLayer {
         content: layer.content.to_string(),
@@ -231,8 +270,8 @@ fn report(to: &Reference, tag: String, options: PackOptions, image: &PackedImage
         digest: image.manifest.digest().to_string(),
         tag,
         kind: image.facts.kind.to_string(),
-        member: options.member,
-        depends_on: options.depends_on,
+        member: options.member.clone(),
+        depends_on: options.depends_on.clone(),
         generations,
         base: image.chain.as_ref().and_then(|chain: &Chain| chain.base).map(|base| base.to_string()),
         layers: image.layers.iter().map(layer).collect(),

@@ -9,7 +9,7 @@ use clap::Args;
 use image_format::{
     Artifact, CheckpointImage, Compression, Descriptor, Digest, DumpKind, GlobalCheckpoint, MemberId, UnpackOptions,
 };
-use registry::{Bridge, Reference};
+use registry::{Bridge, Reference, Store};
 use serde::Serialize;
 use tokio::runtime::Handle;
 
@@ -30,7 +30,7 @@ const PIECE: usize = 1 << 20;
 /// Get a dump back out of a checkpoint image, every file as it was
 ///
 /// What comes out is what the engine itself would take: an archive for podman (`podman container restore --import`), CRI-O and
-/// containerd, a folder for runc (`runc restore --image-path`). Nothing is verified but the digests: see `syncpoint verify`.
+/// containerd, a folder for runc (`runc restore --image-path`) and CRIU (`criu restore --images-dir PATH/checkpoint`). Nothing is verified but the digests: see `syncpoint verify`.
 /// Files get mode 0600 and folders 0700, for they hold the memory of the processes; a file or folder that is there is not
 /// replaced, and nothing is left half-written.
 #[derive(Debug, Args)]
@@ -40,7 +40,7 @@ pub struct UnpackArgs {
     #[arg(value_name = "REF")]
     reference: Reference,
 
-    /// Where to: a file, or a folder if the dump is runc's, the name ends with '/', or an empty folder of that name is there
+    /// Where to: a file, or a folder if the dump is runc's or CRIU's own, the name ends with '/', or an empty folder of that name is there
     #[arg(long, value_name = "PATH")]
     to: PathBuf,
 
@@ -81,22 +81,11 @@ impl Report for Unpacked {
 
 /// Unpacks.
 pub async fn run(args: UnpackArgs, context: &Context) -> Result<(), CommandError> {
-    let (store, root) = store::find(&args.reference, &args.transport, context).await?;
-    let manifest = match store::artifact(&*store, &root).await? {
-        Artifact::Member(_) => root,
-        Artifact::Global(global) => pick(&global, args.member.as_ref())?,
-    };
-    let image = store::member(&*store, &manifest).await?;
-    if let (Some(asked), Some(other)) = (&args.member, image.member().filter(|id| Some(id) != args.member.as_ref())) {
-        return Err(CommandError::usage(format!("{} is the member {other}, not {asked}", args.reference)));
-    }
-    let kind = match image.kind() {
-        Some(kind) => kind,
-        None => state::facts(&store, image.clone(), context).await?.kind,
-    };
+    let (store, digest, image, kind) = find(&args.reference, args.member.as_ref(), &args.transport, context).await?;
     let slash = args.to.as_os_str().as_encoded_bytes().ends_with(b"/");
-    let form = if kind == DumpKind::Runc || slash || args.to.is_dir() { "folder" } else { "archive" };
-    let unpacked = Unpacked { path: args.to.clone(), form, kind, member: image.member(), digest: manifest.digest };
+    let form =
+        if matches!(kind, DumpKind::Runc | DumpKind::Criu) || slash || args.to.is_dir() { "folder" } else { "archive" };
+    let unpacked = Unpacked { path: args.to.clone(), form, kind, member: image.member(), digest };
     let blobs = Watched::new(Bridge::new(Handle::current(), Arc::clone(&store)), context);
     let (to, compression) = (args.to.clone(), args.compression.unwrap_or_else(|| by_name(&args.to)));
     let cancel = context.cancel.clone();
@@ -106,6 +95,29 @@ pub async fn run(args: UnpackArgs, context: &Context) -> Result<(), CommandError
     });
     done.await.doing(|| format!("{} cannot be unpacked to {}", args.reference, args.to.display()))?;
     context.output.print(args.format, &unpacked)
+}
+
+/// The image of one member, and whose dump it holds.
+pub async fn find(
+    reference: &Reference,
+    member: Option<&MemberId>,
+    transport: &Transport,
+    context: &Context,
+) -> Result<(Arc<dyn Store>, Digest, CheckpointImage, DumpKind), CommandError> {
+    let (store, root) = store::find(reference, transport, context).await?;
+    let manifest = match store::artifact(&*store, &root).await? {
+        Artifact::Member(_) => root,
+        Artifact::Global(global) => pick(&global, member)?,
+    };
+    let image = store::member(&*store, &manifest).await?;
+    if let (Some(asked), Some(other)) = (member, image.member().filter(|id| Some(id) != member)) {
+        return Err(CommandError::usage(format!("{} is the member {other}, not {asked}", reference)));
+    }
+    let kind = match image.kind() {
+        Some(kind) => kind,
+        None => state::facts(&store, image.clone(), context).await?.kind,
+    };
+    Ok((store, manifest.digest, image, kind))
 }
 
 /// The manifest of the member that was asked for.

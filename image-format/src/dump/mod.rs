@@ -3,18 +3,22 @@
 mod captured;
 mod folder;
 mod recognize;
+mod spooled;
 
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use self::captured::Captured;
 use self::captured::{AddedFile, Replaced};
 use self::folder::FolderReader;
 pub use self::recognize::RecognizeError;
 pub(crate) use self::recognize::Recognizer;
+use self::spooled::SpooledReader;
 use crate::archive::{ArchiveError, ArchiveReader, Decoder, Entries, EntryName, read_full};
+use crate::image_streamer::ImageFiles;
 use crate::page_server::Received;
 use crate::{Compression, Limits};
 
@@ -29,13 +33,14 @@ pub struct DumpSource {
     /// What goes into the place of entries, or comes after all of them.
     added: Vec<AddedFile>,
     /// Its memory, if that came in a stream.
-    received: Option<Received>,
+    received: Option<Arc<Received>>,
 }
 
 enum Input {
     Archive(File, Compression),
     Stream(Box<dyn Read + Send>),
     Folder { prefix: &'static [u8] },
+    Spooled { files: Arc<ImageFiles>, modified: u64 },
 }
 
 impl fmt::Debug for Input {
@@ -44,6 +49,7 @@ impl fmt::Debug for Input {
             Self::Archive(file, compression) => f.debug_tuple("Archive").field(file).field(compression).finish(),
             Self::Stream(_) => f.write_str("Stream"),
             Self::Folder { prefix } => f.debug_struct("Folder").field("prefix", prefix).finish(),
+            Self::Spooled { files, .. } => f.debug_tuple("Spooled").field(files).finish(),
         }
     }
 }
@@ -150,14 +156,24 @@ impl DumpSource {
         Ok(Self { path: PathBuf::from(name), input: Input::Stream(Box::new(stream)), added, received: None })
     }
 
+    /// Takes CRIU's images as they came through `criu dump --stream`, modified at a time in seconds since 1970, and what was
+    /// captured as [`DumpSource::stream`] does. Messages call the dump `name`.
+    ///
+    /// # Errors
+    /// A captured file that cannot be opened.
+    pub fn images(name: &str, files: Arc<ImageFiles>, modified: u64, captured: &Captured) -> Result<Self, DumpError> {
+        let (path, added) = (PathBuf::from(name), captured.open()?);
+        Ok(Self { path, input: Input::Spooled { files, modified }, added, received: None })
+    }
+
     /// Says that CRIU sent its pages away while it made this dump, and what it sent. The dump is packed as if CRIU had written them
     /// beside its other files.
     #[must_use]
-    pub fn with_pages(self, received: Received) -> Self {
-        Self { received: Some(received), ..self }
+    pub fn with_pages(self, received: impl Into<Arc<Received>>) -> Self {
+        Self { received: Some(received.into()), ..self }
     }
 
-    pub(crate) fn take_pages(mut self) -> (Self, Option<Received>) {
+    pub(crate) fn take_pages(mut self) -> (Self, Option<Arc<Received>>) {
         let received = self.received.take();
         (self, received)
     }
@@ -178,6 +194,7 @@ impl DumpSource {
             }
             Input::Stream(stream) => Box::new(ArchiveReader::new(stream, limits)),
             Input::Folder { prefix } => Box::new(FolderReader::new(&self.path, prefix, limits)),
+            Input::Spooled { files, modified } => Box::new(SpooledReader::new(files, modified)),
         };
         Ok(Replaced::new(inner, self.added))
     }

@@ -5,6 +5,7 @@ use serde::de::IgnoredAny;
 use std::collections::BTreeMap;
 
 use crate::DumpKind;
+use crate::archive::{Entry, EntryKind};
 
 /// Collects what tells the kinds apart while a dump passes by.
 #[derive(Debug, Default)]
@@ -12,6 +13,8 @@ pub(crate) struct Recognizer {
     inventory: bool,
     descriptors: bool,
     status: bool,
+    /// Files that are none of CRIU's folder.
+    others: bool,
     config: Option<Config>,
     spec: Option<Spec>,
 }
@@ -40,7 +43,7 @@ pub enum RecognizeError {
     NoInventory,
     /// The files of no known engine.
     #[error(
-        "its config.dump, spec.dump, status.dump and descriptors.json are not those of podman, CRI-O, containerd or runc"
+        "its config.dump, spec.dump, status.dump and descriptors.json are not those of podman, CRI-O, containerd or runc, and it is more than CRIU's folder"
     )]
     UnknownKind,
     /// A file that should be JSON.
@@ -55,14 +58,21 @@ pub enum RecognizeError {
 }
 
 impl Recognizer {
-    /// Notes that a file is there.
-    pub fn saw(&mut self, name: &[u8]) {
+    /// Notes that something is there. Folders say nothing: every archive has others.
+    pub fn saw(&mut self, entry: &Entry) {
+        if entry.kind == EntryKind::Directory {
+            return;
+        }
+        let name = &entry.name[..];
         match name {
             b"checkpoint/inventory.img" | b"pre-checkpoint/inventory.img" => self.inventory = true,
             b"checkpoint/descriptors.json" => self.descriptors = true,
             b"status.dump" => self.status = true,
             _ => {}
         }
+        // In an image, what the chain of generations needs lies beside it.
+        let folder = name.iter().position(|byte| *byte == b'/').map(|at| &name[..at]);
+        self.others |= !matches!(folder, Some(b"checkpoint" | b"syncpoint"));
     }
 
     /// Notes what a file holds.
@@ -95,6 +105,7 @@ impl Recognizer {
             Some(_) if annotated("io.kubernetes.cri-o.Annotations") => Ok(DumpKind::CriO),
             Some(_) if self.status || annotated("io.kubernetes.cri.") => Ok(DumpKind::Containerd),
             None if self.spec.is_none() && self.descriptors => Ok(DumpKind::Runc),
+            None if !self.others => Ok(DumpKind::Criu),
             _ => Err(RecognizeError::UnknownKind),
         }
     }
@@ -106,9 +117,13 @@ mod tests {
 
     fn recognize(names: &[&str], files: &[(&str, &str)]) -> Result<DumpKind, RecognizeError> {
         let mut recognizer = Recognizer::default();
-        names.iter().for_each(|name| recognizer.saw(name.as_bytes()));
+        let entry = |name: &str| match name.strip_suffix('/') {
+            Some(folder) => Entry::plain(folder, EntryKind::Directory),
+            None => Entry::plain(name, EntryKind::File { size: 0 }),
+        };
+        names.iter().for_each(|name| recognizer.saw(&entry(name)));
         for (name, content) in files {
-            recognizer.saw(name.as_bytes());
+            recognizer.saw(&entry(name));
             recognizer.add(name, content.as_bytes())?;
         }
         recognizer.finish()
@@ -129,12 +144,16 @@ mod tests {
             recognize(&[INVENTORY, DESCRIPTORS], &[small, crio]),
             recognize(&[INVENTORY, DESCRIPTORS, "status.dump"], &[small, plain]),
             recognize(&[INVENTORY, DESCRIPTORS, "config.json"], &[]),
+            recognize(&["checkpoint/", INVENTORY, "syncpoint/", "syncpoint/pagemap-1.img"], &[]),
         ];
-        let expected = [DumpKind::Podman, DumpKind::Podman, DumpKind::CriO, DumpKind::Containerd, DumpKind::Runc];
+        let expected =
+            [DumpKind::Podman, DumpKind::Podman, DumpKind::CriO, DumpKind::Containerd, DumpKind::Runc, DumpKind::Criu];
         assert_eq!(kinds.map(Result::unwrap), expected);
 
         assert!(matches!(recognize(&[DESCRIPTORS], &[podman]), Err(RecognizeError::NoInventory)));
-        assert!(matches!(recognize(&[INVENTORY], &[]), Err(RecognizeError::UnknownKind)));
+        for beside in ["rootfs-diff.tar", "pre-checkpoint/inventory.img", "config.json", "checkpoint"] {
+            assert!(matches!(recognize(&[INVENTORY, beside], &[]), Err(RecognizeError::UnknownKind)), "{beside}");
+        }
         assert!(matches!(recognize(&[INVENTORY], &[small, plain]), Err(RecognizeError::UnknownKind)));
         assert!(matches!(recognize(&[INVENTORY], &[("spec.dump", "[")]), Err(RecognizeError::Json { .. })));
     }

@@ -28,7 +28,7 @@ impl Facts {
                 }
             }
             DumpKind::CriO => put(CRIO_NAME, "", self.container_name.as_deref()),
-            DumpKind::Containerd | DumpKind::Runc => {}
+            DumpKind::Containerd | DumpKind::Runc | DumpKind::Criu => {}
         }
         annotations
     }
@@ -82,13 +82,13 @@ impl Facts {
         ]
     }
 
-    /// The engine in checkpointctl's spelling. runc alone is no engine.
+    /// The engine in checkpointctl's spelling. runc and CRIU alone are no engines.
     fn engine_name(&self) -> Option<&'static str> {
         match self.kind {
             DumpKind::Podman => Some("Podman"),
             DumpKind::CriO => Some("CRI-O"),
             DumpKind::Containerd => Some("containerd"),
-            DumpKind::Runc => None,
+            DumpKind::Runc | DumpKind::Criu => None,
         }
     }
 }

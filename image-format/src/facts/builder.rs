@@ -269,7 +269,7 @@ impl FactsBuilder {
         let key = match kind {
             DumpKind::CriO => Some("io.kubernetes.container.name"),
             DumpKind::Containerd => Some("io.kubernetes.cri.container-name"),
-            DumpKind::Podman | DumpKind::Runc => None,
+            DumpKind::Podman | DumpKind::Runc | DumpKind::Criu => None,
         };
         let name = key.and_then(|key| spec_annotations.get(key).cloned());
         let mounts = spec.mounts.unwrap_or_default().into_iter();

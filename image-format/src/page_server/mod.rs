@@ -31,8 +31,9 @@ mod tests;
 pub use error::PageStreamError;
 pub use head::{Form, PageFlags, PageImage};
 pub use receive::{ReceiveError, ReceiveLimits, Receiving};
-pub(crate) use received::{Placing, ReceivedFile, ReceivedImage};
+pub(crate) use received::{Placing, ReceivedFile, ReceivedImage, save};
 pub use received::{Received, ReceivedError};
+pub(crate) use spool::Spool;
 
 use head::{Command, Head, SHORT};
 

@@ -1,7 +1,10 @@
 //! What came of a stream, and how it is put beside the rest of its dump.
 
 use std::collections::BTreeSet;
-use std::io::Read;
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::PageImage;
@@ -101,6 +104,21 @@ impl Received {
         &self.notes
     }
 
+    /// Writes pagemaps and pages into the folder of CRIU's other images, where CRIU's own page server would have written them, for
+    /// their owner alone. Pages that are in a base are not here: it has to have been received without one.
+    ///
+    /// # Errors
+    /// A file that is there already or cannot be written; pages in a base.
+    pub fn save(&self, folder: &Path) -> io::Result<()> {
+        if self.base.is_some() {
+            return Err(io::Error::other("the pages that are in a base are not here"));
+        }
+        self.images.iter().try_for_each(|image| {
+            save(&folder.join(image.image.to_string()), &mut &image.pagemap[..])?;
+            save(&folder.join(format!("pages-{}.img", image.pages_id)), &mut self.content(image))
+        })
+    }
+
     /// An image's pages, if all of them are here.
     pub(crate) fn content(&self, image: &ReceivedImage) -> impl Read {
         self.spool.reader(image.kept.spool_at, image.kept.spooled * PAGE)
@@ -124,6 +142,16 @@ impl Received {
     pub(crate) fn not_over_base(&self, base: &Base, reason: impl Into<String>) -> ReceivedError {
         ReceivedError::NotOverBase { base: base.image().short(), reason: reason.into() }
     }
+}
+
+/// Writes a file that was not there.
+pub(crate) fn save(path: &Path, content: &mut dyn Read) -> io::Result<()> {
+    let mut write = || {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        io::copy(content, &mut file)?;
+        file.sync_all()
+    };
+    write().map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
 impl ReceivedImage {

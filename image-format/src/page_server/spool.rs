@@ -25,6 +25,11 @@ impl Spool {
         self.memory.len() as u64 + self.rest.len()
     }
 
+    /// Lets more bytes stay in memory; not once there are some behind it.
+    pub fn allow(&mut self, bytes: usize) {
+        self.in_memory += bytes;
+    }
+
     /// Adds bytes at the end.
     pub fn add(&mut self, bytes: &[u8]) -> io::Result<()> {
         let (first, rest) = bytes.split_at(bytes.len().min(self.in_memory - self.memory.len()));

@@ -189,7 +189,7 @@ impl Layer<'_, '_> {
                 continue;
             }
             if self.0.guard.admit(&mut entry).map_err(failed)? {
-                self.0.recognizer.saw(&entry.name);
+                self.0.recognizer.saw(&entry);
                 return Ok(Some(entry));
             }
         }

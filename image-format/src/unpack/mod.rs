@@ -414,7 +414,7 @@ pub fn read_state(image: &CheckpointImage, blobs: &dyn BlobSource, limits: &Limi
     let mut recognizer = Recognizer::default();
     while let Some(mut layer) = layers.next_layer()? {
         while let Some(entry) = layer.next_entry()? {
-            recognizer.saw(&entry.name);
+            recognizer.saw(&entry);
             let name = str::from_utf8(&entry.name).ok().filter(|_| matches!(entry.kind, EntryKind::File { .. }));
             if let Some((name, wanted)) = name.and_then(|name| Some((name, FactsBuilder::wants(name)?))) {
                 let head = layer.read_head(wanted.min(entry.size()))?;

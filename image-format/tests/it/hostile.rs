@@ -381,7 +381,8 @@ fn what_is_no_dump_is_said_to_be_none() {
     };
     assert!(matches!(unknown(&Raw::new().end()), RecognizeError::NoInventory));
     let inventory = inventory();
-    let unmarked = Raw::new().entry(Regular, b"checkpoint/inventory.img", b"", &inventory).end();
+    let unmarked = Raw::new().entry(Regular, b"checkpoint/inventory.img", b"", &inventory);
+    let unmarked = unmarked.entry(Regular, b"rootfs-diff.tar", b"", b"").end();
     assert!(matches!(unknown(&unmarked), RecognizeError::UnknownKind));
 
     let store = Memory::default();

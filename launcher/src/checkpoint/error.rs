@@ -12,7 +12,7 @@ use registry::sign::SignError;
 use registry::{CatalogueError, CopyError, ParseReferenceError, StoreError, Tag};
 
 use super::members::MembersError;
-use super::pages::PagesError;
+use crate::pages::PagesError;
 use crate::{OpenFilesError, Phase};
 
 /// A checkpoint that failed. The application runs on as before, but for what [`CheckpointErrorKind::NotRunning`] says, and nothing

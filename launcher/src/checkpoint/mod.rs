@@ -21,7 +21,6 @@ mod join;
 mod members;
 mod options;
 mod pages;
-mod peer;
 mod phase2;
 mod record;
 mod seat;
@@ -43,8 +42,7 @@ pub use self::error::{CheckpointError, CheckpointErrorKind};
 pub use self::join::{JoinReport, join};
 pub use self::members::MembersError;
 pub use self::options::{CheckpointOptions, Destination, Elsewhere, Joining, Pages, ParsePagesError, Signer, Wanted};
-pub use self::pages::PagesError;
-use self::pages::{PageServer, PageServers};
+use self::pages::{MemberPages, PageServers};
 pub use self::sweep::{Pending, pending};
 
 use self::base::Bases;
@@ -364,7 +362,7 @@ fn covers(
         let made = if over.as_os_str().is_empty() {
             Err(std::io::Error::other(format!("the container's annotation {CRIU_CONFIG} is empty")))
         } else {
-            let more = pages.get(&member.id).map_or("", PageServer::lines);
+            let more = pages.get(&member.id).map_or("", MemberPages::lines);
             Cover::make(over, &config(&member.id), more, &workspace.criu_config(&member.id))
         };
         let cover = made.map_err(|source| CheckpointErrorKind::Attach {

@@ -16,7 +16,7 @@ use super::base::Bases;
 use super::capture::Copies;
 use super::error::{CheckpointError, CheckpointErrorKind};
 use super::members::Member;
-use super::pages::PageServer;
+use super::pages::MemberPages;
 use super::record::{Tentative, TentativeMember};
 use super::session::Dumping;
 use super::{CheckpointOptions, Destination, Watcher, file, micros};
@@ -67,7 +67,7 @@ struct Parts<'a> {
     noted: TentativeMember,
     archive: Option<std::io::PipeReader>,
     copies: Option<Copies>,
-    pages: Option<PageServer>,
+    pages: Option<MemberPages>,
     /// How its engine ended.
     engine: oneshot::Receiver<Result<(), String>>,
 }

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use super::members::Member;
 use super::options::Pages;
-use super::peer::{can_tell, family};
+use crate::pages::{can_tell, family};
 use crate::preflight::Room;
 
 /// Bytes of a page, in which the kernel counts.

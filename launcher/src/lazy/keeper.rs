@@ -25,6 +25,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::descriptors::receive;
 use crate::engine::{Marks, Ticks, kill};
 
 /// The argument with which a program is to call [`keep`].
@@ -131,7 +132,7 @@ pub fn keep() {
 
 fn hear(socket: BorrowedFd<'_>) -> io::Result<Option<(Told, Option<OwnedFd>)>> {
     let mut bytes = [0; MESSAGE];
-    match super::receive(socket, &mut bytes)? {
+    match receive(socket, &mut bytes)? {
         (0, _) => Ok(None),
         (count, descriptor) => Ok(Some((serde_json::from_slice(&bytes[..count])?, descriptor))),
     }

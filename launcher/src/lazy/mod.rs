@@ -24,9 +24,8 @@ mod uffd;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{self, IoSliceMut, Read};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,8 +36,6 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use image_format::{BlobSource, Digest, LazyPages, MemberId, UnpackError, touched_pages};
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
-use rustix::io::retry_on_intr;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tokio::sync::watch;
 
 pub(crate) use self::keeper::Keeper;
@@ -46,6 +43,7 @@ pub use self::keeper::{KEEP, keep};
 use self::memory::{Asked, Memory};
 use self::queue::{Job, Queue};
 use self::uffd::Uffd;
+use crate::descriptors::receive;
 
 /// Where CRIU looks for whoever fills memory, in its working folder.
 const SOCKET: &str = "lazy-pages.socket";
@@ -372,17 +370,4 @@ enum Heard {
 
 fn fetch(error: UnpackError) -> LazyError {
     LazyError::Fetch(Arc::new(error))
-}
-
-/// A message and the descriptor that came with it; no bytes: nobody is there any more.
-fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut buffers = [IoSliceMut::new(bytes)];
-    let got = retry_on_intr(|| recvmsg(socket, &mut buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC))?;
-    let descriptor = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    });
-    Ok((got.bytes, descriptor))
 }

@@ -10,6 +10,7 @@ mod interrupted;
 mod lazy;
 mod memory;
 mod peers;
+mod plain_criu;
 mod prune;
 mod restore;
 mod runc;

@@ -17,13 +17,7 @@ use coordinator::hook::children;
 /// # Errors
 /// The connection is none of IPv4 any more, or the kernel does not say whose sockets there are.
 pub(super) fn is_own(connection: &TcpStream) -> io::Result<bool> {
-    let v4 = |address: std::net::SocketAddr| match address {
-        std::net::SocketAddr::V4(address) => Ok(address),
-        std::net::SocketAddr::V6(_) => Err(io::Error::other("a connection of IPv6")),
-    };
-    let (here, there) = (v4(connection.local_addr()?)?, v4(connection.peer_addr()?)?);
-    let sockets = fs::read_to_string("/proc/thread-self/net/tcp")?;
-    let Some(inode) = sockets.lines().find_map(|line| inode(line, there, here)) else {
+    let Some(Socket { inode, .. }) = other_end(connection)? else {
         return Ok(false);
     };
     let socket = format!("socket:[{inode}]");
@@ -31,19 +25,45 @@ pub(super) fn is_own(connection: &TcpStream) -> io::Result<bool> {
     Ok(own.into_iter().any(|pid| holds(pid, Path::new(&socket))))
 }
 
+/// Whether the other end is a socket of a process of this host, of the same user as this one.
+///
+/// # Errors
+/// As [`is_own`].
+pub(super) fn is_same_user(connection: &TcpStream) -> io::Result<bool> {
+    Ok(other_end(connection)?.is_some_and(|socket| socket.user == nix::unistd::geteuid().as_raw()))
+}
+
+/// A socket, as the kernel knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Socket {
+    user: u32,
+    inode: u64,
+}
+
+/// The other end of a connection, if it is of this host and held by somebody.
+fn other_end(connection: &TcpStream) -> io::Result<Option<Socket>> {
+    let v4 = |address: std::net::SocketAddr| match address {
+        std::net::SocketAddr::V4(address) => Ok(address),
+        std::net::SocketAddr::V6(_) => Err(io::Error::other("a connection of IPv6")),
+    };
+    let (here, there) = (v4(connection.local_addr()?)?, v4(connection.peer_addr()?)?);
+    let sockets = fs::read_to_string("/proc/thread-self/net/tcp")?;
+    Ok(sockets.lines().find_map(|line| socket(line, there, here)))
+}
+
 /// Whether this kernel tells who started whom (CONFIG_PROC_CHILDREN), without which nobody is known.
-pub(super) fn can_tell() -> bool {
+pub(crate) fn can_tell() -> bool {
     fs::read("/proc/thread-self/children").is_ok()
 }
 
-/// The inode of the socket in this line of `/proc/net/tcp`, if it is the one from `own` to `other`.
-fn inode(line: &str, own: SocketAddrV4, other: SocketAddrV4) -> Option<u64> {
+/// The socket in this line of `/proc/net/tcp`, if it is the one from `own` to `other`.
+fn socket(line: &str, own: SocketAddrV4, other: SocketAddrV4) -> Option<Socket> {
     let mut fields = line.split_whitespace().skip(1);
     let ends = (address(fields.next()?)?, address(fields.next()?)?);
-    // State, queues, timer, retransmissions, user and time out are between.
-    let inode = fields.nth(6)?.parse().ok()?;
+    // State, queues, timer and retransmissions are between; then the user, a time out and the inode.
+    let (user, inode) = (fields.nth(4)?.parse().ok()?, fields.nth(1)?.parse().ok()?);
     // A socket that nobody holds any more has none.
-    (ends == (own, other) && inode != 0).then_some(inode)
+    (ends == (own, other) && inode != 0).then_some(Socket { user, inode })
 }
 
 /// `0100007F:1F90`: the address as a number of this machine, and the port.
@@ -54,7 +74,7 @@ fn address(text: &str) -> Option<SocketAddrV4> {
 }
 
 /// A process, and all that it or they started and that have not outlived who started them.
-pub(super) fn family(pid: i32) -> BTreeSet<i32> {
+pub(crate) fn family(pid: i32) -> BTreeSet<i32> {
     let mut found = BTreeSet::from([pid]);
     let mut rest = vec![pid];
     while let Some(pid) = rest.pop() {
@@ -83,10 +103,10 @@ mod tests {
         let ends =
             |own, other| (SocketAddrV4::new(Ipv4Addr::LOCALHOST, own), SocketAddrV4::new(Ipv4Addr::LOCALHOST, other));
         let (own, other) = ends(8080, 52130);
-        assert_eq!(inode(line, own, other), Some(70001));
-        assert_eq!(inode(line, other, own), None);
+        assert_eq!(socket(line, own, other), Some(Socket { user: 1000, inode: 70001 }));
+        assert_eq!(socket(line, other, own), None);
         for broken in ["", "  sl  local_address rem_address   st", "1: 0100007F:1F90", "1: x:y z 01 2 3 4 5 6 7"] {
-            assert_eq!(inode(broken, own, other), None);
+            assert_eq!(socket(broken, own, other), None);
         }
     }
 
