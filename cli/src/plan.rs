@@ -17,7 +17,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use image_format::{ApplicationId, MemberId};
-use launcher::EngineKind;
+use launcher::{EngineKind, Pages};
 use registry::{Policy, Reference};
 use toml::Spanned;
 use toml::de::DeTable;
@@ -48,6 +48,8 @@ pub struct CheckpointPlan {
     pub gather: Option<Duration>,
     /// How long they may be frozen.
     pub freeze: Option<Duration>,
+    /// Which way memory takes.
+    pub pages: Option<Pages>,
     /// How it is guarded.
     pub guard: GuardPlan,
     /// The members, in the order of the file.
@@ -180,6 +182,7 @@ fn parse(text: &str, language: Language, extent: Extent, folder: &Path) -> Resul
         freeze = deadlines.with("freeze", duration)?;
         deadlines.finish()?;
     }
+    let pages = fields.with("pages", pages)?;
     let interval = if whole { fields.with("interval", interval)? } else { None };
     let mut guard = GuardPlan { interval, ..GuardPlan::default() };
     guard.on_terminate = fields.with("on-terminate", str::parse::<OnTerminate>)?;
@@ -196,7 +199,7 @@ fn parse(text: &str, language: Language, extent: Extent, folder: &Path) -> Resul
     let members = list.into_iter().map(|fields| member(fields, engine, folder)).collect::<Result<Vec<_>, _>>()?;
     check(&members)?;
     let members = members.into_iter().map(|placed| placed.member).collect();
-    Ok(CheckpointPlan { application, to, key, stop, gather, freeze, guard, members })
+    Ok(CheckpointPlan { application, to, key, stop, gather, freeze, pages, guard, members })
 }
 
 /// What is kept; a plan that says so must say it, since everything else is removed.
@@ -217,6 +220,10 @@ fn retention(mut rules: Fields<'_>) -> Result<Policy, Problem> {
 }
 
 /// The two words for one choice; whoever says both must mean the same.
+fn pages(text: &str) -> Result<Pages, &'static str> {
+    text.parse().map_err(|_| "it is disk, stream, tls or auto")
+}
+
 fn stop(fields: &mut Fields<'_>) -> Result<Option<bool>, Problem> {
     let leave_running = fields.bool("leave-running")?;
     let stop = fields.bool("stop")?;

@@ -87,9 +87,9 @@ pub struct CheckpointArgs {
     #[arg(long, value_name = "HOW", default_value = "zstd", value_parser = words(Compression::ALL, Compression::as_str))]
     compression: Compression,
 
-    /// Which way memory takes: disk, as CRIU writes it; stream, over a socket, so that only pages that changed are kept; tls, the same encrypted; auto, the disk for as much memory as it takes without a wait, else the socket
-    #[arg(long, value_name = "WAY", default_value = "auto", value_parser = words(Pages::ALL, Pages::as_str))]
-    pages: Pages,
+    /// Which way memory takes: disk, as CRIU writes it; stream, over a socket, so that only pages that changed are kept; tls, the same encrypted; auto, the disk for as much memory as it takes without a wait, else the socket. As the plan says, or else auto
+    #[arg(long, value_name = "WAY", value_parser = words(Pages::ALL, Pages::as_str))]
+    pages: Option<Pages>,
 
     /// Store all pages of every member again, whatever is in the line before
     #[arg(long)]
@@ -319,7 +319,7 @@ pub async fn run(mut args: CheckpointArgs, context: &Context) -> Result<(), Comm
         compression: args.compression,
         chain: (&args.chains).into(),
         rebase: args.rebase,
-        pages: args.pages,
+        pages: args.pages.unwrap_or_default(),
         work_dir: args.work_dir.clone(),
         jobs: args.transport.jobs(),
         cancel: context.cancel.token(),
@@ -342,7 +342,7 @@ pub async fn run(mut args: CheckpointArgs, context: &Context) -> Result<(), Comm
 
 /// Takes from a plan what the command line does not say; gives its members.
 fn follow(args: &mut CheckpointArgs, plan: CheckpointPlan) -> Vec<Wanted> {
-    let CheckpointPlan { application, to, key, stop, gather, freeze, guard: _, members } = plan;
+    let CheckpointPlan { application, to, key, stop, gather, freeze, pages, guard: _, members } = plan;
     args.application = args.application.take().or(application);
     args.to = args.to.take().or(to);
     if !args.unsigned {
@@ -351,6 +351,7 @@ fn follow(args: &mut CheckpointArgs, plan: CheckpointPlan) -> Vec<Wanted> {
     args.stop |= stop.unwrap_or(false);
     args.gather_timeout = args.gather_timeout.or(gather.map(Time));
     args.freeze_timeout = args.freeze_timeout.or(freeze.map(Time));
+    args.pages = args.pages.or(pages);
     members.into_iter().map(Wanted::from).collect()
 }
 

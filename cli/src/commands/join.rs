@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use coordinator::TlsFiles;
 use image_format::{ApplicationId, Compression, Digest, Epoch};
-use launcher::{CheckpointErrorKind, CheckpointOptions, Destination, JoinReport, Joining, Phase};
+use launcher::{CheckpointErrorKind, CheckpointOptions, Destination, JoinReport, Joining, Pages, Phase};
 use registry::Reference;
 use serde::Serialize;
 
@@ -68,6 +68,10 @@ pub struct JoinArgs {
     #[arg(long, value_name = "HOW", default_value = "zstd", value_parser = words(Compression::ALL, Compression::as_str))]
     compression: Compression,
 
+    /// Which way memory takes: disk, as CRIU writes it; stream, over a socket, so that only pages that changed are kept; tls, the same encrypted; auto, the disk for as much memory as it takes without a wait, else the socket
+    #[arg(long, value_name = "WAY", default_value = "auto", value_parser = words(Pages::ALL, Pages::as_str))]
+    pages: Pages,
+
     /// Where members are kept until they are sent, with room for all of this host, packed
     #[arg(long, value_name = "DIR", default_value = launcher::WORK_DIR)]
     work_dir: PathBuf,
@@ -125,6 +129,7 @@ pub async fn run(args: JoinArgs, context: &Context) -> Result<(), CommandError> 
     let options = CheckpointOptions {
         members,
         compression: args.compression,
+        pages: args.pages,
         work_dir: args.work_dir.clone(),
         jobs: args.transport.jobs(),
         cancel: context.cancel.token(),

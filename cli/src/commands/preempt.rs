@@ -87,9 +87,9 @@ pub async fn run(args: PreemptArgs, context: &Context) -> Result<(), CommandErro
     {
         return Err(CommandError::usage(format!("the plan is about {other}, not about {}", args.application)));
     }
-    let (from_plan, members, deadlines) = match plan {
-        Some(plan) => ((plan.to, plan.key), plan.members, (plan.gather, plan.freeze)),
-        None => ((None, None), Vec::new(), (None, None)),
+    let (from_plan, members, deadlines, pages) = match plan {
+        Some(plan) => ((plan.to, plan.key), plan.members, (plan.gather, plan.freeze), plan.pages),
+        None => ((None, None), Vec::new(), (None, None), None),
     };
     let to = args.to.or(from_plan.0).ok_or_else(|| CommandError::usage("the plan does not say where to"))?;
     let key = args.sign_by.or(from_plan.1).ok_or_else(|| CommandError::usage("the plan does not say who signs"))?;
@@ -105,6 +105,7 @@ pub async fn run(args: PreemptArgs, context: &Context) -> Result<(), CommandErro
             gather: deadlines.0.unwrap_or(usual.deadlines.gather),
             hold: deadlines.1.unwrap_or(usual.deadlines.hold),
         },
+        pages: pages.unwrap_or_default(),
         work_dir: args.work_dir,
         jobs: args.transport.jobs(),
         cancel: context.cancel.token(),

@@ -49,6 +49,7 @@ fn the_manual_is_right() {
         stop: None,
         gather: Some(Duration::from_secs(30)),
         freeze: Some(Duration::from_secs(5)),
+        pages: None,
         guard: GuardPlan::default(),
         members: vec![
             member("consumer", "consumer", EngineKind::Podman, &[], None),
@@ -125,6 +126,7 @@ fn what_is_wrong_is_said_with_its_place() {
         "engine = \"docker\"\n[members.a]",
         "interval = \"1ms\"\n[members.a]",
         "on-terminate = \"stop\"\n[members.a]",
+        "pages = \"memory\"\n[members.a]",
         "[guard]\nattempts = \"x\"\n[members.a]",
         "[guard]\nattempts = 0\n[members.a]",
         "[retention]\n[members.a]",
@@ -276,7 +278,7 @@ fn the_schema_says_the_same() {
     }
     let nothing = serde_json::json!({ "members": { "a": null } });
     schemas.validate(&nothing, schema).map_err(|error| error.to_string()).unwrap();
-    validate("leave-running = false\nstop = true\n[deadlines]\n[members.a]\nengine = \"runc\"\nbundle = \"b\"\nwithout-rootfs = true")
+    validate("leave-running = false\nstop = true\npages = \"tls\"\n[deadlines]\n[members.a]\nengine = \"runc\"\nbundle = \"b\"\nwithout-rootfs = true")
         .unwrap();
     for plan in [
         "application = \"-x\"\n[members.a]",

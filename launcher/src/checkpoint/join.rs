@@ -25,11 +25,13 @@ use super::base::Bases;
 use super::error::{CheckpointError, CheckpointErrorKind};
 use super::members::{Member, resolve};
 use super::options::{CheckpointOptions, Destination, Joining};
-use super::pages::PageServers;
 use super::phase2::{Phase2, Sent};
 use super::record::{Tentative, TentativeMember};
 use super::seat::Seat;
-use super::{CheckpointedMember, Watcher, broken_off, claim_containers, commit, covers, file, remove, session, stop};
+use super::{
+    CheckpointedMember, Watcher, broken_off, claim_containers, commit, covers, file, page_servers, remove, session,
+    stop,
+};
 use crate::Phase;
 use crate::claims::Claims;
 use crate::error::chain;
@@ -290,14 +292,15 @@ impl Part<'_> {
         let outpost = Outpost::make(run_root, summons.session.clone(), remotes, hook_program).await;
         let outpost = outpost.map_err(|error| dumping(error.into()))?;
         let ended = async {
-            let covers = covers(members, workspace, |member| outpost.criu_config(member), &PageServers::new())
-                .map_err(dumping)?;
-            let seat = Seat::Elsewhere(&self.delegation);
-            let dumped = session::run(seat, members, &covers, workspace, &self.options.cancel, self.watcher).await;
-            let mut dumped = dumped.map_err(|broken| broken_off(broken, self.options))?;
-            self.watcher.phase(Phase::Pack);
             // The line is the first host's to look at; members of others store all of their pages.
             let bases = Bases::new();
+            let pages = page_servers(self.options, members, workspace, &bases, self.watcher).map_err(dumping)?;
+            let covers = covers(members, workspace, |member| outpost.criu_config(member), &pages).map_err(dumping)?;
+            let seat = Seat::Elsewhere(&self.delegation);
+            let dumped = session::run(seat, members, &covers, workspace, &self.options.cancel, self.watcher).await;
+            let dumped = dumped.map_err(|broken| broken_off(broken, self.options))?;
+            let mut dumped = session::Dumping { pages, ..dumped };
+            self.watcher.phase(Phase::Pack);
             let mut phase2 = Phase2 {
                 bases: &bases,
                 destination: self.destination,

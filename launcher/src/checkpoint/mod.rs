@@ -280,7 +280,7 @@ impl Run<'_> {
             fence: self.options.fence.clone(),
         };
         let mut rendezvous = self.start(plan).await.map_err(|error| failed(error.into()))?;
-        let pages = self.page_servers();
+        let pages = page_servers(self.options, &self.members, &self.workspace, &self.bases, self.watcher);
         let covers = pages.and_then(|pages| {
             let config = |member: &MemberId| rendezvous.criu_config(member);
             Ok((covers(&self.members, &self.workspace, config, &pages)?, pages))
@@ -301,25 +301,6 @@ impl Run<'_> {
                 elsewhere::add_log(&mut rendezvous.delegates(), &mut error).await;
                 self.close(rendezvous).await;
                 Err(error)
-            }
-        }
-    }
-
-    /// Where pages are to go to, if that is not the disk.
-    fn page_servers(&self) -> Result<PageServers, CheckpointErrorKind> {
-        let (pages, why) = match self.options.pages {
-            Pages::Auto => way::choose(&self.members, self.workspace.path()),
-            asked => (asked, None),
-        };
-        if let Some(why) = why {
-            self.watcher.note(&why);
-        }
-        match pages {
-            Pages::Auto | Pages::Disk => Ok(PageServers::new()),
-            Pages::Stream | Pages::Tls => {
-                let members: Vec<_> = self.members.iter().map(|member| member.id.clone()).collect();
-                let tls = pages == Pages::Tls;
-                Ok(pages::listen(&members, tls, self.workspace.path(), &self.bases, &self.options.chain)?)
             }
         }
     }
@@ -346,6 +327,30 @@ impl Run<'_> {
                 .unwrap_or_default(),
         };
         Rendezvous::start_attended(run_root, plan, hook_program, roll_call, summons).await
+    }
+}
+
+/// Where pages of this host's members are to go to, if that is not the disk.
+fn page_servers(
+    options: &CheckpointOptions,
+    members: &[Member],
+    workspace: &Workspace,
+    bases: &Bases,
+    watcher: &dyn Watcher,
+) -> Result<PageServers, CheckpointErrorKind> {
+    let (pages, why) = match options.pages {
+        Pages::Auto => way::choose(members, workspace.path()),
+        asked => (asked, None),
+    };
+    if let Some(why) = why {
+        watcher.note(&why);
+    }
+    match pages {
+        Pages::Auto | Pages::Disk => Ok(PageServers::new()),
+        Pages::Stream | Pages::Tls => {
+            let members: Vec<_> = members.iter().map(|member| member.id.clone()).collect();
+            Ok(pages::listen(&members, pages == Pages::Tls, workspace.path(), bases, &options.chain)?)
+        }
     }
 }
 

@@ -80,9 +80,9 @@ pub struct GuardArgs {
     #[arg(long, value_name = "HOW", default_value = "zstd", value_parser = words(Compression::ALL, Compression::as_str))]
     compression: Compression,
 
-    /// Which way memory takes: disk, as CRIU writes it; stream, over a socket, so that only pages that changed are kept; tls, the same encrypted; auto, the disk for as much memory as it takes without a wait, else the socket
-    #[arg(long, value_name = "WAY", default_value = "auto", value_parser = words(Pages::ALL, Pages::as_str))]
-    pages: Pages,
+    /// Which way memory takes: disk, as CRIU writes it; stream, over a socket, so that only pages that changed are kept; tls, the same encrypted; auto, the disk for as much memory as it takes without a wait, else the socket. As the plan says, or else auto
+    #[arg(long, value_name = "WAY", value_parser = words(Pages::ALL, Pages::as_str))]
+    pages: Option<Pages>,
 
     #[command(flatten)]
     chains: Chains,
@@ -182,7 +182,7 @@ async fn options(
     plan: CheckpointPlan,
     context: &Context,
 ) -> Result<(Reference, GuardOptions), CommandError> {
-    let CheckpointPlan { application, to, key, stop, gather, freeze, guard, members } = plan;
+    let CheckpointPlan { application, to, key, stop, gather, freeze, pages, guard, members } = plan;
     let missing = |what: &str| CommandError::usage(format!("{} does not say {what}", args.plan.display()));
     if stop == Some(true) {
         return Err(CommandError::usage("an application that stops after its first checkpoint cannot be guarded")
@@ -208,7 +208,7 @@ async fn options(
             hold: freeze.unwrap_or(usual.deadlines.hold),
         },
         compression: args.compression,
-        pages: args.pages,
+        pages: args.pages.or(pages).unwrap_or_default(),
         chain: (&args.chains).into(),
         work_dir: args.work_dir.clone(),
         jobs: args.transport.jobs(),

@@ -61,13 +61,13 @@ fn the_same_with_memory_that_comes_over_tls() {
 }
 
 /// Looks all the time for new files of pages where podman's containers are dumped to.
-struct PagesFiles {
+pub struct PagesFiles {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<usize>,
 }
 
 impl PagesFiles {
-    fn watch() -> Self {
+    pub fn watch() -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap();
@@ -92,7 +92,7 @@ impl PagesFiles {
         Self { stop, thread }
     }
 
-    fn seen(self) -> usize {
+    pub fn seen(self) -> usize {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
     }

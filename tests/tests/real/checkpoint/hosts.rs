@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use syncpoint_tests::{Ledger, Process, Registry, Task, command, run, run_failing, syncpoint, wait_until};
 use tempfile::TempDir;
 
+use super::exchange::PagesFiles;
 use crate::setup::Keys;
 
 const PAIR: [&str; 2] = ["consumer", "producer"];
@@ -111,12 +112,14 @@ fn a_pair_on_two_hosts_is_checkpointed_while_it_runs_and_restored_without_a_numb
     let (code, _, _) = end(spawn(syncpoint(["join", "localhost:1", "--application", "x"])));
     assert_eq!(code, 2, "where memory may go is to be said");
     // The one that waits comes first, and stays for more than one.
-    let join = spawn(hosts.join("{id}", &["--json"]));
+    let join = spawn(hosts.join("{id}", &["--json", "--pages", "stream"]));
     let mut before = 0;
     for round in 1..=3 {
         let tasks = PAIR.map(Task::of);
         let connection = tasks[1].connections();
-        run(&mut hosts.checkpoint(&[]));
+        let files = PagesFiles::watch();
+        run(&mut hosts.checkpoint(&["--pages", "tls"]));
+        assert_eq!(files.seen(), 0, "no host wrote pages into files");
         assert_run_on(&tasks, "both ran on");
         let tag = format!("{}:epoch-{round}", hosts.repository());
         run(&mut hosts.registry.syncpoint(["verify", &tag, "--key", &hosts.keys.public()]));
