@@ -1,5 +1,6 @@
 //! Where images live: OCI registries over TLS and OCI layouts, behind one trait.
 
+mod artifact;
 mod base;
 mod bridge;
 mod catalogue;

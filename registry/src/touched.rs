@@ -2,15 +2,12 @@
 //! `prune` finds what belongs to a manifest. What they hold is for [`image_format`] to say; nobody has to have them, and whoever
 //! reads them checks each page.
 
-use image_format::annotation::MEDIA_MANIFEST;
-use image_format::{Descriptor, Digest, Document, canonical_json};
+use image_format::{Descriptor, Digest, Document};
 use serde::Deserialize;
-use serde_json::json;
 use tokio::io::AsyncReadExt;
 
 use crate::copy::put_small_blob;
-use crate::sign::MEDIA_EMPTY;
-use crate::{Selector, Store, StoreError, Tag};
+use crate::{Selector, Store, StoreError, Tag, artifact};
 
 /// Media type of the pages, and artifact type of their manifest.
 const MEDIA_TOUCHED: &str = "application/vnd.syncpoint.touched-pages.v1+zstd";
@@ -28,18 +25,11 @@ struct Manifest {
 /// A store that does not take them.
 pub async fn put_touched(store: &dyn Store, image: &Digest, pages: Vec<u8>) -> Result<(), StoreError> {
     let pages = Document::new(MEDIA_TOUCHED, pages);
-    let empty = Document::new(MEDIA_EMPTY, b"{}".to_vec());
-    let manifest = canonical_json(&json!({
-        "schemaVersion": 2,
-        "mediaType": MEDIA_MANIFEST,
-        "artifactType": MEDIA_TOUCHED,
-        "config": empty.descriptor(),
-        "layers": [pages.descriptor()],
-    }));
+    let manifest = artifact::manifest(MEDIA_TOUCHED, &pages.descriptor(), []);
     let manifest = manifest.map_err(|error| failed(store, image, error.to_string()))?;
     put_small_blob(store, &pages, &()).await?;
-    put_small_blob(store, &empty, &()).await?;
-    store.put_manifest(&Document::new(MEDIA_MANIFEST, manifest), Some(&tag(image))).await
+    artifact::put_config(store).await?;
+    store.put_manifest(&manifest, Some(&tag(image))).await
 }
 
 /// The pages that were put for a member's image; nothing where none were.

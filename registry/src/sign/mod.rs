@@ -8,21 +8,17 @@ pub(crate) mod attachment;
 mod key;
 pub(crate) mod payload;
 
-use image_format::annotation::MEDIA_MANIFEST;
-use image_format::{Descriptor, Digest, Document, canonical_json};
+use image_format::{Descriptor, Digest, Document};
 use serde_json::json;
 
 use crate::copy::put_small_blob;
 use crate::links::Links;
-use crate::{Selector, Store, StoreError, Tag};
+use crate::{Selector, Store, StoreError, Tag, artifact};
 use attachment::{Attachment, MEDIA_PAYLOAD, payload_layer, signature_tag};
 pub use key::{KeyError, Password, PrivateKey, PublicKey};
 use payload::{MEDIA_BUNDLE, PREDICATE};
 
 pub use crate::verify::{Depth, Finding, Form, GoodSignature, Severity, VerifyReport, verify};
-
-/// The OCI specification's empty JSON document, where a manifest has to have a config and there is nothing to say.
-pub(crate) const MEDIA_EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
 /// What signatures call an image in this store if nobody says: `HOST/REPO:TAG`, or without the tag where there is none.
 #[must_use]
@@ -144,25 +140,17 @@ async fn attach(store: &dyn Store, digest: &Digest, key: &PrivateKey, identity: 
 async fn refer(store: &dyn Store, subject: &Descriptor, key: &PrivateKey) -> Result<bool, SignError> {
     let bundle = payload::bundle(&subject.digest, key).map_err(SignError::Encode)?;
     let bundle = Document::new(MEDIA_BUNDLE, bundle);
-    let empty = Document::new(MEDIA_EMPTY, b"{}".to_vec());
-    let manifest = canonical_json(&json!({
-        "schemaVersion": 2,
-        "mediaType": MEDIA_MANIFEST,
-        "artifactType": MEDIA_BUNDLE,
-        "config": empty.descriptor(),
-        "layers": [bundle.descriptor()],
-        "subject": subject,
-        "annotations": {
-            "dev.sigstore.bundle.content": "dsse-envelope",
-            "dev.sigstore.bundle.predicateType": PREDICATE,
-        },
-    }));
-    let manifest = Document::new(MEDIA_MANIFEST, manifest.map_err(SignError::Encode)?);
+    let annotations = json!({
+        "dev.sigstore.bundle.content": "dsse-envelope",
+        "dev.sigstore.bundle.predicateType": PREDICATE,
+    });
+    let more = [("subject", json!(subject)), ("annotations", annotations)];
+    let manifest = artifact::manifest(MEDIA_BUNDLE, &bundle.descriptor(), more).map_err(SignError::Encode)?;
     if store.referrers(&subject.digest).await?.iter().any(|listed| listed.digest == manifest.digest()) {
         return Ok(false);
     }
     put_small_blob(store, &bundle, &()).await?;
-    put_small_blob(store, &empty, &()).await?;
+    artifact::put_config(store).await?;
     store.put_referrer(&subject.digest, &manifest).await?;
     Ok(true)
 }
