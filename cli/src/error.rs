@@ -7,7 +7,9 @@ use std::io;
 use coordinator::{AttendError, Hook};
 use image_format::{ArchiveError, ArtifactError, DumpError, GlobalError, ImageError, MemberId, PackError, UnpackError};
 use launcher::sdp::DatabaseError;
-use launcher::{CheckpointError, CheckpointErrorKind, LoadError, RestoreError, RestoreErrorKind};
+use launcher::{
+    CheckpointError, CheckpointErrorKind, LoadError, PagesError, ReceiveDumpError, RestoreError, RestoreErrorKind,
+};
 use registry::sign::{Finding, KeyError, SignError};
 use registry::{CatalogueError, CopyError, LoginError, ParseReferenceError, PinError, PruneError, StoreError};
 
@@ -241,6 +243,9 @@ fn known(error: &(dyn Error + 'static)) -> Option<Known> {
         return checkpoint(error);
     }
     if let Some(error) = error.downcast_ref() {
+        return exit(received(error));
+    }
+    if let Some(error) = error.downcast_ref() {
         return database(error);
     }
     if error.is::<ImageError>() || error.is::<GlobalError>() || error.is::<ArtifactError>() {
@@ -288,6 +293,16 @@ fn is_refused(error: &(dyn Error + 'static)) -> bool {
         next = cause(error);
     }
     false
+}
+
+fn received(error: &ReceiveDumpError) -> Option<Exit> {
+    match error {
+        ReceiveDumpError::Open { .. } => Some(Exit::Usage),
+        ReceiveDumpError::Failed
+        | ReceiveDumpError::NotWhole { .. }
+        | ReceiveDumpError::Pages(PagesError::Torn(_) | PagesError::Stream(_)) => Some(Exit::Damaged),
+        _ => None,
+    }
 }
 
 fn database(error: &DatabaseError) -> Option<Known> {

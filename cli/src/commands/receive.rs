@@ -17,13 +17,13 @@ use crate::transport::Transport;
 
 /// Take the dump of a plain `criu dump` over a socket, and make a checkpoint image of it
 ///
-/// For CRIU without an engine: no page is written to a disk. With --listen, CRIU's memory comes as it goes to CRIU's own page server
+/// For CRIU without an engine, which then writes no page into a file. With --listen, CRIU's memory comes as it goes to CRIU's own page server
 /// (`criu dump --images-dir DIR --page-server --address HOST --port PORT`, and `--tls` with its certificates); the other images are in DIR, also
 /// if they are brought there from another machine afterwards. With --stream all images come through CRIU's pipes, as
 /// criu-image-streamer takes them (`criu dump --images-dir DIR --stream`). One dump is taken; start this before CRIU.
 ///
 /// The image is made when CRIU has written stats-dump, as it does when a dump has succeeded. If it does not, or the store fails, what came
-/// is written into DIR instead, as CRIU itself would have written it: nothing is lost. `syncpoint unpack` gives the images back, and
+/// is written into DIR instead, as CRIU itself would have written it: nothing is lost. So it is if this is told to stop when CRIU has begun. `syncpoint unpack` gives the images back, and
 /// `syncpoint serve` hands them to `criu restore --stream`.
 #[derive(Debug, Args)]
 #[command(

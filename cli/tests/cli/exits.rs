@@ -38,6 +38,9 @@ fn command_lines_that_make_no_sense() {
         &["verify", "--key", "k", "--insecure-no-signature", "oci:layout:a"],
         &["list", "oci:layout:a"],
         &["inspect", "dump.tar"],
+        &["receive", "--to", "oci:layout:a", "--images", "."],
+        &["receive", "--to", "oci:layout:a", "--images", ".", "--stream", "--listen", "127.0.0.1:0"],
+        &["receive", "--to", "oci:layout:a", "--images", ".", "--stream", "--tls-ca", "ca.crt"],
         &["key"],
         &["completion", "tcsh"],
         &["-q", "-v", "list", "oci:layout"],
@@ -52,6 +55,8 @@ fn command_lines_that_make_no_sense() {
     insta::assert_snapshot!(world.redact(&said));
     // What only the format can say is said when the image is described.
     world.bad(2, &["pack", &dump, "--to", "oci:layout:a", "--created", "yesterday"]);
+    // Memory is a secret.
+    world.bad(2, &["receive", "--to", "oci:layout:a", "--images", ".", "--listen", "0.0.0.0:0"]);
     world.bad(2, &["pack", &dump, "--to", "oci:layout:a", "--member", "a", "--depends-on", "a"]);
     world.bad(2, &["pack", &dump, "--to", "oci:layout:a", "--annotation", "io.syncpoint.member=b"]);
 }

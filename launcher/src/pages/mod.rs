@@ -130,12 +130,18 @@ impl PageServer {
         self.address
     }
 
-    /// Waits until CRIU has come and everything is kept; `None` if it was told to stop.
+    /// Waits until CRIU has come and everything is kept; `None` if it was told to stop before. CRIU that has come is heard to its end:
+    /// when it is answered it ends the tasks, and what came is all that there is of them.
     pub fn wait(self, stop: &CancellationToken) -> Result<Option<Received>, PagesError> {
         loop {
             match self.result.recv_timeout(LOOK) {
                 Ok(received) => return received.map(Some),
-                Err(RecvTimeoutError::Timeout) if stop.is_cancelled() => return Ok(None),
+                // In place of CRIU, which is not let in from here on.
+                Err(RecvTimeoutError::Timeout)
+                    if stop.is_cancelled() && !self.shared.claimed.swap(true, Ordering::SeqCst) =>
+                {
+                    return Ok(None);
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(lost()),
             }

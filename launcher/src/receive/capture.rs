@@ -16,20 +16,22 @@ const PIPE: usize = 1 << 20;
 /// Pipes that are open at the same time. CRIU has a task's images open, some twenty.
 const MAX_OPEN: usize = 1024;
 
-/// Waits for CRIU and takes what it sends, until it has closed everything. An error closes the pipes, and CRIU's dump fails by that.
+/// Waits for CRIU and takes what it sends, until it has closed everything. An error closes the pipes, and CRIU's dump fails by that. It can be
+/// told to stop until CRIU has come: from then on nobody knows when CRIU ends the tasks, whose last pages may still be in a pipe.
 pub(super) fn capture(
     listener: Listener,
     mut files: ImageFiles,
     stop: &CancellationToken,
 ) -> Result<ImageFiles, ConversationError> {
     let mut criu = Some(listener.accept(stop)?);
+    let to_the_end = CancellationToken::new();
     let mut open: Vec<(String, File)> = Vec::new();
     let mut bytes = vec![0; PIPE];
     while criu.is_some() || !open.is_empty() {
         let pipes = open.iter().map(|(_, pipe)| pipe.as_fd());
         let mut waiting: Vec<PollFd<'_>> =
             pipes.chain(criu.as_ref().map(AsFd::as_fd)).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        wait(&mut waiting, stop)?;
+        wait(&mut waiting, &to_the_end)?;
         let ready: Vec<bool> = waiting.iter().map(|fd| fd.any().unwrap_or(true)).collect();
         let (pipes, says) = ready.split_at(open.len());
         let mut at_end = Vec::new();

@@ -173,7 +173,7 @@ impl Receiver {
         }
     }
 
-    /// Waits for CRIU, and until all that it sends has come. Blocks.
+    /// Waits for CRIU, and until all that it sends has come. Blocks. Told to stop, it ends if CRIU has not come yet.
     ///
     /// # Errors
     /// What came is no dump, or cannot be kept: CRIU's dump fails by that, and its tasks run on.

@@ -139,7 +139,7 @@ fn has_pages(images: &Path) -> bool {
 
 #[test]
 fn a_plain_dump_over_tls_and_through_pipes_goes_on_from_the_registry() {
-    let (registry, lone) = (Registry::start(5000), Lone::start());
+    let (registry, lone) = (Registry::start(5050), Lone::start());
     let first = registry.repository("plain/criu:first");
     let second = registry.repository("plain/criu:second");
 
@@ -199,7 +199,7 @@ fn a_plain_dump_over_tls_and_through_pipes_goes_on_from_the_registry() {
 
 #[test]
 fn a_plain_dump_whose_store_went_away_is_in_crius_folder() {
-    let (registry, lone) = (Registry::start(5000), Lone::start());
+    let (registry, lone) = (Registry::start(5051), Lone::start());
     let to = registry.repository("plain/lost:tag");
     for (name, way, how) in [("pages", &["--listen", "127.0.0.1:0"][..], ""), ("images", &["--stream"], "--stream")] {
         let images = lone.images(name);
@@ -220,7 +220,7 @@ fn a_plain_dump_whose_store_went_away_is_in_crius_folder() {
 
 #[test]
 fn a_plain_dump_that_fails_makes_no_image() {
-    let (registry, lone) = (Registry::start(5000), Lone::start());
+    let (registry, lone) = (Registry::start(5052), Lone::start());
     let images = lone.images("failed");
     let to = registry.repository("plain/failed:tag");
     // A script of CRIU's own hooks refuses when everything has been sent.
@@ -233,6 +233,20 @@ fn a_plain_dump_that_fails_makes_no_image() {
     assert!(!succeeded && said.contains("its dump failed"), "{said}");
     run_failing(&mut registry.syncpoint(["inspect", &to]));
     lone.assert_counts_from(lone.counter());
+
+    // Told to stop while CRIU is at it: it takes what comes to its end, for nobody else has it.
+    let images = lone.images("stopped");
+    let (waits, at_it) = (lone.path("waits"), lone.path("at-it"));
+    let script = format!("#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" != post-dump ] || {{ touch {at_it}; sleep 1; }}\n");
+    fs::write(&waits, script).unwrap();
+    run(&mut command("chmod", ["+x", &waits]));
+    let mut receiving = receive(&registry, &images, &to, &["--stream"]);
+    let mut dumping = lone.dump(&images, &["--stream", "--action-script", &waits]).spawn().unwrap();
+    wait_until("CRIU is at it", || Path::new(&at_it).exists());
+    syncpoint_tests::send(receiving.child.id().cast_signed(), Signal::SIGTERM);
+    assert!(dumping.wait().unwrap().success());
+    assert_eq!(receiving.child.wait().unwrap().code(), Some(130));
+    lone.restore(&images, &[]);
 
     // Nobody comes, and it is told to stop: nothing is left.
     let images = lone.images("nobody");
