@@ -221,7 +221,7 @@ fn retention(mut rules: Fields<'_>) -> Result<Policy, Problem> {
 
 /// The two words for one choice; whoever says both must mean the same.
 fn pages(text: &str) -> Result<Pages, &'static str> {
-    text.parse().map_err(|_| "it is disk, stream, tls or auto")
+    text.parse().map_err(|_| "it is stream, tls or disk")
 }
 
 fn stop(fields: &mut Fields<'_>) -> Result<Option<bool>, Problem> {

@@ -8,17 +8,48 @@
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+use rustix::process::{Resource, getrlimit};
 
 /// The most that is read of a configuration that is there already.
 const LARGEST_CONFIG: u64 = 1 << 20;
 
 /// What stands in a file that was made to be covered.
 const PLACEHOLDER: &str = "# Empty: syncpoint covers this file while it dumps a container.\n";
+
+/// The number that a descriptor has which CRIU is handed, where this process may have so many. Engines and runtimes pass on what they did not open
+/// themselves (run: podman 5.4, runc 1.1, crun 1.21); they take the lowest free numbers for what they open, and CRIU the highest ones.
+const NUMBER: u64 = 900;
+
+/// A descriptor that CRIU finds open from the start.
+#[derive(Debug)]
+pub(crate) struct Handed {
+    pub(crate) descriptor: OwnedFd,
+    /// Its number there.
+    pub(crate) number: i32,
+}
+
+impl Handed {
+    pub(crate) fn new(descriptor: OwnedFd) -> Self {
+        let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        // Not over 900.
+        Self { descriptor, number: NUMBER.min(most.saturating_sub(1)) as i32 }
+    }
+}
+
+/// What ties one run of an engine's program to a session.
+#[derive(Debug)]
+pub(crate) struct Attachment {
+    /// CRIU's configuration.
+    pub(crate) cover: Cover,
+    /// What CRIU is handed.
+    pub(crate) handed: Option<Handed>,
+}
 
 /// A file, and what a program shall find in its place.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -87,7 +87,7 @@ pub struct CheckpointArgs {
     #[arg(long, value_name = "HOW", default_value = "zstd", value_parser = words(Compression::ALL, Compression::as_str))]
     compression: Compression,
 
-    /// Which way memory takes: disk, as CRIU writes it; stream, over a socket, so that only pages that changed are kept; tls, the same encrypted; auto, the disk for as much memory as it takes without a wait, else the socket. As the plan says, or else auto
+    /// Which way memory takes: stream, over a socket, so that tasks stand frozen for less time and only pages that changed are kept; tls, the same encrypted; disk, as CRIU writes it. As the plan says, or else stream
     #[arg(long, value_name = "WAY", value_parser = words(Pages::ALL, Pages::as_str))]
     pages: Option<Pages>,
 

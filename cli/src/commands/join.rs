@@ -68,8 +68,8 @@ pub struct JoinArgs {
     #[arg(long, value_name = "HOW", default_value = "zstd", value_parser = words(Compression::ALL, Compression::as_str))]
     compression: Compression,
 
-    /// Which way memory takes: disk, as CRIU writes it; stream, over a socket, so that only pages that changed are kept; tls, the same encrypted; auto, the disk for as much memory as it takes without a wait, else the socket
-    #[arg(long, value_name = "WAY", default_value = "auto", value_parser = words(Pages::ALL, Pages::as_str))]
+    /// Which way memory takes: stream, over a socket, so that tasks stand frozen for less time and only pages that changed are kept; tls, the same encrypted; disk, as CRIU writes it
+    #[arg(long, value_name = "WAY", default_value = "stream", value_parser = words(Pages::ALL, Pages::as_str))]
     pages: Pages,
 
     /// Where members are kept until they are sent, with room for all of this host, packed

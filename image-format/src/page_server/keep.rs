@@ -1,14 +1,17 @@
 //! Keeps the pages of a stream, in a thread of its own: compares them with the base, if there is one, and spools what is new.
 //!
 //! ```text
-//! Receiving -> blocks of pages, as many as may wait -> (thread) digest, base -> Spool, records of a table
+//! Receiving -> blocks of pages that wait, as many as may -> (thread) digest, base -> Spool, records of a table
 //! ```
+//!
+//! Blocks wait as long as they may: while they come tasks stand frozen, and the processors have enough to do with what brings them.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvError, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvError, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use super::spool::Spool;
@@ -17,6 +20,50 @@ use crate::generation::{Base, Known, PAGE, PAGE_LEN, PageDigest, Run, Scratch, S
 
 /// Bytes of a block, whole pages.
 pub(super) const BLOCK: usize = 1 << 20;
+/// Blocks of those that may wait that are with the thread already.
+const HANDED_OVER: usize = 16;
+
+/// Pages in memory.
+pub(super) struct Block {
+    bytes: Vec<u8>,
+    filled: usize,
+}
+
+impl Block {
+    /// An empty one whose memory is really there. Zeros would come when they are needed, page by page.
+    pub fn ready() -> Self {
+        Self { bytes: vec![1; BLOCK], filled: 0 }
+    }
+
+    /// Where more goes.
+    pub fn room(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.filled..]
+    }
+
+    /// Says that so much of the room is filled.
+    pub fn fill(&mut self, bytes: usize) {
+        self.filled += bytes;
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.filled == self.bytes.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.filled == 0
+    }
+
+    fn filled(&self) -> &[u8] {
+        &self.bytes[..self.filled]
+    }
+}
+
+/// Without the bytes, which are somebody's memory.
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Block").field("filled", &self.filled).finish_non_exhaustive()
+    }
+}
 
 /// What is to be done next.
 #[derive(Debug)]
@@ -24,7 +71,7 @@ enum Order {
     /// The pages that follow are of this image.
     Image(PageImage),
     /// Whole pages, and the runs that begin with them.
-    Pages(Vec<u8>, Vec<Run>),
+    Pages(Block, Vec<Run>),
     /// The stream is through. Without it, the end of the channel means that it was given up.
     End,
 }
@@ -32,8 +79,13 @@ enum Order {
 /// The thread, seen from outside. Dropped, it ends and leaves nothing behind.
 #[derive(Debug)]
 pub(super) struct Keeping {
+    /// What waits, and how many blocks are in it.
+    waiting: VecDeque<Order>,
+    blocks: usize,
+    /// How many may.
+    most: usize,
     orders: SyncSender<Order>,
-    used: Receiver<Vec<u8>>,
+    used: Receiver<Block>,
     thread: Option<JoinHandle<Result<Kept, ReceiveError>>>,
 }
 
@@ -61,8 +113,10 @@ pub(super) struct KeptImage {
 impl Keeping {
     pub fn start(spool: &Path, base: Option<Arc<Base>>, limits: &ReceiveLimits) -> io::Result<Self> {
         // One that is filled and one that is kept are there in any case.
-        let (orders, incoming) = sync_channel(limits.waiting_bytes / BLOCK);
-        let (give_back, used) = sync_channel(limits.waiting_bytes / BLOCK + 2);
+        let all = limits.waiting_bytes / BLOCK;
+        let handed_over = all.min(HANDED_OVER);
+        let (orders, incoming) = sync_channel(handed_over);
+        let (give_back, used) = sync_channel(all + 2);
         let kept = Kept {
             spool: Spool::new(spool, limits.memory_bytes),
             digests: Scratch::new(spool),
@@ -72,27 +126,43 @@ impl Keeping {
         let keeper = Keeper { base, kept, open: None };
         let thread =
             thread::Builder::new().name("pages".to_owned()).spawn(move || keeper.run(&incoming, &give_back))?;
-        Ok(Self { orders, used, thread: Some(thread) })
+        let most = all - handed_over;
+        Ok(Self { waiting: VecDeque::new(), blocks: 0, most, orders, used, thread: Some(thread) })
     }
 
-    pub fn open(&mut self, image: PageImage) -> Result<(), ReceiveError> {
-        self.order(Order::Image(image))
+    /// The pages that follow are of this image.
+    pub fn open(&mut self, image: PageImage) {
+        self.waiting.push_back(Order::Image(image));
     }
 
-    /// Hands a block over and gives an empty one.
-    pub fn add(&mut self, block: Vec<u8>, runs: Vec<Run>) -> Result<Vec<u8>, ReceiveError> {
-        self.order(Order::Pages(block, runs))?;
-        match self.used.try_recv() {
-            Ok(block) => Ok(block),
-            Err(TryRecvError::Empty) => Ok(Vec::with_capacity(BLOCK)),
-            Err(TryRecvError::Disconnected) => self.join().map(|_| Vec::new()),
+    /// Takes a block, and hands over what may not wait any longer.
+    pub fn add(&mut self, block: Block, runs: Vec<Run>) -> Result<(), ReceiveError> {
+        self.waiting.push_back(Order::Pages(block, runs));
+        self.blocks += 1;
+        while self.blocks > self.most {
+            self.order_next()?;
         }
+        Ok(())
+    }
+
+    /// A block that was kept and is empty again.
+    pub fn used(&self) -> Option<Block> {
+        self.used.try_recv().ok()
     }
 
     /// Waits until everything is kept.
     pub fn finish(mut self) -> Result<Kept, ReceiveError> {
+        while !self.waiting.is_empty() {
+            self.order_next()?;
+        }
         self.order(Order::End)?;
         self.join()
+    }
+
+    fn order_next(&mut self) -> Result<(), ReceiveError> {
+        let Some(next) = self.waiting.pop_front() else { return Ok(()) };
+        self.blocks -= usize::from(matches!(next, Order::Pages(..)));
+        self.order(next)
     }
 
     fn order(&mut self, order: Order) -> Result<(), ReceiveError> {
@@ -140,13 +210,13 @@ impl std::ops::Deref for BaseData {
 }
 
 impl Keeper {
-    fn run(mut self, orders: &Receiver<Order>, give_back: &SyncSender<Vec<u8>>) -> Result<Kept, ReceiveError> {
+    fn run(mut self, orders: &Receiver<Order>, give_back: &SyncSender<Block>) -> Result<Kept, ReceiveError> {
         loop {
             match orders.recv() {
                 Ok(Order::Image(image)) => self.begin(image)?,
                 Ok(Order::Pages(mut block, runs)) => {
-                    self.keep(&block, runs)?;
-                    block.clear();
+                    self.keep(block.filled(), runs)?;
+                    block.filled = 0;
                     // The other side may have all that it needs, or be gone.
                     drop(give_back.try_send(block));
                 }

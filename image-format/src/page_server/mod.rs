@@ -137,6 +137,16 @@ impl Decoder {
         self.state == State::Closed
     }
 
+    /// Bytes of announced pages that are still to come.
+    pub fn bytes_left(&self) -> u64 {
+        self.bytes_left
+    }
+
+    /// Says that so many bytes of announced pages came, where the decoder does not see them. At most [`Decoder::bytes_left`] count.
+    pub fn skip(&mut self, bytes: usize) {
+        self.bytes_left = self.bytes_left.saturating_sub(bytes as u64);
+    }
+
     /// Which form the heads have, as soon as the first one told.
     pub fn form(&self) -> Option<Form> {
         self.form

@@ -1,17 +1,22 @@
-//! Takes a stream as it comes, while tasks are frozen: checks what it says, writes the pagemaps, and copies the pages into blocks.
+//! Takes a stream as it comes, while tasks are frozen: checks what it says, writes the pagemaps, and says where the pages go, which
+//! is where they wait, so that they are copied once.
 //!
-//! A thread of its own compares and spools them, and holds the sender back only if more blocks wait than may. What compresses
-//! and stores comes afterwards, from [`Received`].
+//! ```text
+//! room() ─▶ whoever holds the connection reads into it ─▶ filled() ─▶ blocks of pages ─▶ (thread, mostly afterwards) compared, spooled
+//! ```
+//!
+//! A thread of its own compares and spools them. Until the stream has ended it gets only what may not wait any longer: it works beside the
+//! sender, on the same processors. What compresses and stores comes afterwards, from [`Received`].
 
 use std::collections::HashSet;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use prost::Message;
 
-use super::keep::{BLOCK, Keeping, Kept};
+use super::keep::{BLOCK, Block, Keeping, Kept};
 use super::received::{Received, ReceivedImage};
 use super::{Decoder, Event, Form, PageFlags, PageImage, PageStreamError, opened, parent};
 use crate::criu::{ImageKind, PagemapEntry, PagemapHead};
@@ -22,6 +27,8 @@ use crate::generation::{Base, MAX_HELD, PAGE, Run};
 pub struct ReceiveLimits {
     /// Bytes of pages that wait in memory to be compared and spooled. Beyond, the sender waits.
     pub waiting_bytes: usize,
+    /// Bytes of these that are made ready before the stream begins, since memory that nobody has used yet is slow. At most all.
+    pub ready_bytes: usize,
     /// Bytes of pages that are spooled in memory. Beyond, they go into a file.
     pub memory_bytes: usize,
     /// Pages, those of the base included.
@@ -36,6 +43,7 @@ impl Default for ReceiveLimits {
     fn default() -> Self {
         Self {
             waiting_bytes: 256 << 20,
+            ready_bytes: 0,
             memory_bytes: 64 << 20,
             pages: 1 << 30,
             images: 50_000,
@@ -43,6 +51,9 @@ impl Default for ReceiveLimits {
         }
     }
 }
+
+/// Bytes that are read beside pages: heads, and what follows them until it is known that it is pages.
+const HEADS: usize = 64 << 10;
 
 /// Why a stream is not taken.
 #[derive(Debug, thiserror::Error)]
@@ -75,8 +86,12 @@ pub struct Receiving {
     /// The address behind the last run of the last image.
     end: u64,
     /// Pages that wait until the block is full, and the runs that begin with them.
-    block: Vec<u8>,
+    block: Block,
     runs: Vec<Run>,
+    /// Blocks that were made ready and are not used yet.
+    ready: Vec<Block>,
+    /// Where heads come to.
+    heads: Vec<u8>,
     /// What keeps pages, as soon as there are some.
     keeping: Option<Keeping>,
     notes: Vec<String>,
@@ -97,6 +112,7 @@ impl Receiving {
     /// The base has to be asked first whether it can be one: [`Base::refuses_stream`].
     #[must_use]
     pub fn new(spool: &Path, base: Option<Arc<Base>>, limits: ReceiveLimits) -> Self {
+        let ready = limits.ready_bytes.min(limits.waiting_bytes).div_ceil(BLOCK);
         Self {
             decoder: Decoder::new(),
             limits,
@@ -108,15 +124,53 @@ impl Receiving {
             pages: 0,
             images: Vec::new(),
             end: 0,
-            block: Vec::new(),
+            block: Block::ready(),
             runs: Vec::new(),
+            ready: (0..ready).map(|_| Block::ready()).collect(),
+            heads: vec![0; HEADS],
             keeping: None,
             notes: Vec::new(),
         }
     }
 
-    /// Takes the next bytes of the stream and gives those to send back, in that order. The answer to the end of the stream is not
-    /// among them: when [`Receiving::is_closed`], send [`super::CLOSED`]. Waits while as many pages wait as may.
+    /// Where the next bytes of the stream are to be put, the first of them first. [`Receiving::filled`] takes them.
+    pub fn room(&mut self) -> [IoSliceMut<'_>; 2] {
+        let pages = self.pages_room();
+        [IoSliceMut::new(&mut self.block.room()[..pages]), IoSliceMut::new(&mut self.heads)]
+    }
+
+    /// Bytes of the announced pages for which the block has room.
+    fn pages_room(&mut self) -> usize {
+        let left = usize::try_from(self.decoder.bytes_left()).unwrap_or(usize::MAX);
+        self.block.room().len().min(left)
+    }
+
+    /// Takes so many bytes that were put where [`Receiving::room`] said, which are no more than it has room for, and gives those to send
+    /// back, as [`Receiving::take`] does.
+    ///
+    /// # Errors
+    /// As [`Receiving::take`].
+    pub fn filled(&mut self, len: usize) -> Result<Vec<u8>, ReceiveError> {
+        let pages = self.pages_room().min(len);
+        let heads = mem::take(&mut self.heads);
+        let taken = self.take_in_place(pages).and_then(|()| self.take(&heads[..(len - pages).min(HEADS)]));
+        self.heads = heads;
+        taken
+    }
+
+    fn take_in_place(&mut self, bytes: usize) -> Result<(), ReceiveError> {
+        if self.broken {
+            return Err(PageStreamError::Broken.into());
+        }
+        self.decoder.skip(bytes);
+        self.block.fill(bytes);
+        let sent = if self.block.is_full() { self.send_block() } else { Ok(()) };
+        self.broken |= sent.is_err();
+        sent
+    }
+
+    /// Takes the next bytes of the stream from elsewhere and gives those to send back, in that order. The answer to the end of the stream
+    /// is not among them: when [`Receiving::is_closed`], send [`super::CLOSED`]. Waits while as many pages wait as may.
     ///
     /// # Errors
     /// What is no stream of a dump's own pages, or too much of it; a file that cannot be written. Nothing can be taken after one.
@@ -201,7 +255,7 @@ impl Receiving {
                 none.insert(Keeping::start(&self.folder, base, &self.limits).map_err(ReceiveError::Spool)?)
             }
         };
-        keeping.open(image)?;
+        keeping.open(image);
         // No more than there are images.
         let pages_id = self.images.len() as u32 + 1;
         let mut pagemap = Vec::new();
@@ -257,10 +311,12 @@ impl Receiving {
 
     fn take_pages(&mut self, mut bytes: &[u8]) -> Result<(), ReceiveError> {
         while !bytes.is_empty() {
-            let (part, rest) = bytes.split_at(bytes.len().min(BLOCK - self.block.len()));
-            self.block.extend_from_slice(part);
+            let room = self.block.room();
+            let (part, rest) = bytes.split_at(bytes.len().min(room.len()));
+            room[..part.len()].copy_from_slice(part);
+            self.block.fill(part.len());
             bytes = rest;
-            if self.block.len() == BLOCK {
+            if self.block.is_full() {
                 self.send_block()?;
             }
         }
@@ -269,10 +325,9 @@ impl Receiving {
 
     /// Hands over what was taken of the open image: whole pages, since a block has so many and an image as well.
     fn send_block(&mut self) -> Result<(), ReceiveError> {
-        if let Some(keeping) = self.keeping.as_mut().filter(|_| !self.block.is_empty()) {
-            self.block = keeping.add(mem::take(&mut self.block), mem::take(&mut self.runs))?;
-        }
-        Ok(())
+        let Some(keeping) = self.keeping.as_mut().filter(|_| !self.block.is_empty()) else { return Ok(()) };
+        let next = self.ready.pop().or_else(|| keeping.used()).unwrap_or_else(Block::ready);
+        keeping.add(mem::replace(&mut self.block, next), mem::take(&mut self.runs))
     }
 }
 

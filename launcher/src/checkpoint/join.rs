@@ -29,8 +29,8 @@ use super::phase2::{Phase2, Sent};
 use super::record::{Tentative, TentativeMember};
 use super::seat::Seat;
 use super::{
-    CheckpointedMember, Watcher, broken_off, claim_containers, commit, covers, file, page_servers, remove, session,
-    stop,
+    CheckpointedMember, Watcher, attachments, broken_off, claim_containers, commit, file, page_servers, remove,
+    session, stop,
 };
 use crate::Phase;
 use crate::claims::Claims;
@@ -294,10 +294,11 @@ impl Part<'_> {
         let ended = async {
             // The line is the first host's to look at; members of others store all of their pages.
             let bases = Bases::new();
-            let pages = page_servers(self.options, members, workspace, &bases, self.watcher).map_err(dumping)?;
-            let covers = covers(members, workspace, |member| outpost.criu_config(member), &pages).map_err(dumping)?;
+            let mut pages = page_servers(self.options, members, workspace, &bases).map_err(dumping)?;
+            let config = |member: &_| outpost.criu_config(member);
+            let attachments = attachments(members, workspace, config, &mut pages).map_err(dumping)?;
             let seat = Seat::Elsewhere(&self.delegation);
-            let dumped = session::run(seat, members, &covers, workspace, &self.options.cancel, self.watcher).await;
+            let dumped = session::run(seat, members, attachments, workspace, &self.options.cancel, self.watcher).await;
             let dumped = dumped.map_err(|broken| broken_off(broken, self.options))?;
             let mut dumped = session::Dumping { pages, ..dumped };
             self.watcher.phase(Phase::Pack);

@@ -19,6 +19,7 @@ mod elsewhere;
 mod error;
 mod join;
 mod members;
+mod memory;
 mod options;
 mod pages;
 mod phase2;
@@ -26,7 +27,6 @@ mod record;
 mod seat;
 mod session;
 mod sweep;
-mod way;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -50,7 +50,7 @@ use self::members::{Member, resolve};
 use self::record::{Tentative, TentativeMember};
 use self::seat::Seat;
 use self::session::{Broken, Dumping};
-use crate::attach::Cover;
+use crate::attach::{Attachment, Cover};
 use crate::claims::Claims;
 use crate::engine::CRIU_CONFIG;
 use crate::open_files::raise_for;
@@ -280,16 +280,16 @@ impl Run<'_> {
             fence: self.options.fence.clone(),
         };
         let mut rendezvous = self.start(plan).await.map_err(|error| failed(error.into()))?;
-        let pages = page_servers(self.options, &self.members, &self.workspace, &self.bases, self.watcher);
-        let covers = pages.and_then(|pages| {
+        let pages = page_servers(self.options, &self.members, &self.workspace, &self.bases);
+        let attached = pages.and_then(|mut pages| {
             let config = |member: &MemberId| rendezvous.criu_config(member);
-            Ok((covers(&self.members, &self.workspace, config, &pages)?, pages))
+            Ok((attachments(&self.members, &self.workspace, config, &mut pages)?, pages))
         });
-        let ran = match covers.map_err(failed) {
-            Ok((covers, pages)) => {
+        let ran = match attached.map_err(failed) {
+            Ok((attachments, pages)) => {
                 let (workspace, cancel) = (&self.workspace, &self.options.cancel);
                 let seat = Seat::Here(&mut rendezvous);
-                let dumped = session::run(seat, &self.members, &covers, workspace, cancel, self.watcher).await;
+                let dumped = session::run(seat, &self.members, attachments, workspace, cancel, self.watcher).await;
                 let dumped = dumped.map(|dumping| Dumping { pages, ..dumping });
                 dumped.map_err(|broken| broken_off(broken, self.options))
             }
@@ -336,38 +336,32 @@ fn page_servers(
     members: &[Member],
     workspace: &Workspace,
     bases: &Bases,
-    watcher: &dyn Watcher,
 ) -> Result<PageServers, CheckpointErrorKind> {
-    let (pages, why) = match options.pages {
-        Pages::Auto => way::choose(members, workspace.path()),
-        asked => (asked, None),
+    let members = members.iter().map(|member| (member.id.clone(), memory::memory(member.source.pid)));
+    let encrypted = match options.pages {
+        Pages::Disk => return Ok(PageServers::new()),
+        Pages::Stream => false,
+        Pages::Tls => true,
     };
-    if let Some(why) = why {
-        watcher.note(&why);
-    }
-    match pages {
-        Pages::Auto | Pages::Disk => Ok(PageServers::new()),
-        Pages::Stream | Pages::Tls => {
-            let members: Vec<_> = members.iter().map(|member| member.id.clone()).collect();
-            Ok(pages::listen(&members, pages == Pages::Tls, workspace.path(), bases, &options.chain)?)
-        }
-    }
+    Ok(pages::open(members.collect(), encrypted, workspace.path(), bases, &options.chain)?)
 }
 
-/// Puts the session's configuration for CRIU, which `config` names, into the place where each member's runtime looks for it.
-fn covers(
+/// Puts the session's configuration for CRIU, which `config` names, into the place where each member's runtime looks for it, and what CRIU
+/// is handed beside it.
+fn attachments(
     members: &[Member],
     workspace: &Workspace,
     config: impl Fn(&MemberId) -> PathBuf,
-    pages: &PageServers,
-) -> Result<BTreeMap<MemberId, Cover>, CheckpointErrorKind> {
-    let cover = |member: &Member| {
+    pages: &mut PageServers,
+) -> Result<BTreeMap<MemberId, Attachment>, CheckpointErrorKind> {
+    let attach = |member: &Member| {
+        let pages = pages.get_mut(&member.id);
         let over = &member.source.criu_config;
         // An empty annotation tells the runtime to use no file at all.
         let made = if over.as_os_str().is_empty() {
             Err(std::io::Error::other(format!("the container's annotation {CRIU_CONFIG} is empty")))
         } else {
-            let more = pages.get(&member.id).map_or("", MemberPages::lines);
+            let more = pages.as_ref().map_or("", |pages| pages.lines());
             Cover::make(over, &config(&member.id), more, &workspace.criu_config(&member.id))
         };
         let cover = made.map_err(|source| CheckpointErrorKind::Attach {
@@ -375,9 +369,10 @@ fn covers(
             path: over.clone(),
             source,
         });
-        Ok((member.id.clone(), cover?))
+        let handed = pages.and_then(MemberPages::hand_over);
+        Ok((member.id.clone(), Attachment { cover: cover?, handed }))
     };
-    members.iter().map(cover).collect()
+    members.iter().map(attach).collect()
 }
 
 fn broken_off(broken: Broken, options: &CheckpointOptions) -> CheckpointError {

@@ -91,37 +91,33 @@ pub struct Joining {
 /// Which way memory takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Pages {
-    /// The one of these on which tasks stand frozen for less time: [`Pages::Disk`] for as much as the page cache takes without a wait and
-    /// the disk has room for, else [`Pages::Stream`], or [`Pages::Tls`] where the kernel does not say whose a socket is.
+    /// CRIU sends it over a socket whose end it is handed, and only what is not in the base is kept. Tasks stand frozen for the least time.
     #[default]
-    Auto,
+    Stream,
+    /// CRIU sends it over TLS on loopback: for who must not send memory in the open even between two processes of root.
+    Tls,
     /// CRIU writes it into files, as it does by itself.
     Disk,
-    /// CRIU sends it over a socket on loopback, and only what is not in the base is kept. Whose socket it is, the kernel says.
-    Stream,
-    /// The same over TLS: for who must not send memory in the open even where only root could listen.
-    Tls,
 }
 
 impl Pages {
     /// All of them.
-    pub const ALL: &[Self] = &[Self::Auto, Self::Disk, Self::Stream, Self::Tls];
+    pub const ALL: &[Self] = &[Self::Stream, Self::Tls, Self::Disk];
 
     /// As a person writes it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Auto => "auto",
-            Self::Disk => "disk",
             Self::Stream => "stream",
             Self::Tls => "tls",
+            Self::Disk => "disk",
         }
     }
 }
 
-/// A text that is neither `auto`, `disk`, `stream` nor `tls`.
+/// A text that is neither `stream`, `tls` nor `disk`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("it is auto, disk, stream or tls")]
+#[error("it is stream, tls or disk")]
 pub struct ParsePagesError;
 
 impl FromStr for Pages {

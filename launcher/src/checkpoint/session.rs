@@ -22,7 +22,7 @@ use super::capture::Copies;
 use super::members::Member;
 use super::pages::PageServers;
 use super::seat::Seat;
-use crate::attach::Cover;
+use crate::attach::Attachment;
 use crate::engine::{Deaths, DumpInto, is_alive, log_lines};
 use crate::error::chain;
 use crate::session::{ENDING, NEWS};
@@ -105,7 +105,7 @@ struct Attempt<'a> {
 pub(crate) async fn run(
     mut seat: Seat<'_>,
     members: &[Member],
-    covers: &BTreeMap<MemberId, Cover>,
+    mut attachments: BTreeMap<MemberId, Attachment>,
     workspace: &Workspace,
     cancel: &CancellationToken,
     observer: &dyn Observer,
@@ -116,7 +116,9 @@ pub(crate) async fn run(
     let mut attempt = Attempt { seat, members, events, engines, deaths, workspace, observer, failures: Vec::new() };
     let mut archives = BTreeMap::new();
     for member in members {
-        match attempt.start(member, &covers[&member.id]) {
+        let attachment =
+            attachments.remove(&member.id).ok_or_else(|| std::io::Error::other("it has no part in the session"));
+        match attachment.and_then(|attachment| attempt.start(member, attachment)) {
             Ok(Some(pipe)) => {
                 archives.insert(member.id.clone(), pipe);
             }
@@ -139,7 +141,7 @@ pub(crate) async fn run(
 }
 
 impl Attempt<'_> {
-    fn start(&mut self, member: &Member, cover: &Cover) -> std::io::Result<Option<PipeReader>> {
+    fn start(&mut self, member: &Member, attachment: Attachment) -> std::io::Result<Option<PipeReader>> {
         self.observer.member(&member.id, MemberStep::Started);
         let (into, pipe) = match member.engine {
             EngineKind::Podman => {
@@ -149,9 +151,9 @@ impl Attempt<'_> {
             EngineKind::Runc => (DumpInto::Folder(self.workspace.folder(&member.id)), None),
         };
         let (id, engine, source) = (member.id.clone(), member.engine, member.source.clone());
-        let (cover, kill) = (cover.clone(), self.engines.kill.clone());
+        let kill = self.engines.kill.clone();
         self.engines.programs.spawn(async move {
-            let dumped = engine.driver().dump(&source, cover, into, &kill).await;
+            let dumped = engine.driver().dump(&source, attachment, into, &kill).await;
             (id, dumped)
         });
         Ok(pipe)

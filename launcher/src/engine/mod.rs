@@ -25,7 +25,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::attach::Cover;
+use crate::attach::Attachment;
 
 pub(crate) use self::deaths::Deaths;
 pub(crate) use self::podman::Podman;
@@ -298,8 +298,13 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
     async fn source(&self, container: &str) -> Result<Option<Source>, EngineError>;
 
     /// Dumps one container, which runs on; returns when all of the dump is written. `kill` ends the engine's program.
-    async fn dump(&self, source: &Source, cover: Cover, into: DumpInto, kill: &CancellationToken)
-    -> Result<(), String>;
+    async fn dump(
+        &self,
+        source: &Source,
+        attachment: Attachment,
+        into: DumpInto,
+        kill: &CancellationToken,
+    ) -> Result<(), String>;
 
     /// Ends a container.
     async fn stop(&self, source: &Source) -> Result<(), EngineError>;

@@ -6,13 +6,14 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use command_fds::{CommandFdExt, FdMapping};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::attach::Cover;
+use crate::attach::{Attachment, Handed};
 use crate::error::chain;
 use crate::open_files;
 
@@ -92,12 +93,12 @@ impl ProgramError {
 }
 
 /// A program and its arguments.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Program {
     name: &'static str,
     arguments: Vec<OsString>,
-    /// What it finds in the place of another file.
-    cover: Option<Cover>,
+    /// What ties it to a session.
+    attachment: Option<Attachment>,
 }
 
 impl Program {
@@ -105,7 +106,7 @@ impl Program {
         Self {
             name,
             arguments: arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect(),
-            cover: None,
+            attachment: None,
         }
     }
 
@@ -119,9 +120,9 @@ impl Program {
         self
     }
 
-    /// Runs it where a file is covered by another.
-    pub(crate) fn covering(mut self, cover: Cover) -> Self {
-        self.cover = Some(cover);
+    /// Runs it as a part of a session.
+    pub(crate) fn attached(mut self, attachment: Attachment) -> Self {
+        self.attachment = Some(attachment);
         self
     }
 
@@ -185,7 +186,7 @@ impl Program {
 
     /// The same as [`Program::run_until`] with a standard input.
     pub(crate) async fn run_with(
-        self,
+        mut self,
         input: Stdio,
         output: &File,
         kill: &CancellationToken,
@@ -196,11 +197,15 @@ impl Program {
         };
         let mut command = self.command(first, second);
         command.stdin(input);
-        // The command goes with the call: it holds the input, and whoever reads the other end waits until nobody does.
+        // The command goes with the call: it holds the input and what is handed on, and whoever has the other end waits until nobody does.
         let spawn = |mut command: Command| command.spawn();
-        let child = match &self.cover {
+        let child = match self.attachment.take() {
             None => spawn(command),
-            Some(cover) => {
+            Some(Attachment { cover, handed }) => {
+                if let Some(Handed { descriptor: parent_fd, number: child_fd }) = handed {
+                    let mapping = FdMapping { parent_fd, child_fd };
+                    command.fd_mappings(vec![mapping]).map_err(|error| self.start_error(io::Error::other(error)))?;
+                }
                 let runtime = Handle::current();
                 cover.within(move || {
                     let _entered = runtime.enter();

@@ -19,7 +19,7 @@ use super::{
     CRIU_CONFIG, CRIU_CONFIGS, Container, DumpInto, Engine, EngineError, Files, Found, Labelled, Lone, Marks,
     RESTORE_LOG, Source, Survey, Target, kill_left, log_lines,
 };
-use crate::attach::Cover;
+use crate::attach::Attachment;
 use crate::error::chain;
 use crate::mounts::unmount_all;
 
@@ -97,7 +97,7 @@ impl Engine for Runc {
     async fn dump(
         &self,
         source: &Source,
-        cover: Cover,
+        attachment: Attachment,
         into: DumpInto,
         kill: &CancellationToken,
     ) -> Result<(), String> {
@@ -108,7 +108,7 @@ impl Engine for Runc {
             made_it.map_err(|error| format!("{} cannot be made: {error}", made.display()))?;
         }
         let output = tempfile::tempfile().map_err(|error| format!("no temporary file: {error}"))?;
-        let program = dump_command(source, &folder).covering(cover);
+        let program = dump_command(source, &folder).attached(attachment);
         let status = program.run_until(&output, kill).await.map_err(|error| chain(&error))?;
         if status.success() {
             return Ok(());

@@ -1,59 +1,50 @@
-//! Pages over a socket: one CRIU is let in and nobody else, and sends all of its memory.
+//! Pages over a socket: one CRIU sends all of its memory, and nobody else is heard.
 //!
 //! ```text
-//!  CRIU (page-server, address, port) ──▶ is it the one? ──▶ Receiving (image_format::page_server)
-//!                                          │ no: not heard     │ CLOSE ─▶ answered, tasks run on
-//!                                                              ▼
-//!                                                           Received, beside the rest of the dump
+//!  an end of a socket that CRIU has from the start (page-server, ps-socket) ───────────┐
+//!                                                                                      ▼
+//!  CRIU (page-server, address, port) ──▶ is it the one? (door.rs) ───▶ Receiving (image_format::page_server)
+//!                                          │ no: not heard                │ CLOSE ─▶ answered, tasks run on
+//!                                                                         ▼
+//!                                                                      Received, beside the rest of the dump
 //! ```
 //!
-//! Who it is ([`Admit`]) is told by the kernel or by a certificate. Nothing that is said counts. A stream that is torn, or makes no
-//! sense, ends the connection: CRIU's dump fails by that.
+//! Nothing that is said counts for who it is: nobody else has that end, or the kernel or a certificate says it. A stream that is torn, or
+//! makes no sense, ends the connection: CRIU's dump fails by that.
 
 mod authority;
+mod door;
 mod peer;
 
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::io::{self, IoSliceMut, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use coordinator::member_of;
+use image_format::Base;
 use image_format::page_server::{CLOSED, ReceiveError, ReceiveLimits, Received, Receiving};
-use image_format::{Base, MemberId};
-use rustls::pki_types::CertificateDer;
+use nix::sys::socket::{setsockopt, sockopt};
+use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
 use rustls::server::VerifierBuilderError;
-use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls::{ServerConnection, StreamOwned};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::authority::Authority;
-pub(crate) use self::peer::{can_tell, family};
+pub(crate) use self::door::{Admit, PATIENCE};
 
-/// Strangers whose handshakes are waited for at the same time, and how long.
-const HANDSHAKES: usize = 16;
-/// How long a stranger may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
-/// Bytes that are read at a time.
-const READ: usize = 256 << 10;
+use self::door::Door;
+
 /// How often whoever waits looks whether to stop.
 const LOOK: Duration = Duration::from_millis(100);
-
-/// Who is let in.
-#[derive(Debug, Clone)]
-pub(crate) enum Admit {
-    /// A process that this one started, or one that they did.
-    Own,
-    /// A process of this host and of this user.
-    SameUser,
-    /// Whoever shows this very certificate.
-    Certificate(CertificateDer<'static>, Arc<ServerConfig>),
-    /// Whoever shows one of the authority; if a member is named, that member's.
-    Issued(Option<MemberId>, Arc<ServerConfig>),
-}
+/// Bytes of pages on their way through a socket that was handed over. They are the tasks' own pages until they are read, not copies, so that
+/// CRIU is done with them at once.
+const ON_THEIR_WAY: usize = 64 << 20;
 
 /// Why pages cannot be taken.
 #[derive(Debug, thiserror::Error)]
@@ -68,9 +59,6 @@ pub enum PagesError {
     /// Nor checked.
     #[error("the certificates for the pages cannot be checked")]
     Verifier(#[from] VerifierBuilderError),
-    /// Nobody who comes could be told from a stranger.
-    #[error("this kernel does not tell whose a socket is (CONFIG_PROC_CHILDREN); --pages tls needs nothing of it")]
-    Unknown,
     /// A file or a socket.
     #[error("no way for the pages at {what}")]
     Io {
@@ -88,12 +76,25 @@ pub enum PagesError {
     Stream(#[from] ReceiveError),
 }
 
+/// What CRIU does with the tasks when it is told that nothing can be lost any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tasks {
+    /// They stand frozen until then, and run on.
+    RunOn,
+    /// It may end them: what came is all that there is of them.
+    End,
+}
+
+/// What came, or that nobody did.
+type Came = Result<Option<Received>, PagesError>;
+
 /// The pages of one dump on their way. Dropping it ends that.
 #[derive(Debug)]
 pub(crate) struct PageServer {
-    address: SocketAddr,
+    /// Where it listens, if CRIU has to come.
+    address: Option<SocketAddr>,
     shared: Arc<Shared>,
-    result: mpsc::Receiver<Result<Received, PagesError>>,
+    result: mpsc::Receiver<Came>,
 }
 
 #[derive(Debug, Default)]
@@ -102,12 +103,51 @@ struct Shared {
     stop: AtomicBool,
     /// Somebody was.
     claimed: AtomicBool,
-    handshakes: AtomicUsize,
-    connection: Mutex<Option<TcpStream>>,
+    /// Another descriptor of the socket while somebody is heard, to end it by.
+    connection: Mutex<Option<OwnedFd>>,
+}
+
+impl Shared {
+    fn connection(&self) -> MutexGuard<'_, Option<OwnedFd>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From here on the stream can be ended from outside.
+    fn join(&self, stream: &Stream) -> io::Result<()> {
+        *self.connection() = Some(stream.as_fd().try_clone_to_owned()?);
+        Ok(())
+    }
+
+    /// Takes what comes, until it is through or ended from outside.
+    fn hear(&self, stream: Stream, receiving: Receiving, tasks: Tasks) -> Came {
+        let came = take(stream, receiving, tasks);
+        *self.connection() = None;
+        came
+    }
 }
 
 impl PageServer {
-    /// Lets one CRIU in that comes there. Pages that do not stay in memory go into a file without a name in `spool`.
+    /// Takes pages from the end of a socket that it gives. Pages that do not stay in memory go into a file without a name in `spool`.
+    pub fn handed(spool: &Path, base: Option<Arc<Base>>, limits: ReceiveLimits) -> Result<(Self, OwnedFd), PagesError> {
+        let at = |source| PagesError::Io { what: "a pair of sockets".to_owned(), source };
+        let ends = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+        let (own, its) = ends.map_err(|error| at(error.into()))?;
+        // With less CRIU waits more often, and all is as good.
+        let _ = setsockopt(&its, sockopt::SndBufForce, &ON_THEIR_WAY);
+        let shared = Arc::new(Shared { claimed: AtomicBool::new(true), ..Shared::default() });
+        let (hearing, stream) = (Arc::clone(&shared), Stream::Handed(own.into()));
+        shared.join(&stream).map_err(at)?;
+        let (tell, result) = mpsc::channel();
+        // Memory is made ready here, before anything is frozen.
+        let receiving = Receiving::new(spool, base, limits);
+        thread::spawn(move || {
+            // Whoever does not want it any more has gone.
+            let _ = tell.send(hearing.hear(stream, receiving, Tasks::RunOn));
+        });
+        Ok((Self { address: None, shared, result }, its))
+    }
+
+    /// Lets one CRIU in that comes there.
     pub fn listen(
         address: SocketAddr,
         admit: Admit,
@@ -120,22 +160,22 @@ impl PageServer {
         let address = listener.local_addr().map_err(at)?;
         let shared = Arc::new(Shared::default());
         let (tell, result) = mpsc::channel();
-        let door = Door { admit, spool: spool.to_owned(), base, limits, shared: Arc::clone(&shared), tell };
+        let door = Door::new(admit, Receiving::new(spool, base, limits), Arc::clone(&shared), tell);
         thread::spawn(move || door.listen(&listener));
-        Ok(Self { address, shared, result })
+        Ok(Self { address: Some(address), shared, result })
     }
 
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
+    /// Where it listens, if CRIU has to come.
+    pub fn address(&self) -> Option<SocketAddr> {
         self.address
     }
 
     /// Waits until CRIU has come and everything is kept; `None` if it was told to stop before. CRIU that has come is heard to its end:
     /// when it is answered it ends the tasks, and what came is all that there is of them.
-    pub fn wait(self, stop: &CancellationToken) -> Result<Option<Received>, PagesError> {
+    pub fn wait(self, stop: &CancellationToken) -> Came {
         loop {
             match self.result.recv_timeout(LOOK) {
-                Ok(received) => return received.map(Some),
+                Ok(came) => return came,
                 // In place of CRIU, which is not let in from here on.
                 Err(RecvTimeoutError::Timeout)
                     if stop.is_cancelled() && !self.shared.claimed.swap(true, Ordering::SeqCst) =>
@@ -149,120 +189,82 @@ impl PageServer {
     }
 
     /// Waits until everything is kept; `None` if nobody came. The dump is over.
-    pub fn received(self) -> Result<Option<Received>, PagesError> {
+    pub fn received(self) -> Came {
         self.close();
         if !self.shared.claimed.load(Ordering::SeqCst) {
             return Ok(None);
         }
-        self.result.recv().map_err(|_| lost())?.map(Some)
+        if self.address.is_none() {
+            // Whoever wrote was answered by now. Whoever did not may have its end still, in an engine that is not through.
+            self.hang_up();
+        }
+        self.result.recv().map_err(|_| lost())?
     }
 
     /// Lets nobody in any more.
     fn close(&self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        // Whoever waits for somebody to come sees it now.
-        let _ = TcpStream::connect_timeout(&self.address, PATIENCE);
+        if let Some(address) = &self.address {
+            // Whoever waits for somebody to come sees it now.
+            let _ = TcpStream::connect_timeout(address, PATIENCE);
+        }
+    }
+
+    fn hang_up(&self) {
+        if let Some(connection) = self.shared.connection().take() {
+            // It may be over already.
+            let _ = shutdown(&connection, Shutdown::Both);
+        }
     }
 }
 
 impl Drop for PageServer {
     fn drop(&mut self) {
         self.close();
-        if let Some(connection) = self.shared.connection.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            // It may be over already.
-            let _ = connection.shutdown(Shutdown::Both);
+        self.hang_up();
+    }
+}
+
+/// Takes a whole stream; `None` if it ends before it begins.
+fn take(mut stream: Stream, mut receiving: Receiving, tasks: Tasks) -> Came {
+    let mut began = false;
+    while !receiving.is_closed() {
+        let read = match stream.read_vectored(&mut receiving.room()) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => read.map_err(PagesError::Torn)?,
+        };
+        match read {
+            0 if !began => return Ok(None),
+            0 => return Err(PagesError::Torn(io::ErrorKind::UnexpectedEof.into())),
+            _ => began = true,
+        }
+        let answers = receiving.filled(read)?;
+        if !answers.is_empty() {
+            stream.write_all(&answers).and_then(|()| stream.flush()).map_err(PagesError::Torn)?;
+        }
+    }
+    match tasks {
+        Tasks::RunOn => {
+            end(stream)?;
+            // They run on now; what came is compared and kept meanwhile.
+            Ok(Some(receiving.finish()?))
+        }
+        Tasks::End => {
+            let received = receiving.finish()?;
+            end(stream)?;
+            Ok(Some(received))
         }
     }
 }
 
-/// Lets one CRIU in and nobody else.
-struct Door {
-    admit: Admit,
-    spool: PathBuf,
-    base: Option<Arc<Base>>,
-    limits: ReceiveLimits,
-    shared: Arc<Shared>,
-    tell: mpsc::Sender<Result<Received, PagesError>>,
-}
-
-impl Door {
-    fn listen(self, listener: &TcpListener) {
-        let door = Arc::new(self);
-        while let Ok((connection, _)) = listener.accept() {
-            if door.shared.stop.load(Ordering::SeqCst) {
-                return;
-            }
-            if door.shared.handshakes.fetch_add(1, Ordering::SeqCst) >= HANDSHAKES {
-                // Strangers; CRIU connects once.
-                door.shared.handshakes.fetch_sub(1, Ordering::SeqCst);
-                continue;
-            }
-            let door = Arc::clone(&door);
-            thread::spawn(move || {
-                let known = door.known(connection);
-                door.shared.handshakes.fetch_sub(1, Ordering::SeqCst);
-                if let Some(stream) = known.filter(|_| !door.shared.claimed.swap(true, Ordering::SeqCst)) {
-                    // Whoever does not want it any more has gone.
-                    let _ = door.tell.send(door.receive(stream));
-                }
-            });
-        }
+/// Tells CRIU that nothing can be lost any more.
+fn end(mut stream: Stream) -> Result<(), PagesError> {
+    stream.write_all(&CLOSED).map_err(PagesError::Torn)?;
+    if let Stream::Tls(tls) = &mut stream {
+        // GnuTLS stays, and its tasks frozen, until it is told that there is nothing more.
+        tls.conn.send_close_notify();
     }
-
-    /// The stream, if who came is let in.
-    fn known(&self, mut connection: TcpStream) -> Option<Stream> {
-        connection.set_write_timeout(Some(PATIENCE)).ok()?;
-        connection.set_nodelay(true).ok()?;
-        let config = match &self.admit {
-            Admit::Own => return peer::is_own(&connection).is_ok_and(|own| own).then_some(Stream::Plain(connection)),
-            Admit::SameUser => {
-                return peer::is_same_user(&connection).is_ok_and(|same| same).then_some(Stream::Plain(connection));
-            }
-            Admit::Certificate(_, config) | Admit::Issued(_, config) => config,
-        };
-        connection.set_read_timeout(Some(PATIENCE)).ok()?;
-        let mut tls = ServerConnection::new(Arc::clone(config)).ok()?;
-        while tls.is_handshaking() {
-            tls.complete_io(&mut connection).ok()?;
-        }
-        let shown = tls.peer_certificates().and_then(<[_]>::first)?;
-        let known = match &self.admit {
-            Admit::Certificate(expected, _) => shown == expected,
-            Admit::Issued(Some(member), _) => member_of(shown).as_ref() == Some(member),
-            // The handshake has seen that it is of the authority.
-            Admit::Issued(None, _) => true,
-            Admit::Own | Admit::SameUser => false,
-        };
-        known.then(|| Stream::Tls(Box::new(StreamOwned::new(tls, connection))))
-    }
-
-    fn receive(&self, mut stream: Stream) -> Result<Received, PagesError> {
-        // How long it may take is for the session to say, which ends CRIU.
-        stream.socket().set_read_timeout(None).map_err(PagesError::Torn)?;
-        let copy = stream.socket().try_clone().map_err(PagesError::Torn)?;
-        *self.shared.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(copy);
-        let mut receiving = Receiving::new(&self.spool, self.base.clone(), self.limits);
-        let mut bytes = vec![0; READ];
-        while !receiving.is_closed() {
-            let read = stream.read(&mut bytes).map_err(PagesError::Torn)?;
-            if read == 0 {
-                return Err(PagesError::Torn(io::ErrorKind::UnexpectedEof.into()));
-            }
-            let answers = receiving.take(&bytes[..read])?;
-            if !answers.is_empty() {
-                stream.write_all(&answers).and_then(|()| stream.flush()).map_err(PagesError::Torn)?;
-            }
-        }
-        stream.write_all(&CLOSED).map_err(PagesError::Torn)?;
-        if let Stream::Tls(tls) = &mut stream {
-            // GnuTLS stays, and its tasks frozen, until it is told that there is nothing more.
-            tls.conn.send_close_notify();
-        }
-        stream.flush().map_err(PagesError::Torn)?;
-        drop(stream);
-        // The tasks run on now; what came is compared and kept meanwhile.
-        Ok(receiving.finish()?)
-    }
+    stream.flush().map_err(PagesError::Torn)
 }
 
 fn lost() -> PagesError {
@@ -271,24 +273,25 @@ fn lost() -> PagesError {
 
 /// What the pages come through.
 enum Stream {
+    Handed(UnixStream),
     Plain(TcpStream),
     Tls(Box<StreamOwned<ServerConnection, TcpStream>>),
-}
-
-impl Stream {
-    fn socket(&self) -> &TcpStream {
-        match self {
-            Self::Plain(socket) => socket,
-            Self::Tls(stream) => &stream.sock,
-        }
-    }
 }
 
 impl Read for Stream {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
+            Self::Handed(stream) => stream.read(buf),
             Self::Plain(stream) => stream.read(buf),
             Self::Tls(stream) => stream.read(buf),
+        }
+    }
+
+    fn read_vectored(&mut self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Handed(stream) => stream.read_vectored(bufs),
+            Self::Plain(stream) => stream.read_vectored(bufs),
+            Self::Tls(stream) => stream.read_vectored(bufs),
         }
     }
 }
@@ -296,6 +299,7 @@ impl Read for Stream {
 impl Write for Stream {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         match self {
+            Self::Handed(stream) => stream.write(buf),
             Self::Plain(stream) => stream.write(buf),
             Self::Tls(stream) => stream.write(buf),
         }
@@ -303,8 +307,19 @@ impl Write for Stream {
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
+            Self::Handed(stream) => stream.flush(),
             Self::Plain(stream) => stream.flush(),
             Self::Tls(stream) => stream.flush(),
+        }
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Handed(stream) => stream.as_fd(),
+            Self::Plain(stream) => stream.as_fd(),
+            Self::Tls(stream) => stream.sock.as_fd(),
         }
     }
 }

@@ -168,7 +168,7 @@ impl Receiver {
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         match &self.door {
-            Door::Pages(server) => Some(server.address()),
+            Door::Pages(server) => server.address(),
             Door::Streamer(_) => None,
         }
     }

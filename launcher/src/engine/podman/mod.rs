@@ -24,7 +24,7 @@ use super::{
 };
 use answers::Inspected;
 
-use crate::attach::Cover;
+use crate::attach::Attachment;
 use crate::error::chain;
 
 /// How long pulling a base image may take.
@@ -92,7 +92,7 @@ impl Engine for Podman {
     async fn dump(
         &self,
         source: &Source,
-        cover: Cover,
+        attachment: Attachment,
         into: DumpInto,
         kill: &CancellationToken,
     ) -> Result<(), String> {
@@ -102,7 +102,7 @@ impl Engine for Podman {
             let cleared = tokio::task::spawn_blocking(move || clear(&images)).await.map_err(std::io::Error::other);
             cleared.flatten().map_err(|error| format!("cannot clear {shown} of an earlier checkpoint: {error}"))?;
         }
-        dump_command(source).covering(cover).finish(pipe.into(), kill).await
+        dump_command(source).attached(attachment).finish(pipe.into(), kill).await
     }
 
     async fn stop(&self, source: &Source) -> Result<(), EngineError> {
