@@ -52,8 +52,9 @@ impl Default for ReceiveLimits {
     }
 }
 
-/// Bytes that are read beside pages: heads, and what follows them until it is known that it is pages.
-const HEADS: usize = 64 << 10;
+/// Bytes that are read beside pages: heads, and what follows them until it is known that it is pages. There is always room for as many, and
+/// so for each packet that Linux makes of pages (64 KiB).
+const HEADS: usize = 128 << 10;
 
 /// Why a stream is not taken.
 #[derive(Debug, thiserror::Error)]

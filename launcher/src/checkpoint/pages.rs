@@ -7,8 +7,7 @@
 //!            └─ with TLS: a port of its own on 127.0.0.1, and a certificate of an authority that every session makes for itself
 //! ```
 //!
-//! The end that is handed over is nowhere else, so nobody else can speak; pages are the tasks' own until they are read, not copies. With
-//! TLS it is told by the certificate who speaks. A torn stream fails CRIU's dump, and the session with it. Where an engine's CRIU takes no notice of
+//! The end that is handed over is nowhere else, so nobody else can speak. With TLS it is told by the certificate who speaks. A torn stream fails CRIU's dump, and the session with it. Where an engine's CRIU takes no notice of
 //! the lines in its configuration, nobody comes, and the dump has its pages as ever.
 
 use std::collections::BTreeMap;
@@ -214,7 +213,7 @@ mod tests {
         assert_eq!(a.lines(), format!("page-server\nps-socket={}\n", handed.number));
         let mut end = UnixStream::from(handed.descriptor);
         assert!(a.hand_over().is_none());
-        end.write_all(&recorded()).unwrap();
+        send(&mut end, &recorded());
         let mut answers = Vec::new();
         end.read_to_end(&mut answers).unwrap();
         assert!(answers.ends_with(&CLOSED), "{answers:?}");
@@ -227,9 +226,14 @@ mod tests {
         drop(held);
         let mut torn = take(&mut servers, "torn");
         let mut end = UnixStream::from(torn.hand_over().unwrap().descriptor);
-        end.write_all(&recorded()[..5000]).unwrap();
+        send(&mut end, &recorded()[..5000]);
         drop(end);
         assert!(matches!(torn.received(), Err(PagesError::Torn(_))));
+    }
+
+    /// In packets, as large as the kernel makes them of pages.
+    fn send(end: &mut UnixStream, stream: &[u8]) {
+        stream.chunks(64 << 10).for_each(|packet| assert_eq!(end.write(packet).unwrap(), packet.len()));
     }
 
     /// CRIU ends the tasks when it is answered.

@@ -13,7 +13,7 @@ use rcgen::{
 };
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig, version};
+use rustls::{CipherSuite, RootCertStore, ServerConfig, version};
 
 use super::{Admit, PagesError};
 
@@ -44,7 +44,10 @@ impl Authority {
 
         let mut roots = RootCertStore::empty();
         roots.add(own.der().clone())?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut provider = rustls::crypto::ring::default_provider();
+        // GnuTLS would take the one of 256 bits, and tasks stand frozen meanwhile.
+        provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+        let provider = Arc::new(provider);
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let mut config = ServerConfig::builder_with_provider(provider)
@@ -53,6 +56,7 @@ impl Authority {
             .with_single_cert(vec![server.der().clone()], key)?;
         // CRIU takes a ticket for a page server that does not answer (seen with GnuTLS and CRIU 4.2.1).
         config.send_tls13_tickets = 0;
+        config.ignore_client_order = true;
         let file = folder.join("pages-ca.pem");
         write(&file, &own.pem())?;
         Ok(Self { issuer, file, config: Arc::new(config) })

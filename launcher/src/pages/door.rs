@@ -13,7 +13,7 @@ use image_format::page_server::Receiving;
 use rustls::pki_types::CertificateDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-use super::{Came, PagesError, Shared, Stream, Tasks, peer};
+use super::{Buffered, Came, PagesError, Shared, Stream, Tasks, peer};
 
 /// Strangers whose handshakes are waited for at the same time.
 const HANDSHAKES: usize = 16;
@@ -95,7 +95,7 @@ impl Door {
         };
         // How long the rest may take is for the session to say, which ends CRIU.
         connection.set_read_timeout(None).ok()?;
-        known.then(|| Stream::Tls(Box::new(StreamOwned::new(tls, connection))))
+        known.then(|| Stream::Tls(Box::new(StreamOwned::new(tls, Buffered::new(connection)))))
     }
 
     fn receive(&self, stream: Stream) -> Came {

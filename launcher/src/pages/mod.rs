@@ -16,10 +16,9 @@ mod authority;
 mod door;
 mod peer;
 
-use std::io::{self, IoSliceMut, Read, Write};
+use std::io::{self, BufReader, IoSliceMut, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
@@ -30,7 +29,10 @@ use std::time::Duration;
 use image_format::Base;
 use image_format::page_server::{CLOSED, ReceiveError, ReceiveLimits, Received, Receiving};
 use nix::sys::socket::{setsockopt, sockopt};
-use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendFlags, Shutdown, SocketFlags, SocketType, recvmsg,
+    send, shutdown, socketpair,
+};
 use rustls::server::VerifierBuilderError;
 use rustls::{ServerConnection, StreamOwned};
 use tokio_util::sync::CancellationToken;
@@ -42,9 +44,8 @@ use self::door::Door;
 
 /// How often whoever waits looks whether to stop.
 const LOOK: Duration = Duration::from_millis(100);
-/// Bytes of pages on their way through a socket that was handed over. They are the tasks' own pages until they are read, not copies, so that
-/// CRIU is done with them at once.
-const ON_THEIR_WAY: usize = 64 << 20;
+/// Bytes of pages on their way through a socket that was handed over.
+const ON_THEIR_WAY: usize = 8 << 20;
 
 /// Why pages cannot be taken.
 #[derive(Debug, thiserror::Error)]
@@ -128,14 +129,18 @@ impl Shared {
 
 impl PageServer {
     /// Takes pages from the end of a socket that it gives. Pages that do not stay in memory go into a file without a name in `spool`.
+    ///
+    /// The socket is one of packets, since the kernel copies into these while CRIU waits. Through a stream, of whatever family, it would send
+    /// the tasks' own pages and copy them when they are read; and CRIU, which is through with a task by then, writes its own code over the
+    /// beginning of the mapping in which the task stands, and takes it away again (compel's remote calls). Seen: a vDSO without its ELF header.
     pub fn handed(spool: &Path, base: Option<Arc<Base>>, limits: ReceiveLimits) -> Result<(Self, OwnedFd), PagesError> {
         let at = |source| PagesError::Io { what: "a pair of sockets".to_owned(), source };
-        let ends = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+        let ends = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
         let (own, its) = ends.map_err(|error| at(error.into()))?;
         // With less CRIU waits more often, and all is as good.
         let _ = setsockopt(&its, sockopt::SndBufForce, &ON_THEIR_WAY);
         let shared = Arc::new(Shared { claimed: AtomicBool::new(true), ..Shared::default() });
-        let (hearing, stream) = (Arc::clone(&shared), Stream::Handed(own.into()));
+        let (hearing, stream) = (Arc::clone(&shared), Stream::Handed(Packets(own)));
         shared.join(&stream).map_err(at)?;
         let (tell, result) = mpsc::channel();
         // Memory is made ready here, before anything is frozen.
@@ -273,9 +278,63 @@ fn lost() -> PagesError {
 
 /// What the pages come through.
 enum Stream {
-    Handed(UnixStream),
+    Handed(Packets),
     Plain(TcpStream),
-    Tls(Box<StreamOwned<ServerConnection, TcpStream>>),
+    Tls(Box<StreamOwned<ServerConnection, Buffered>>),
+}
+
+/// A socket of packets: each is read at once, or what is behind the room for it is lost.
+struct Packets(OwnedFd);
+
+impl Read for Packets {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.read_vectored(&mut [IoSliceMut::new(buf)])
+    }
+
+    fn read_vectored(&mut self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        let got = recvmsg(&self.0, bufs, &mut RecvAncillaryBuffer::default(), RecvFlags::empty())?;
+        if got.flags.contains(ReturnFlags::TRUNC) {
+            return Err(io::Error::other("a packet of the kernel is larger than any that is known"));
+        }
+        Ok(got.bytes)
+    }
+}
+
+impl Write for Packets {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        Ok(send(&self.0, buf, SendFlags::NOSIGNAL)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A socket that is read in large pieces, whoever asks for how little: rustls asks for 4 KiB at a time.
+struct Buffered(BufReader<TcpStream>);
+
+impl Buffered {
+    const PIECE: usize = 256 << 10;
+
+    fn new(socket: TcpStream) -> Self {
+        Self(BufReader::with_capacity(Self::PIECE, socket))
+    }
+}
+
+impl Read for Buffered {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buf)
+    }
+}
+
+impl Write for Buffered {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.0.get_mut().write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.get_mut().flush()
+    }
 }
 
 impl Read for Stream {
@@ -317,9 +376,9 @@ impl Write for Stream {
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Handed(stream) => stream.as_fd(),
+            Self::Handed(stream) => stream.0.as_fd(),
             Self::Plain(stream) => stream.as_fd(),
-            Self::Tls(stream) => stream.sock.as_fd(),
+            Self::Tls(stream) => stream.sock.0.get_ref().as_fd(),
         }
     }
 }
