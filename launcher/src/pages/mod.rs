@@ -129,16 +129,9 @@ impl Shared {
 
 impl PageServer {
     /// Takes pages from the end of a socket that it gives. Pages that do not stay in memory go into a file without a name in `spool`.
-    ///
-    /// The socket is one of packets, since the kernel copies into these while CRIU waits. Through a stream, of whatever family, it would send
-    /// the tasks' own pages and copy them when they are read; and CRIU, which is through with a task by then, writes its own code over the
-    /// beginning of the mapping in which the task stands, and takes it away again (compel's remote calls). Seen: a vDSO without its ELF header.
     pub fn handed(spool: &Path, base: Option<Arc<Base>>, limits: ReceiveLimits) -> Result<(Self, OwnedFd), PagesError> {
         let at = |source| PagesError::Io { what: "a pair of sockets".to_owned(), source };
-        let ends = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
-        let (own, its) = ends.map_err(|error| at(error.into()))?;
-        // With less CRIU waits more often, and all is as good.
-        let _ = setsockopt(&its, sockopt::SndBufForce, &ON_THEIR_WAY);
+        let (own, its) = pair().map_err(at)?;
         let shared = Arc::new(Shared { claimed: AtomicBool::new(true), ..Shared::default() });
         let (hearing, stream) = (Arc::clone(&shared), Stream::Handed(Packets(own)));
         shared.join(&stream).map_err(at)?;
@@ -228,6 +221,18 @@ impl Drop for PageServer {
         self.close();
         self.hang_up();
     }
+}
+
+/// The end from which pages are read, and the one for CRIU.
+///
+/// The socket is one of packets, since the kernel copies into these while CRIU waits. Through a stream, of whatever family, it would send the
+/// tasks' own pages and copy them when they are read; and CRIU, which is through with a task by then, writes its own code over the
+/// beginning of the mapping in which the task stands, and takes it away again (compel's remote calls). Seen: a vDSO without its ELF header.
+fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (own, its) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    // With less CRIU waits more often, and all is as good.
+    let _ = setsockopt(&its, sockopt::SndBufForce, &ON_THEIR_WAY);
+    Ok((own, its))
 }
 
 /// Takes a whole stream; `None` if it ends before it begins.
@@ -380,5 +385,35 @@ impl AsFd for Stream {
             Self::Plain(stream) => stream.as_fd(),
             Self::Tls(stream) => stream.sock.0.get_ref().as_fd(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use rustix::pipe::{SpliceFlags, splice};
+
+    use super::*;
+
+    /// As CRIU sends pages, from a pipe that has them without a copy.
+    #[test]
+    fn what_was_sent_is_what_it_was_then() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[1; 4096], 0).unwrap();
+        let ((own, its), (read, write)) = (pair().unwrap(), io::pipe().unwrap());
+        assert_eq!(splice(&file, Some(&mut 0), &write, None, 4096, SpliceFlags::empty()).unwrap(), 4096);
+        assert_eq!(splice(&read, None, &its, None, 4096, SpliceFlags::MOVE).unwrap(), 4096);
+        file.write_all_at(&[2; 4096], 0).unwrap();
+        let mut got = [0; 4096];
+        Packets(own).read_exact(&mut got).unwrap();
+        assert!(got == [1; 4096]);
+    }
+
+    #[test]
+    fn a_packet_without_room_is_an_error() {
+        let (own, its) = pair().unwrap();
+        send(&its, &[1; 100], SendFlags::empty()).unwrap();
+        assert!(Packets(own).read(&mut [0; 99]).is_err());
     }
 }
