@@ -7,8 +7,9 @@
 //!            └─ with TLS: a port of its own on 127.0.0.1, and a certificate of an authority that every session makes for itself
 //! ```
 //!
-//! The end that is handed over is nowhere else, so nobody else can speak. With TLS it is told by the certificate who speaks. A torn stream fails CRIU's dump, and the session with it. Where an engine's CRIU takes no notice of
-//! the lines in its configuration, nobody comes, and the dump has its pages as ever.
+//! The end that is handed over is nowhere else, so nobody else can speak. With TLS it is told by the certificate who speaks. A torn
+//! stream fails CRIU's dump, and the session with it. Where an engine's CRIU takes no notice of the lines in its configuration, nobody
+//! comes, and the dump has its pages as ever.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
