@@ -6,11 +6,14 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use image_format::annotation::{MEDIA_INDEX, MEDIA_LAYER};
 use image_format::{BlobSource, BlobStore, Descriptor, Digest, Document};
-use registry::{BlobReader, BlobUpload, Bridge, CopyOptions, LayoutStore, Reopen, Selector, Store, StoreError, copy};
+use registry::{
+    BlobReader, BlobUpload, Bridge, CopyOptions, LayoutStore, Progress, Put, Reopen, Selector, Store, StoreError, copy,
+};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::runtime::Handle;
@@ -232,10 +235,11 @@ fn child_process() {
             writer.flush().await.unwrap();
             std::process::abort();
         }
-        if let Some(source) = work.strip_prefix("copy:") {
+        if let Some((moment, source)) = work.strip_prefix("copy:").and_then(|work| work.split_once(':')) {
             let from = LayoutStore::open(Path::new(source)).unwrap();
             let root = from.resolve(&Selector::Tag(tag("whole"))).await.unwrap();
-            let options = CopyOptions { tag: Some(tag("whole")), ..CopyOptions::default() };
+            let dies = Dies(AtomicUsize::new(moment.parse().unwrap()));
+            let options = CopyOptions { tag: Some(tag("whole")), progress: &dies, ..CopyOptions::default() };
             copy(&from, &root, &store, &options).await.unwrap();
             return;
         }
@@ -244,6 +248,30 @@ fn child_process() {
             store.put_manifest(&document, Some(&tag(&format!("{work}-{number}")))).await.unwrap();
         }
     });
+}
+
+/// Ends its process, as a signal would, when it was told of so many things: a time to wait would be too long for a
+/// fast machine and too short for a slow one.
+struct Dies(AtomicUsize);
+
+impl Dies {
+    fn step(&self) {
+        if self.0.fetch_sub(1, Ordering::SeqCst) == 1 {
+            std::process::abort();
+        }
+    }
+}
+
+impl Progress for Dies {
+    fn begin(&self, _: &str, _: Option<u64>) {
+        self.step();
+    }
+    fn advance(&self, _: &str, _: u64) {
+        self.step();
+    }
+    fn end(&self, _: &str, _: Option<Put>) {
+        self.step();
+    }
 }
 
 fn start_child(dir: &Path, work: &str) -> std::process::Child {
@@ -302,17 +330,11 @@ async fn a_copy_killed_at_any_moment_is_finished_by_the_next() {
     let more: Vec<&[u8]> = layers[4..].iter().map(Vec::as_slice).collect();
     let root = index(&[&members[0], &members[1], &image(&from, &more).await]);
     from.put_manifest(&root, Some(&tag("whole"))).await.unwrap();
-    let work = format!("copy:{}", source.path().display());
     let mut killed = 0;
     let mut kept = 0;
-    for pause in (0..).map(|round| Duration::from_millis(10 + 7 * round)) {
-        let mut child = start_child(target.path(), &work);
-        tokio::time::sleep(pause).await;
-        if child.try_wait().unwrap().is_some_and(|status| status.success()) {
-            break;
-        }
-        child.kill().unwrap();
-        if child.wait().unwrap().success() {
+    for moment in (1..).step_by(3) {
+        let work = format!("copy:{moment}:{}", source.path().display());
+        if start_child(target.path(), &work).wait().unwrap().success() {
             break;
         }
         killed += 1;
