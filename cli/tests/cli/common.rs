@@ -112,16 +112,19 @@ impl World {
 /// Runs to the end, and gives the largest memory that it ever had resident, in bytes.
 ///
 /// The kernel's own count goes with the process and then includes what the test had before it became the program, so it is
-/// read while it runs: some thousand times a second, which is faster than memory of any account can be filled.
+/// read while it runs: some thousand times a second, which is faster than memory of any account can be filled. A process that is still
+/// becoming the program has the name and the memory of the test.
 pub fn run_watched(mut command: Command) -> (Ran, u64) {
+    let program = Path::new(command.get_program()).file_name().unwrap().to_str().unwrap().to_owned();
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let status = format!("/proc/{}/status", child.id());
     let output = thread::spawn(move || child.wait_with_output().unwrap());
     let mut peak = 0;
     while !output.is_finished() {
         let status = fs::read_to_string(&status).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        let value = |name| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let kib = value("VmHWM:").filter(|_| value("Name:") == Some(&program));
+        let kib = kib.and_then(|kib| kib.strip_suffix(" kB")?.parse::<u64>().ok());
         peak = peak.max(kib.unwrap_or_default() << 10);
         thread::sleep(Duration::from_micros(500));
     }
