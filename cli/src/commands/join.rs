@@ -11,6 +11,7 @@ use registry::Reference;
 use serde::Serialize;
 
 use super::checkpoint::{Containers, Member, failed, member, rows};
+use crate::chain::Chains;
 use crate::context::Context;
 use crate::error::{CommandError, While};
 use crate::output::{Format, Report};
@@ -72,6 +73,9 @@ pub struct JoinArgs {
     #[arg(long, value_name = "WAY", default_value = "stream", value_parser = words(Pages::ALL, Pages::as_str))]
     pages: Pages,
 
+    #[command(flatten)]
+    chains: Chains,
+
     /// Where members are kept until they are sent, with room for all of this host, packed
     #[arg(long, value_name = "DIR", default_value = launcher::WORK_DIR)]
     work_dir: PathBuf,
@@ -129,6 +133,7 @@ pub async fn run(args: JoinArgs, context: &Context) -> Result<(), CommandError> 
     let options = CheckpointOptions {
         members,
         compression: args.compression,
+        chain: (&args.chains).into(),
         pages: args.pages,
         work_dir: args.work_dir.clone(),
         jobs: args.transport.jobs(),

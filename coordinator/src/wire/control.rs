@@ -109,6 +109,9 @@ pub struct Summons {
     pub stop: bool,
     /// The members that must exist before it, all of them members of this checkpoint.
     pub depends_on: Vec<MemberId>,
+    /// Its image in the checkpoint before, if there is one over which it may be stored: pages that are in it need not be stored again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Digest>,
 }
 
 /// A checkpoint that is permanent, as one of its members is told of it.
@@ -231,10 +234,14 @@ mod tests {
             gather_ms: 3,
             hold_ms: 4,
         };
+        let summons = Summons { session, to: "oci:/x".to_owned(), stop: false, depends_on: Vec::new(), base: None };
         comes_back(
-            Word::Invited(Summons { session, to: "oci:/x".to_owned(), stop: false, depends_on: Vec::new() }),
+            Word::Invited(summons.clone()),
             r#"{"version":1,"invited":{"session":{"kind":"dump","session":"01010101010101010101010101010101","epoch":2,"gather_ms":3,"hold_ms":4},"to":"oci:/x","stop":false,"depends_on":[]}}"#,
         );
+        let over = Word::Invited(Summons { base: Some(Digest::of(b"x")), ..summons });
+        let frame = encode(&Said::now(over.clone())).expect("short enough");
+        assert_eq!(read::<Said<Word>>(frame.as_slice()).expect("a frame").word, over);
         comes_back(Word::Capture, r#"{"version":1,"capture":null}"#);
         comes_back(Word::Alive, r#"{"version":1,"alive":null}"#);
         comes_back(Word::Reply(Reply::Proceed), r#"{"version":1,"reply":"proceed"}"#);

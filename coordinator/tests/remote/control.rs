@@ -105,13 +105,15 @@ async fn begin() -> Session {
     let Here { authority, root, roll_call } = here;
     let summons = |attend: &Attend, session| {
         let depends_on = if attend.member == id("c") { vec![id("b")] } else { Vec::new() };
-        Summons { session, to: "oci:/x".to_owned(), stop: true, depends_on }
+        let base = (attend.member == id("b")).then(|| Digest::of(b"before"));
+        Summons { session, to: "oci:/x".to_owned(), stop: true, depends_on, base }
     };
     let program = Path::new("/bin/true");
     let rendezvous = Rendezvous::start_attended(root.path(), plan.clone(), program, roll_call, summons).await;
     let rendezvous = rendezvous.expect("a session");
     let summoned = timeout(LONG, delegation.invited()).await.expect("in time").expect("invited");
     assert_eq!(summoned[&id("c")].depends_on, [id("b")]);
+    assert_eq!(["b", "c"].map(|member| summoned[&id(member)].base), [Some(Digest::of(b"before")), None]);
     let invitation = summoned[&id("b")].session.clone();
     assert_eq!((invitation.session, invitation.epoch), (plan.id, Epoch(3)));
     let there = tempfile::tempdir().expect("a folder");

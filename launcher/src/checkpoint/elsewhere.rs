@@ -1,13 +1,13 @@
 //! Members on other hosts, as the coordinating host deals with them: it waits for their launchers, checks what these say is
 //! in the store, and tells them what became of the checkpoint.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use coordinator::wire::control::{Attend, Permanent, Stored};
 use coordinator::{Delegate, RollCall};
 use futures_util::future::try_join_all;
-use image_format::{CheckpointImage, Descriptor, MemberId, MemberTimeline};
+use image_format::{Chain, CheckpointImage, Descriptor, MemberId, MemberTimeline};
 use registry::{Store, StoreError, first_missing};
 use tokio::time::timeout;
 
@@ -105,6 +105,15 @@ pub(super) async fn add_log(delegates: &mut [Delegate], error: &mut CheckpointEr
     }
 }
 
+/// What a member of another host has become.
+pub(super) struct Arrived {
+    member: MemberId,
+    /// What its host says of it, which is true as far as the store tells.
+    stored: Stored,
+    /// What the checkpoint says of its image.
+    annotations: BTreeMap<String, String>,
+}
+
 /// Waits until every member of another host is in the store, and looks there whether it is.
 pub(super) async fn collect(
     delegates: &mut [Delegate],
@@ -112,24 +121,25 @@ pub(super) async fn collect(
     destination: &Destination,
     options: &CheckpointOptions,
     watcher: &dyn Watcher,
-) -> Result<Vec<(MemberId, Stored)>, CheckpointError> {
+) -> Result<Vec<Arrived>, CheckpointError> {
     let collecting = delegates.iter_mut().map(|delegate| async move {
         let member = delegate.attend().member.clone();
         let failed = |kind: CheckpointErrorKind| CheckpointError {
             member: Some(member.clone()),
             ..CheckpointError::new(Phase::Pack, kind)
         };
-        let mut stored = delegate.stored().await.map_err(|failure| {
+        let stored = delegate.stored().await.map_err(|failure| {
             let reason = failure.reason;
             let error = failed(CheckpointErrorKind::Elsewhere { member: member.clone(), reason });
             CheckpointError { log_lines: failure.log_lines, ..error }
         })?;
         let noted = tentative.iter().find(|noted| noted.id == member);
         let depends_on = noted.map(|noted| noted.depends_on.as_slice()).unwrap_or_default();
-        stored.manifest = check(&*destination.store, &member, depends_on, &stored).await.map_err(failed)?;
+        let image = check(&*destination.store, &member, depends_on, &stored).await.map_err(failed)?;
+        let annotations = image.chain().map(Chain::annotations).unwrap_or_default();
         watcher.member(&member, MemberStep::Packed { bytes: stored.bytes });
         watcher.member(&member, MemberStep::Sent { bytes: stored.sent });
-        Ok((member.clone(), stored))
+        Ok(Arrived { member, stored, annotations })
     });
     tokio::select! {
         collected = try_join_all(collecting) => collected,
@@ -143,15 +153,14 @@ async fn check(
     member: &MemberId,
     depends_on: &[MemberId],
     stored: &Stored,
-) -> Result<Descriptor, CheckpointErrorKind> {
+) -> Result<CheckpointImage, CheckpointErrorKind> {
     let wrong = |reason: String| CheckpointErrorKind::NotStored { member: member.clone(), reason };
     let document = match store.manifest(&stored.manifest.digest).await {
         Err(error @ StoreError::NotFound { .. }) => return Err(wrong(error.to_string())),
         document => document?,
     };
-    let manifest = document.descriptor();
-    if manifest != stored.manifest {
-        return Err(wrong(format!("the manifest {} is not as it was described", manifest.digest)));
+    if document.descriptor() != stored.manifest {
+        return Err(wrong(format!("the manifest {} is not as it was described", stored.manifest.digest)));
     }
     let image = CheckpointImage::parse(&document).map_err(|error| wrong(format!("its {}", chain(&error))))?;
     if image.member().as_ref() != Some(member) {
@@ -165,7 +174,7 @@ async fn check(
     }
     let blobs = image.layers().iter().map(|layer| &layer.descriptor).chain([image.config()]);
     match first_missing(store, blobs).await? {
-        None => Ok(manifest),
+        None => Ok(image),
         Some(Descriptor { digest, size, .. }) => {
             Err(wrong(format!("the blob {digest} of {size} bytes is not in {}", store.name())))
         }
@@ -173,11 +182,12 @@ async fn check(
 }
 
 /// Notes what the members of other hosts have become.
-pub(super) fn note(tentative: &mut Tentative, sent: &mut Sent, stored: Vec<(MemberId, Stored)>) {
-    for (id, stored) in stored {
+pub(super) fn note(tentative: &mut Tentative, sent: &mut Sent, arrived: Vec<Arrived>) {
+    for Arrived { member: id, stored, annotations } in arrived {
         let Some(member) = tentative.member_mut(&id) else { continue };
         let sensible = |span: Option<image_format::Span>| span.filter(|span| span.begin <= span.end);
         member.manifest = Some(stored.manifest);
+        member.annotations = annotations;
         member.bytes = stored.bytes;
         member.timeline.packed = sensible(stored.packed);
         member.timeline.sent = sensible(stored.sending);
@@ -261,7 +271,7 @@ mod tests {
         let stored = Stored { manifest: packed.manifest.descriptor(), bytes, sent: 0, packed: None, sending: None };
         let check = async |member: &str, depends_on: &[&str], stored: &Stored| {
             let checked = check(&*store, &ids(&[member])[0], &ids(depends_on), stored).await;
-            checked.map_err(|error| error.to_string())
+            checked.map(|image| image.manifest().clone()).map_err(|error| error.to_string())
         };
         let missing = check("b", &["a", "c"], &stored).await.unwrap_err();
         assert!(missing.contains("is not in"), "{missing}");

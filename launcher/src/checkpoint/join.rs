@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use coordinator::wire::Invitation;
 use coordinator::wire::control::{Attend, Failure, Stored, Summons};
 use coordinator::{AttendError, Delegation, Lasting, Outpost, Remote, SessionId, SessionKind, TlsFiles};
 use image_format::{ApplicationId, Digest, Epoch, MemberId, Timeline, rfc3339};
@@ -21,7 +22,7 @@ use registry::Reference;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::base::Bases;
+use super::base::{self, Bases};
 use super::error::{CheckpointError, CheckpointErrorKind};
 use super::members::{Member, resolve};
 use super::options::{CheckpointOptions, Destination, Joining};
@@ -227,7 +228,7 @@ impl Part<'_> {
             timeline: Timeline { started: rfc3339(commit::now()), ..Timeline::default() },
             whole: false,
         };
-        let ended = self.dump_and_send(&members, &mut workspace, tentative, first, begun).await;
+        let ended = self.dump_and_send(&members, &mut workspace, tentative, summons, &first.session, begun).await;
         remove(workspace, self.watcher);
         let (lasting, tentative, sent) = ended?;
         if first.stop {
@@ -281,7 +282,8 @@ impl Part<'_> {
         members: &[Member],
         workspace: &mut Workspace,
         mut tentative: Tentative,
-        summons: &Summons,
+        summons: &BTreeMap<MemberId, Summons>,
+        session: &Invitation,
         begun: Instant,
     ) -> Result<(Lasting, Tentative, Sent), CheckpointError> {
         self.watcher.phase(Phase::Dump);
@@ -289,11 +291,10 @@ impl Part<'_> {
         workspace.write(&tentative).map_err(|source| dumping(file(workspace.path(), source)))?;
         let remotes = members.iter().map(|member| (member.id.clone(), remote(self.joining, &member.id))).collect();
         let (run_root, hook_program) = (&tentative.run_root, &self.options.hook_program);
-        let outpost = Outpost::make(run_root, summons.session.clone(), remotes, hook_program).await;
+        let outpost = Outpost::make(run_root, session.clone(), remotes, hook_program).await;
         let outpost = outpost.map_err(|error| dumping(error.into()))?;
         let ended = async {
-            // The line is the first host's to look at; members of others store all of their pages.
-            let bases = Bases::new();
+            let bases = self.bases(summons, session, workspace).await;
             let mut pages = page_servers(self.options, members, workspace, &bases).map_err(dumping)?;
             let config = |member: &_| outpost.criu_config(member);
             let attachments = attachments(members, workspace, config, &mut pages).map_err(dumping)?;
@@ -332,6 +333,13 @@ impl Part<'_> {
         let _ = std::fs::remove_dir(&tentative.run_root);
         let (lasting, sent) = ended?;
         Ok((lasting, tentative, sent))
+    }
+
+    /// What the coordinating host finds in the line for the members of this one. It waits meanwhile, as long as it waits for anybody.
+    async fn bases(&self, summons: &BTreeMap<MemberId, Summons>, session: &Invitation, workspace: &Workspace) -> Bases {
+        let images = summons.iter().filter_map(|(member, summons)| Some((member.clone(), summons.base?)));
+        let within = Duration::from_millis(session.gather_ms / 2);
+        base::find(images, within, self.destination, self.options, workspace.path(), self.watcher).await
     }
 
     async fn await_permanent(&self, tentative: &Tentative, sent: &Sent) -> Result<Lasting, CheckpointError> {

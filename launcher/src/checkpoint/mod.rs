@@ -30,6 +30,7 @@ mod sweep;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use coordinator::proto::Passage;
 use coordinator::wire::control::{Attend, Summons};
@@ -154,8 +155,11 @@ pub async fn checkpoint(
         timeline: Timeline { started: rfc3339(commit::now()), ..Timeline::default() },
         whole: false,
     };
-    let bases = base::find(&line, &members, destination, options, workspace.path(), watcher).await;
-    let mut run = Run { destination, options, members, roll_call, workspace, tentative, watcher, bases };
+    let before = base::candidates(&line, options);
+    let own =
+        members.iter().filter_map(|member| before.get_key_value(&member.id)).map(|(id, image)| (id.clone(), *image));
+    let bases = base::find(own, Duration::MAX, destination, options, workspace.path(), watcher).await;
+    let mut run = Run { destination, options, members, roll_call, workspace, tentative, watcher, before, bases };
     match run.run().await {
         Ok(report) => {
             remove(run.workspace, watcher);
@@ -222,6 +226,9 @@ struct Run<'a> {
     workspace: Workspace,
     tentative: Tentative,
     watcher: &'a dyn Watcher,
+    /// The members' images in the checkpoint before.
+    before: BTreeMap<MemberId, Digest>,
+    /// What the members' pages of this host are compared with.
     bases: Bases,
 }
 
@@ -325,6 +332,7 @@ impl Run<'_> {
                 .member(&attend.member)
                 .map(|member| member.depends_on.clone())
                 .unwrap_or_default(),
+            base: self.before.get(&attend.member).copied(),
         };
         Rendezvous::start_attended(run_root, plan, hook_program, roll_call, summons).await
     }
@@ -431,7 +439,7 @@ fn note_member(timeline: &mut MemberTimeline, passages: &[Passage]) {
     timeline.dumped = span(locked, dumped.arrived);
 }
 
-fn micros(time: std::time::Duration) -> u64 {
+fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
