@@ -455,6 +455,7 @@ fn checkpoint(error: &CheckpointError) -> Option<Known> {
         | CheckpointErrorKind::Changed { .. } => Exit::Refused,
         CheckpointErrorKind::Session(_)
         | CheckpointErrorKind::Aborted { .. }
+        | CheckpointErrorKind::NotHanded { .. }
         | CheckpointErrorKind::NotRunning { .. }
         | CheckpointErrorKind::Elsewhere { .. }
         | CheckpointErrorKind::NotStored { .. }

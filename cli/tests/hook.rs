@@ -1,12 +1,14 @@
 //! The real `syncpoint-hook` over the real socket, with a test in the place of CRIU and a sleeping child in that of the
 //! restored tasks.
 
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use coordinator::hook::{expect_handed, was_not_handed};
 use coordinator::{Deadlines, Fence, Hook, Outcome, Rendezvous, SessionId, SessionKind, SessionPlan};
 use image_format::{ApplicationId, Epoch, MemberId};
 use serde_json::Value;
@@ -226,6 +228,30 @@ async fn a_set_is_restored_together() {
     let left: Vec<_> =
         std::fs::read_dir(root.path()).expect("the root").map(|entry| entry.expect("it").file_name()).collect();
     assert_eq!(left, ["fences"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_criu_that_was_not_handed_its_descriptor_freezes_nobody() {
+    let deadlines = Deadlines { gather: LONG, hold: LONG };
+    for handed in [true, false] {
+        let mut set = Set::of(SessionKind::Dump, 2, deadlines).await;
+        let (socket, other) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        let config = set.rendezvous.criu_config(&set.members[1].id);
+        // The test stands for CRIU: it has this number itself, or another file by it.
+        let number = if handed { socket.as_raw_fd() } else { other.as_raw_fd() };
+        expect_handed(&config, number, &socket).expect("a note");
+        let ended = set.pass(Hook::PreDump);
+        assert_eq!(was_not_handed(&config), !handed);
+        if handed {
+            ended.iter().for_each(assert_passed);
+        } else {
+            let words = format!("its engine did not hand CRIU the descriptor {number}");
+            ended.iter().for_each(|output| assert_refused(output, &words));
+            let (member, hook, reason) = set.aborted().await;
+            assert_eq!((member, hook), (Some(set.members[1].id.clone()), Some(Hook::PreDump)));
+            assert!(reason.contains(&words), "{reason}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -537,7 +563,7 @@ async fn a_hook_killed_during_the_capture_and_a_capture_that_takes_too_long_are_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hooks_of_the_other_kind_are_silent() {
+async fn hooks_of_theother_kind_are_silent() {
     let deadlines = Deadlines { gather: LONG, hold: LONG };
     let mut restore = Set::of(SessionKind::Restore, 1, deadlines).await;
     for hook in [Hook::PreDump, Hook::NetworkLock, Hook::PostDump, Hook::NetworkUnlock, Hook::SetupNamespaces] {

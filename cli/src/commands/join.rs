@@ -73,15 +73,15 @@ pub struct JoinArgs {
     #[arg(long, value_name = "WAY", default_value = "stream", value_parser = words(Pages::ALL, Pages::as_str))]
     pages: Pages,
 
-    #[command(flatten)]
-    chains: Chains,
-
     /// Where members are kept until they are sent, with room for all of this host, packed
     #[arg(long, value_name = "DIR", default_value = launcher::WORK_DIR)]
     work_dir: PathBuf,
 
     #[command(flatten)]
     format: Format,
+
+    #[command(flatten)]
+    chains: Chains,
 
     #[command(flatten)]
     transport: Transport,
@@ -130,7 +130,7 @@ pub async fn run(args: JoinArgs, context: &Context) -> Result<(), CommandError> 
     let store = store::create(&args.to, &args.transport, context).await?;
     let destination = Destination { store, reference: args.to.to_string(), tag: None, signer: None };
     let usual = CheckpointOptions::new(args.application.clone(), context.environment.hook_program());
-    let options = CheckpointOptions {
+    let mut options = CheckpointOptions {
         members,
         compression: args.compression,
         chain: (&args.chains).into(),
@@ -146,6 +146,9 @@ pub async fn run(args: JoinArgs, context: &Context) -> Result<(), CommandError> 
             Err(error) if !args.once && matches!(*error.kind, CheckpointErrorKind::Cancelled) => return Ok(()),
             // This one came to nothing, and the next one may not.
             Err(error) if !args.once && !matches!(error.phase, Phase::Examine | Phase::Await) => {
+                if matches!(*error.kind, CheckpointErrorKind::NotHanded { .. }) {
+                    options.pages = Pages::Tls;
+                }
                 for line in failed(&args.application, error).lines() {
                     context.reporter.note(&line);
                 }

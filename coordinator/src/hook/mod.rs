@@ -22,6 +22,7 @@
 mod client;
 mod frozen;
 mod guard;
+mod handed;
 mod notes;
 mod process;
 mod secure;
@@ -42,6 +43,7 @@ pub(crate) use self::client::{Client, Lost, Watch};
 use self::frozen::Frozen;
 pub use self::frozen::mend;
 use self::guard::Guard;
+pub use self::handed::{expect_handed, was_not_handed};
 use self::notes::Notes;
 use self::process::Process;
 pub(crate) use self::secure::{SecureError, server_name};
@@ -112,6 +114,8 @@ enum HookError {
     Remote(#[source] io::Error),
     #[error("the tasks run without having been released")]
     NotReleased,
+    #[error("{}", not_handed(*number))]
+    NotHanded { number: i32 },
 }
 
 /// A member that must not go on.
@@ -295,6 +299,10 @@ fn without_ticket(action: &str, env: &impl Fn(&str) -> Option<OsString>) -> Kill
     }
 }
 
+fn not_handed(number: i32) -> String {
+    format!("its engine did not hand CRIU the descriptor {number}")
+}
+
 /// The moment this long from now.
 fn after(wait: Duration) -> Instant {
     let now = Instant::now();
@@ -360,6 +368,9 @@ impl<'a> Member<'a> {
             let tasks = tasks.ok_or(HookError::NoInit)?;
             return self.pass_the_door(Held { tasks, criu: criu(self.criu) }, &notes, deadline);
         }
+        if (self.ticket.kind, place) == (SessionKind::Dump, 0) {
+            self.look_for_handed(deadline)?;
+        }
         let hold = self.hold_dumped(place);
         // Whatever can be done before the answer is: all members are let go at once, and the last one waits for the others' work.
         let noting = if place == 0 { Some(notes.prepare_hold().map_err(HookError::Note)?) } else { None };
@@ -377,6 +388,15 @@ impl<'a> Member<'a> {
             (Err(error @ HookError::Lost(Lost::Criu)), Some(tasks)) => Err(Refusal { error, kill: Kill::Tasks(tasks) }),
             (Err(error), _) => Err(error.into()),
         }
+    }
+
+    /// At the first barrier of a dump: CRIU would send what it is to send through a descriptor that it was not handed.
+    fn look_for_handed(&self, deadline: Instant) -> Result<(), HookError> {
+        let criu = Process::parent().map_err(HookError::Watch)?;
+        let Some(number) = handed::missing(self.folder, criu.pid()) else { return Ok(()) };
+        // Whatever is answered, this member does not go on.
+        let _ = self.vote(Vote::No { reason: not_handed(number) }, None, deadline);
+        Err(HookError::NotHanded { number })
     }
 
     /// At the last barrier of a dump: freezes the tasks, under a guard that lets them go. Where they cannot be frozen CRIU alone

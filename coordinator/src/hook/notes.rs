@@ -65,7 +65,7 @@ fn monotonic() -> Duration {
     Duration::from_secs(seconds).saturating_add(Duration::from_nanos(u64::try_from(now.tv_nsec).unwrap_or(0)))
 }
 
-fn write(path: &Path, text: &str) -> io::Result<()> {
+pub(super) fn write(path: &Path, text: &str) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(text.as_bytes())
 }

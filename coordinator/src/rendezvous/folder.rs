@@ -7,7 +7,7 @@
 //!     <member>/               0700
 //!       criu.conf             one line: action-script=<root>/<session>/<member>/hook
 //!       hook                  a link to the hook program
-//!       session.json          0600, the member's ticket
+//!       session.json          0600, the member's ticket; beside it what the launcher and the hooks note for each other
 //! ```
 
 use std::fs::{DirBuilder, File, OpenOptions};

@@ -106,6 +106,14 @@ pub enum CheckpointErrorKind {
         /// Why, as a fragment that names the member.
         reason: String,
     },
+    /// The session was aborted before anything was frozen, since engines do not hand on to CRIU what its memory goes through.
+    #[error("no checkpoint was taken, and the application runs on: {reason}")]
+    NotHanded {
+        /// Whose.
+        members: Vec<MemberId>,
+        /// As for [`CheckpointErrorKind::Aborted`].
+        reason: String,
+    },
     /// The session was aborted, and members do not run any more.
     #[error("no checkpoint was taken, and {} any more: {reason}", do_not_run(members))]
     NotRunning {
@@ -279,6 +287,7 @@ impl CheckpointError {
             CheckpointErrorKind::OtherStore { .. } => {
                 Some("name the same repository with --to on both hosts".to_owned())
             }
+            CheckpointErrorKind::NotHanded { .. } => Some("--pages tls needs nothing of engines".to_owned()),
             CheckpointErrorKind::Newer { .. } => Some("name another tag".to_owned()),
             _ => None,
         }

@@ -300,7 +300,7 @@ impl Part<'_> {
             let attachments = attachments(members, workspace, config, &mut pages).map_err(dumping)?;
             let seat = Seat::Elsewhere(&self.delegation);
             let dumped = session::run(seat, members, attachments, workspace, &self.options.cancel, self.watcher).await;
-            let dumped = dumped.map_err(|broken| broken_off(broken, self.options))?;
+            let dumped = dumped.map_err(|broken| broken_off(broken, self.options, members, config))?;
             let mut dumped = session::Dumping { pages, ..dumped };
             self.watcher.phase(Phase::Pack);
             let mut phase2 = Phase2 {

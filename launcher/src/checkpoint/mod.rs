@@ -32,6 +32,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use coordinator::hook::{expect_handed, was_not_handed};
 use coordinator::proto::Passage;
 use coordinator::wire::control::{Attend, Summons};
 use coordinator::{Hook, Rendezvous, RendezvousError, RollCall, SessionId, SessionKind, SessionPlan, Timings};
@@ -51,7 +52,7 @@ use self::members::{Member, resolve};
 use self::record::{Tentative, TentativeMember};
 use self::seat::Seat;
 use self::session::{Broken, Dumping};
-use crate::attach::{Attachment, Cover};
+use crate::attach::{Attachment, Cover, Handed};
 use crate::claims::Claims;
 use crate::engine::CRIU_CONFIG;
 use crate::open_files::raise_for;
@@ -59,6 +60,9 @@ use crate::preflight::is_root;
 use crate::restore::make_run_root;
 use crate::workspace::{Purpose, Workspace};
 use crate::{EngineKind, Observer, Phase};
+
+/// What becomes of memory that CRIU cannot be handed a socket for.
+const OVER_TLS: &str = "its engine does not hand CRIU the socket for its memory, which goes over TLS instead, as with --pages tls; tasks stand frozen for longer";
 
 /// Whoever is told how a checkpoint goes, and how its transfers do.
 pub trait Watcher: Observer + Progress {}
@@ -105,12 +109,31 @@ pub struct CheckpointedMember {
 
 /// Checkpoints the running containers of an application. They run on, unless the options say otherwise.
 ///
+/// Where an engine does not hand CRIU the socket for its memory, which shows before anything is frozen, all memory goes over TLS instead
+/// ([`Pages::Tls`]), and the watcher is told.
+///
 /// To be cancelled by [`CheckpointOptions::cancel`]. When the future is dropped instead, or its process killed, the hooks
 /// find nobody and fail closed, CRIU undoes its dumps, and the next checkpoint with the same `work_dir` takes away what is left.
 ///
 /// # Errors
 /// Whatever keeps the application from being checkpointed as a whole. Its containers run on, and the tag names what it named.
 pub async fn checkpoint(
+    destination: &Destination,
+    options: &CheckpointOptions,
+    watcher: &dyn Watcher,
+) -> Result<CheckpointReport, CheckpointError> {
+    let ended = attempt(destination, options, watcher).await;
+    if let Err(error) = &ended
+        && let CheckpointErrorKind::NotHanded { members, .. } = &*error.kind
+    {
+        members.iter().for_each(|member| watcher.note(&format!("{member}: {OVER_TLS}")));
+        let over_tls = CheckpointOptions { pages: Pages::Tls, ..options.clone() };
+        return attempt(destination, &over_tls, watcher).await;
+    }
+    ended
+}
+
+async fn attempt(
     destination: &Destination,
     options: &CheckpointOptions,
     watcher: &dyn Watcher,
@@ -298,7 +321,8 @@ impl Run<'_> {
                 let seat = Seat::Here(&mut rendezvous);
                 let dumped = session::run(seat, &self.members, attachments, workspace, cancel, self.watcher).await;
                 let dumped = dumped.map(|dumping| Dumping { pages, ..dumping });
-                dumped.map_err(|broken| broken_off(broken, self.options))
+                dumped
+                    .map_err(|broken| broken_off(broken, self.options, &self.members, |id| rendezvous.criu_config(id)))
             }
             Err(error) => Err(error),
         };
@@ -378,17 +402,30 @@ fn attachments(
             source,
         });
         let handed = pages.and_then(MemberPages::hand_over);
+        if let Some(Handed { descriptor, number }) = &handed {
+            let config = config(&member.id);
+            expect_handed(&config, *number, descriptor).map_err(|source| file(&config, source))?;
+        }
         Ok((member.id.clone(), Attachment { cover: cover?, handed }))
     };
     members.iter().map(attach).collect()
 }
 
-fn broken_off(broken: Broken, options: &CheckpointOptions) -> CheckpointError {
+/// What became of a session, whose configurations for CRIU `config` names; they are there still.
+fn broken_off(
+    broken: Broken,
+    options: &CheckpointOptions,
+    members: &[Member],
+    config: impl Fn(&MemberId) -> PathBuf,
+) -> CheckpointError {
     let Broken { member, hook, reason, log_lines, dead } = broken;
-    let kind = match dead.is_empty() {
-        false => CheckpointErrorKind::NotRunning { members: dead, reason },
-        true if options.cancel.is_cancelled() => CheckpointErrorKind::Cancelled,
-        true => CheckpointErrorKind::Aborted { reason },
+    let not_handed = members.iter().map(|member| &member.id).filter(|id| was_not_handed(&config(id)));
+    let not_handed: Vec<MemberId> = not_handed.cloned().collect();
+    let kind = match (dead.is_empty(), not_handed.is_empty()) {
+        (false, _) => CheckpointErrorKind::NotRunning { members: dead, reason },
+        (true, _) if options.cancel.is_cancelled() => CheckpointErrorKind::Cancelled,
+        (true, false) => CheckpointErrorKind::NotHanded { members: not_handed, reason },
+        (true, true) => CheckpointErrorKind::Aborted { reason },
     };
     CheckpointError { member, hook, log_lines, ..CheckpointError::new(Phase::Dump, kind) }
 }

@@ -8,6 +8,7 @@ use syncpoint_tests::{Ledger, Process, Task, command, run, run_failing, wait_unt
 use tempfile::TempDir;
 
 use super::Layout;
+use super::exchange::PagesFiles;
 use crate::runc::bundle_of;
 
 const STEADY: [&str; 5] = ["writer", "--interval-ms", "10", "--print-every", "100000"];
@@ -95,17 +96,46 @@ fn with_limit(limit: &str, of: &Command) -> Command {
     limited
 }
 
+/// A search path on which podman does something of the shell's first.
+fn podman_after(folder: &TempDir, first: &str) -> String {
+    let podman = run(&mut command("sh", ["-c", "command -v podman"]));
+    let wrapper = folder.path().join("podman");
+    std::fs::write(&wrapper, format!("#!/bin/bash\n{first}\nexec {} \"$@\"\n", podman.trim())).unwrap();
+    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap())
+}
+
+/// As one that is run by sudo.
+const CLOSE_DESCRIPTORS: &str = "for fd in /proc/$$/fd/*; do
+fd=${fd##*/}
+if [ \"$fd\" -gt 99 ] && [ \"$fd\" -ne 255 ]; then eval \"exec $fd>&-\"; fi
+done";
+
+#[test]
+fn memory_goes_over_tls_where_an_engine_hands_crius_socket_to_nobody() {
+    let ledger = Ledger::start(&["--ballast-mib", "8"]);
+    let (layout, folder) = (Layout::new(), TempDir::new().unwrap());
+    let path = podman_after(&folder, CLOSE_DESCRIPTORS);
+    let files = PagesFiles::watch();
+    let output = layout.checkpoint("ledger", &[]).env("PATH", path).output().unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{words}");
+    assert!(words.contains("does not hand CRIU the socket") && words.contains("over TLS instead"), "{words}");
+    assert_eq!(files.seen(), 0, "files of pages were written");
+    ledger.counters_past(ledger.said().into_iter().max().unwrap_or_default());
+    ledger.wipe();
+    run(&mut layout.syncpoint(["restore", &layout.tag(1), "--insecure-no-verify"]));
+    ledger.counters_past(0);
+    ledger.wipe();
+}
+
 /// A soft limit that would not do is raised, but not for podman; a hard one is a refusal.
 #[test]
 fn limits_of_open_files_are_raised_as_far_as_they_may_be() {
     let ledger = Ledger::start(&[]);
     let (layout, folder) = (Layout::new(), TempDir::new().unwrap());
-    let podman = run(&mut command("sh", ["-c", "command -v podman"]));
-    let (wrapper, seen) = (folder.path().join("podman"), folder.path().join("seen"));
-    let script = format!("#!/bin/sh\nulimit -Sn >>{}\nexec {} \"$@\"\n", seen.display(), podman.trim());
-    std::fs::write(&wrapper, script).unwrap();
-    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    let seen = folder.path().join("seen");
+    let path = podman_after(&folder, &format!("ulimit -Sn >>{}", seen.display()));
 
     let (code, words) = run_failing(&mut with_limit("-n 150", &layout.checkpoint("ledger", &[])));
     assert!(
