@@ -5,6 +5,7 @@ use image_format::ChainLimits;
 
 /// When all pages are stored again, instead of those that changed.
 #[derive(Debug, Clone, Args)]
+// Last but for others with a heading: what follows comes under this one.
 #[command(next_help_heading = "Generations")]
 pub struct Chains {
     /// Store only pages that changed so many times less one in a row; with 1, every image has all of its pages to itself

@@ -95,9 +95,6 @@ pub struct CheckpointArgs {
     #[arg(long)]
     rebase: bool,
 
-    #[command(flatten)]
-    chains: Chains,
-
     /// Where the checkpoint is kept until it is permanent, with room for all members, packed
     #[arg(long, value_name = "DIR", default_value = launcher::WORK_DIR)]
     work_dir: PathBuf,
@@ -111,10 +108,13 @@ pub struct CheckpointArgs {
     timeline: Option<PathBuf>,
 
     #[command(flatten)]
+    format: Format,
+
+    #[command(flatten)]
     elsewhere: ElsewhereArgs,
 
     #[command(flatten)]
-    format: Format,
+    chains: Chains,
 
     #[command(flatten)]
     transport: Transport,

@@ -41,10 +41,10 @@ pub struct PackArgs {
     bundle: Option<PathBuf>,
 
     #[command(flatten)]
-    packing: Packing,
+    format: Format,
 
     #[command(flatten)]
-    format: Format,
+    packing: Packing,
 
     #[command(flatten)]
     transport: Transport,
@@ -77,9 +77,6 @@ pub struct Packing {
     #[arg(long, value_name = "REF")]
     base: Option<Reference>,
 
-    #[command(flatten)]
-    chains: Chains,
-
     /// The time of the image, RFC 3339; the time of the dump if not given
     #[arg(long, value_name = "TIME")]
     created: Option<String>,
@@ -87,6 +84,9 @@ pub struct Packing {
     /// A further annotation of the image; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     annotation: Vec<KeyValue<String, String>>,
+
+    #[command(flatten)]
+    chains: Chains,
 }
 
 /// Which layers, on the command line.

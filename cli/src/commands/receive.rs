@@ -72,10 +72,10 @@ pub struct ReceiveArgs {
     spool: PathBuf,
 
     #[command(flatten)]
-    packing: Packing,
+    format: Format,
 
     #[command(flatten)]
-    format: Format,
+    packing: Packing,
 
     #[command(flatten)]
     transport: Transport,

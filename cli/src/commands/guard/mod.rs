@@ -84,9 +84,6 @@ pub struct GuardArgs {
     #[arg(long, value_name = "WAY", value_parser = words(Pages::ALL, Pages::as_str))]
     pages: Option<Pages>,
 
-    #[command(flatten)]
-    chains: Chains,
-
     /// Where checkpoints are kept until they are permanent, and dumps while they are restored
     #[arg(long, value_name = "DIR", default_value = launcher::WORK_DIR)]
     work_dir: PathBuf,
@@ -94,6 +91,9 @@ pub struct GuardArgs {
     /// Where the guard keeps what it must know when it is started again
     #[arg(long, value_name = "DIR", default_value = launcher::GUARD_DIR)]
     state_dir: PathBuf,
+
+    #[command(flatten)]
+    chains: Chains,
 
     #[command(flatten)]
     transport: Transport,
