@@ -34,6 +34,9 @@ use crate::streamer::{ConversationError, Listener};
 
 /// What CRIU writes last of all, if its dump succeeded.
 const STATS: &str = "stats-dump";
+/// Bytes of pages on their way to where they stay. CRIU is not answered before all of them are there, so that nothing is won by letting
+/// more of them wait.
+const WAITING: usize = 16 << 20;
 /// How often whoever waits for it looks.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -151,7 +154,7 @@ impl Receiver {
                     None if address.is_ipv4() && address.ip().is_loopback() => Admit::SameUser,
                     None => return Err(ReceiveDumpError::Open { address: *address }),
                 };
-                let limits = ReceiveLimits { memory_bytes: options.memory_bytes, ..ReceiveLimits::default() };
+                let limits = ReceiveLimits { waiting_bytes: WAITING, memory_bytes: options.memory_bytes, ..ReceiveLimits::default() };
                 Door::Pages(PageServer::listen(*address, admit, &options.spool, None, limits)?)
             }
             Way::Streamer => {
