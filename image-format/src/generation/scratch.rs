@@ -9,6 +9,10 @@ use std::path::{Path, PathBuf};
 /// Bytes that stay in memory.
 const IN_MEMORY: usize = 1 << 20;
 
+/// Bytes that are written at once. The kernel caches a larger piece in larger parts of memory, and a virtual machine that has given these
+/// back to its host waits until it has them again: 1.8 s instead of 0.7 for 2 GiB (seen with ext4 of Linux 6.18).
+const PIECE: usize = 64 << 10;
+
 /// Grows at its end and is read anywhere. What does not stay in memory goes into a file that only its owner could have
 /// opened, that has no name, and that is gone with the process.
 pub(crate) struct Scratch {
@@ -49,11 +53,18 @@ impl Scratch {
             Some(file) => file,
             none => none.insert(tempfile::tempfile_in(&self.folder)?),
         };
-        file.write_all_at(&self.tail, self.spilled)?;
-        self.spilled += self.tail.len() as u64;
+        self.spilled = append(file, self.spilled, &self.tail)?;
         self.tail.clear();
         Ok(())
     }
+}
+
+/// Writes at the end of a file, and gives the next one.
+fn append(file: &File, end: u64, bytes: &[u8]) -> io::Result<u64> {
+    bytes.chunks(PIECE).try_fold(end, |end, piece| {
+        file.write_all_at(piece, end)?;
+        Ok(end + piece.len() as u64)
+    })
 }
 
 /// Without the bytes, which are somebody's memory.
@@ -65,8 +76,14 @@ impl fmt::Debug for Scratch {
 
 impl Write for Scratch {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        if self.tail.len() == IN_MEMORY {
+        let much = buf.len() >= IN_MEMORY;
+        if self.tail.len() == IN_MEMORY || much && !self.tail.is_empty() {
             self.spill()?;
+        }
+        if let Some(file) = self.file.as_ref().filter(|_| much) {
+            // Nothing waits before it, and it need not be copied first.
+            self.spilled = append(file, self.spilled, buf)?;
+            return Ok(buf.len());
         }
         let part = buf.len().min(IN_MEMORY - self.tail.len());
         self.tail.extend_from_slice(&buf[..part]);
@@ -118,9 +135,9 @@ mod tests {
     fn bytes_come_back_from_memory_and_from_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let mut scratch = Scratch::new(folder.path());
-        for round in 0..2 {
+        for (round, part) in [(0, 700_001), (1, 1_300_000), (2, IN_MEMORY), (3, 700_001)] {
             let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n >> 8) as u8 ^ n as u8 ^ round).collect();
-            for part in bytes.chunks(700_001) {
+            for part in bytes.chunks(part) {
                 scratch.write_all(part).unwrap();
                 let from = scratch.len() - 5;
                 let mut end = Vec::new();

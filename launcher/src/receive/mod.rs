@@ -154,7 +154,11 @@ impl Receiver {
                     None if address.is_ipv4() && address.ip().is_loopback() => Admit::SameUser,
                     None => return Err(ReceiveDumpError::Open { address: *address }),
                 };
-                let limits = ReceiveLimits { waiting_bytes: WAITING, memory_bytes: options.memory_bytes, ..ReceiveLimits::default() };
+                let limits = ReceiveLimits {
+                    waiting_bytes: WAITING,
+                    memory_bytes: options.memory_bytes,
+                    ..ReceiveLimits::default()
+                };
                 Door::Pages(PageServer::listen(*address, admit, &options.spool, None, limits)?)
             }
             Way::Streamer => {
