@@ -146,11 +146,13 @@ pub async fn run(args: JoinArgs, context: &Context) -> Result<(), CommandError> 
             Err(error) if !args.once && matches!(*error.kind, CheckpointErrorKind::Cancelled) => return Ok(()),
             // This one came to nothing, and the next one may not.
             Err(error) if !args.once && !matches!(error.phase, Phase::Examine | Phase::Await) => {
-                if matches!(*error.kind, CheckpointErrorKind::NotHanded { .. }) {
-                    options.pages = Pages::Tls;
-                }
+                let not_handed = matches!(*error.kind, CheckpointErrorKind::NotHanded { .. });
                 for line in failed(&args.application, error).lines() {
                     context.reporter.note(&line);
+                }
+                if not_handed {
+                    context.reporter.note("from here on memory of this host goes over TLS, as with --pages tls");
+                    options.pages = Pages::Tls;
                 }
             }
             Err(error) => return Err(failed(&args.application, error)),

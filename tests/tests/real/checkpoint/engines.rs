@@ -97,7 +97,7 @@ fn with_limit(limit: &str, of: &Command) -> Command {
 }
 
 /// A search path on which podman does something of the shell's first.
-fn podman_after(folder: &TempDir, first: &str) -> String {
+pub fn podman_after(folder: &TempDir, first: &str) -> String {
     let podman = run(&mut command("sh", ["-c", "command -v podman"]));
     let wrapper = folder.path().join("podman");
     std::fs::write(&wrapper, format!("#!/bin/bash\n{first}\nexec {} \"$@\"\n", podman.trim())).unwrap();
@@ -106,7 +106,7 @@ fn podman_after(folder: &TempDir, first: &str) -> String {
 }
 
 /// As one that is run by sudo.
-const CLOSE_DESCRIPTORS: &str = "for fd in /proc/$$/fd/*; do
+pub const CLOSE_DESCRIPTORS: &str = "for fd in /proc/$$/fd/*; do
 fd=${fd##*/}
 if [ \"$fd\" -gt 99 ] && [ \"$fd\" -ne 255 ]; then eval \"exec $fd>&-\"; fi
 done";

@@ -9,6 +9,7 @@ use serde_json::Value;
 use syncpoint_tests::{Ledger, Process, Registry, Task, command, run, run_failing, syncpoint, wait_until};
 use tempfile::TempDir;
 
+use super::engines::{CLOSE_DESCRIPTORS, podman_after};
 use super::exchange::PagesFiles;
 use crate::setup::Keys;
 
@@ -149,6 +150,27 @@ fn a_pair_on_two_hosts_is_checkpointed_while_it_runs_and_restored_without_a_numb
     for entry in index["manifests"].as_array().unwrap() {
         assert_eq!(entry["annotations"]["io.syncpoint.generations"], "3", "{entry}");
     }
+    hosts.assert_tidy();
+    drop(ledger);
+}
+
+#[test]
+fn a_host_whose_engine_hands_on_no_socket_takes_part_in_the_next_one() {
+    let hosts = Hosts::new(5039);
+    let (ledger, folder) = (pair(&[]), TempDir::new().unwrap());
+    let mut join = hosts.join("{id}", &[]);
+    join.env("PATH", podman_after(&folder, CLOSE_DESCRIPTORS));
+    let join = spawn(join);
+    let (code, said) = run_failing(&mut hosts.checkpoint(&[]));
+    assert_eq!(code, 8, "{said}");
+    assert!(said.contains("member producer") && said.contains("did not hand CRIU the descriptor"), "{said}");
+    assert_run_on(&PAIR.map(Task::of), "both run on");
+    run(&mut hosts.checkpoint(&[]));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(join.id().cast_signed()), Signal::SIGTERM).unwrap();
+    let (code, told, said) = end(join);
+    assert_eq!(code, 0, "{said}");
+    assert!(told.contains("epoch 1") && said.contains("goes over TLS"), "{told}{said}");
+    assert_run_on(&PAIR.map(Task::of), "both run on");
     hosts.assert_tidy();
     drop(ledger);
 }
