@@ -13,6 +13,8 @@ use std::path::PathBuf;
 use coordinator::hook::mend;
 use coordinator::{Event, Hook, Outcome, Timings};
 use image_format::MemberId;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -97,6 +99,8 @@ struct Attempt<'a> {
     deaths: Option<Deaths>,
     workspace: &'a Workspace,
     observer: &'a dyn Observer,
+    /// Members whose archive comes.
+    coming: mpsc::UnboundedReceiver<MemberId>,
     /// In the order of the failures.
     failures: Vec<(MemberId, String)>,
 }
@@ -113,7 +117,9 @@ pub(crate) async fn run(
     let events = seat.events();
     let engines = Engines { programs: JoinSet::new(), kill: CancellationToken::new() };
     let deaths = Deaths::watch(members.iter().map(|member| member.source.pid)).ok();
-    let mut attempt = Attempt { seat, members, events, engines, deaths, workspace, observer, failures: Vec::new() };
+    let (tell, coming) = mpsc::unbounded_channel();
+    let failures = Vec::new();
+    let mut attempt = Attempt { seat, members, events, engines, deaths, workspace, observer, coming, failures };
     let mut archives = BTreeMap::new();
     for member in members {
         let attachment =
@@ -126,6 +132,7 @@ pub(crate) async fn run(
             Err(error) => attempt.fail(&member.id, format!("no pipe for its dump: {error}")).await,
         }
     }
+    watch(&archives, tell);
     let (outcome, copies) = attempt.decide(cancel).await;
     match outcome {
         Outcome::Released { timings } => {
@@ -201,12 +208,14 @@ impl Attempt<'_> {
                     Err(error) => self.seat.cancel(format!("a copy ended unexpectedly: {error}")).await,
                 },
                 Some(event) = self.events.recv() => self.tell(event),
+                // Engines write when CRIU is through, which it is only when its hooks have been let go.
+                Some(member) = self.coming.recv(), if !asked => self.fail(&member, self.no_hooks(&member)).await,
                 Some((member, ended)) = self.engines.next() => match ended {
                     Ok(()) => {
                         if let Ok(outcome) = timeout(NEWS, self.seat.outcome()).await {
                             return (outcome, copies);
                         }
-                        self.fail(&member, "its engine dumped it without CRIU having run its hooks".to_owned()).await;
+                        self.fail(&member, self.no_hooks(&member)).await;
                     }
                     Err(reason) => self.fail(&member, reason).await,
                 },
@@ -220,6 +229,13 @@ impl Attempt<'_> {
         let log_lines = || found.map(|member| log_lines(&log_of(member, self.workspace))).unwrap_or_default();
         self.seat.member_failed(member, reason.clone(), log_lines).await;
         self.failures.push((member.clone(), reason));
+    }
+
+    fn no_hooks(&self, member: &MemberId) -> String {
+        let found = self.members.iter().find(|found| found.id == *member);
+        let is_crun = found.is_some_and(|member| member.source.criu_config.ends_with("crun.conf"));
+        let hint = if is_crun { "; crun tells CRIU of a configuration from version 1.26 on" } else { "" };
+        format!("its engine dumped it without CRIU having run its hooks{hint}")
     }
 
     fn tell(&self, event: Event) {
@@ -268,6 +284,32 @@ impl Attempt<'_> {
         let log_lines = log.map(|member| log_lines(&log_of(member, self.workspace))).unwrap_or_default();
         Broken { member, hook, reason, log_lines, dead }
     }
+}
+
+/// Tells of each archive when the first of it is there to be read.
+fn watch(archives: &BTreeMap<MemberId, PipeReader>, tell: mpsc::UnboundedSender<MemberId>) {
+    // Without a descriptor for it nobody is told, and the time to gather ends it.
+    let own = |(id, pipe): (&MemberId, &PipeReader)| Some((id.clone(), pipe.try_clone().ok()?));
+    let mut pipes: Vec<(MemberId, PipeReader)> = archives.iter().filter_map(own).collect();
+    std::thread::spawn(move || {
+        while !pipes.is_empty() {
+            let mut looked: Vec<PollFd<'_>> = pipes.iter().map(|(_, pipe)| PollFd::new(pipe, PollFlags::IN)).collect();
+            match poll(&mut looked, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+            let mut found = looked.iter().map(PollFd::revents).collect::<Vec<_>>().into_iter();
+            pipes.retain(|(id, _)| {
+                let found = found.next().unwrap_or(PollFlags::empty());
+                if found.contains(PollFlags::IN) {
+                    // Whoever has heard enough is gone.
+                    let _ = tell.send(id.clone());
+                }
+                // What is neither there nor at its end may still come.
+                found.is_empty()
+            });
+        }
+    });
 }
 
 /// The session's reason with the words of the member that is named: before it where it tells of another member, after it

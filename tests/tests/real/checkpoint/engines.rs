@@ -129,6 +129,23 @@ fn memory_goes_over_tls_where_an_engine_hands_crius_socket_to_nobody() {
     ledger.wipe();
 }
 
+/// The testbed's crun knows of no configuration for CRIU, so that no hook can run.
+#[test]
+fn a_runtime_that_tells_criu_nothing_is_named_at_once() {
+    let ledger = Ledger;
+    ledger.wipe();
+    ledger.run("writer", &["--runtime", "crun"], &STEADY);
+    let task = Task::of("writer");
+    wait_until("it counts", || task.counter() > Some(10));
+    let layout = Layout::new();
+    let (code, words) = run_failing(&mut layout.checkpoint("ledger", &["--gather-timeout", "5m", "writer"]));
+    assert_eq!(code, 8, "{words}");
+    assert!(words.contains("without CRIU having run its hooks; crun tells CRIU"), "{words}");
+    let at = task.counter();
+    wait_until("it runs on", || task.counter() > at);
+    ledger.wipe();
+}
+
 /// A soft limit that would not do is raised, but not for podman; a hard one is a refusal.
 #[test]
 fn limits_of_open_files_are_raised_as_far_as_they_may_be() {
