@@ -9,10 +9,13 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, Write};
+use std::ops::DerefMut;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvError, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
+
+use memmap2::{Advice, MmapOptions};
 
 use super::spool::Spool;
 use super::{PageImage, ReceiveError, ReceiveLimits};
@@ -25,14 +28,23 @@ const HANDED_OVER: usize = 16;
 
 /// Pages in memory.
 pub(super) struct Block {
-    bytes: Vec<u8>,
+    bytes: Box<dyn DerefMut<Target = [u8]> + Send>,
     filled: usize,
 }
 
 impl Block {
-    /// An empty one whose memory is really there. Zeros would come when they are needed, page by page.
+    /// An empty one whose memory is really there, and is gone when it is dropped: what is allocated may be kept by the allocator.
     pub fn ready() -> Self {
-        Self { bytes: vec![1; BLOCK], filled: 0 }
+        let mapped = MmapOptions::new().len(BLOCK).populate().map_anon();
+        let bytes: Box<dyn DerefMut<Target = [u8]> + Send> = match mapped {
+            Ok(mapped) => {
+                // Otherwise whatever is started meanwhile has a copy to be, and each page is to be told apart again.
+                let _ = mapped.advise(Advice::DontFork);
+                Box::new(mapped)
+            }
+            Err(_) => Box::new(vec![0; BLOCK]),
+        };
+        Self { bytes, filled: 0 }
     }
 
     /// Where more goes.
