@@ -23,7 +23,7 @@ const LARGEST_CONFIG: u64 = 1 << 20;
 const PLACEHOLDER: &str = "# Empty: syncpoint covers this file while it dumps a container.\n";
 
 /// The number that a descriptor has which CRIU is handed, where this process may have so many. Engines and runtimes pass on what they did not open
-/// themselves (run: podman 5.4, runc 1.1, crun 1.21); they take the lowest free numbers for what they open, and CRIU the highest ones.
+/// themselves (run: podman 5.4, runc 1.1); they take the lowest free numbers for what they open, and CRIU the highest ones.
 const NUMBER: u64 = 900;
 
 /// A descriptor that CRIU finds open from the start.
