@@ -563,7 +563,7 @@ async fn a_hook_killed_during_the_capture_and_a_capture_that_takes_too_long_are_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hooks_of_theother_kind_are_silent() {
+async fn hooks_of_the_other_kind_are_silent() {
     let deadlines = Deadlines { gather: LONG, hold: LONG };
     let mut restore = Set::of(SessionKind::Restore, 1, deadlines).await;
     for hook in [Hook::PreDump, Hook::NetworkLock, Hook::PostDump, Hook::NetworkUnlock, Hook::SetupNamespaces] {

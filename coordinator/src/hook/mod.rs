@@ -114,7 +114,7 @@ enum HookError {
     Remote(#[source] io::Error),
     #[error("the tasks run without having been released")]
     NotReleased,
-    #[error("{}", not_handed(*number))]
+    #[error("its engine did not hand CRIU the descriptor {number}")]
     NotHanded { number: i32 },
 }
 
@@ -299,10 +299,6 @@ fn without_ticket(action: &str, env: &impl Fn(&str) -> Option<OsString>) -> Kill
     }
 }
 
-fn not_handed(number: i32) -> String {
-    format!("its engine did not hand CRIU the descriptor {number}")
-}
-
 /// The moment this long from now.
 fn after(wait: Duration) -> Instant {
     let now = Instant::now();
@@ -394,9 +390,10 @@ impl<'a> Member<'a> {
     fn look_for_handed(&self, deadline: Instant) -> Result<(), HookError> {
         let criu = Process::parent().map_err(HookError::Watch)?;
         let Some(number) = handed::missing(self.folder, criu.pid()) else { return Ok(()) };
+        let error = HookError::NotHanded { number };
         // Whatever is answered, this member does not go on.
-        let _ = self.vote(Vote::No { reason: not_handed(number) }, None, deadline);
-        Err(HookError::NotHanded { number })
+        let _ = self.vote(Vote::No { reason: error.to_string() }, None, deadline);
+        Err(error)
     }
 
     /// At the last barrier of a dump: freezes the tasks, under a guard that lets them go. Where they cannot be frozen CRIU alone

@@ -388,13 +388,14 @@ fn attachments(
 ) -> Result<BTreeMap<MemberId, Attachment>, CheckpointErrorKind> {
     let attach = |member: &Member| {
         let pages = pages.get_mut(&member.id);
+        let config = config(&member.id);
         let over = &member.source.criu_config;
         // An empty annotation tells the runtime to use no file at all.
         let made = if over.as_os_str().is_empty() {
             Err(std::io::Error::other(format!("the container's annotation {CRIU_CONFIG} is empty")))
         } else {
             let more = pages.as_ref().map_or("", |pages| pages.lines());
-            Cover::make(over, &config(&member.id), more, &workspace.criu_config(&member.id))
+            Cover::make(over, &config, more, &workspace.criu_config(&member.id))
         };
         let cover = made.map_err(|source| CheckpointErrorKind::Attach {
             member: member.id.clone(),
@@ -403,7 +404,6 @@ fn attachments(
         });
         let handed = pages.and_then(MemberPages::hand_over);
         if let Some(Handed { descriptor, number }) = &handed {
-            let config = config(&member.id);
             expect_handed(&config, *number, descriptor).map_err(|source| file(&config, source))?;
         }
         Ok((member.id.clone(), Attachment { cover: cover?, handed }))

@@ -141,7 +141,7 @@ fn a_pair_on_two_hosts_is_checkpointed_while_it_runs_and_restored_without_a_numb
     assert_eq!(code, 0, "{said}");
     let told: Vec<Value> = serde_json::Deserializer::from_str(&told).into_iter().map(Result::unwrap).collect();
     assert_eq!(told.iter().map(|report| report["epoch"].as_u64()).collect::<Vec<_>>(), [1, 2, 3].map(Some), "{said}");
-    // Its memory is not written for each of its messages.
+    // After the first one only pages that changed are sent.
     let sent = |report: &Value| report["members"][0]["sent"].as_u64().unwrap();
     assert!(told[1..].iter().all(|report| sent(report) < sent(&told[0]) / 8), "{told:#?}");
     let tag = format!("docker://{}:epoch-3", hosts.repository());
