@@ -83,17 +83,26 @@ impl CommandError {
 
     /// The error, then its causes from the outermost to the innermost, without repeating what was said already.
     pub fn messages(&self) -> Vec<String> {
-        let mut messages: Vec<String> = Vec::new();
-        let mut next = Some(&*self.source as &(dyn Error + 'static));
-        while let Some(error) = next {
-            let message = error.to_string();
-            if !messages.last().is_some_and(|last| last.contains(&message)) {
-                messages.push(message);
-            }
-            next = cause(error);
-        }
-        messages
+        messages(&*self.source)
     }
+}
+
+fn messages(error: &(dyn Error + 'static)) -> Vec<String> {
+    let mut messages: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let message = error.to_string();
+        if !messages.last().is_some_and(|last| last.contains(&message)) {
+            messages.push(message);
+        }
+        next = cause(error);
+    }
+    messages
+}
+
+/// An error with its causes, in one line.
+pub fn in_a_line(error: &(dyn Error + 'static)) -> String {
+    messages(error).join(": ")
 }
 
 impl<E: Error + Send + Sync + 'static> From<E> for CommandError {

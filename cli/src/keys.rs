@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use registry::Trust;
 use registry::sign::{Password, PrivateKey, PublicKey};
 
 use crate::context::Context;
@@ -37,6 +38,24 @@ pub fn public<'a>(files: impl IntoIterator<Item = &'a Path>) -> Result<Vec<Publi
         PublicKey::load(&text).doing(|| format!("the public key in {} cannot be used", file.display()))
     };
     files.into_iter().map(load).collect()
+}
+
+/// Who may have signed a line of checkpoints: whoever signs the next one, and the owners of these public keys. Without any, nobody is
+/// asked, which is told once.
+pub fn of_line<'a>(
+    signer: Option<&PrivateKey>,
+    files: impl IntoIterator<Item = &'a Path>,
+    context: &Context,
+) -> Result<Trust, CommandError> {
+    let mut keys = public(files)?;
+    keys.extend(signer.map(PrivateKey::public_key));
+    if keys.is_empty() {
+        context.reporter.warn(
+            "no key is given, so that signatures are not asked for: what anybody wrote into the repository counts as a checkpoint",
+        );
+        return Ok(Trust::InsecureNoVerify);
+    }
+    Ok(Trust::Keys(keys))
 }
 
 fn read(file: &Path) -> Result<String, CommandError> {

@@ -55,11 +55,12 @@ pub use guard::{
 pub use lazy::{KEEP, LazyError, keep};
 pub use observer::{MemberStep, Observer, Phase};
 pub use open_files::{OpenFilesError, raise_open_files};
-pub use options::{RestoreOptions, Trust, WORK_DIR};
+pub use options::{RestoreOptions, WORK_DIR};
 pub use pages::PagesError;
 pub use preempt::{PreemptError, preempt};
 pub use preflight::Problem;
 pub use receive::{Came, ReceiveDumpError, ReceiveOptions, ReceivedDump, Receiver, Way};
+pub use registry::Trust;
 pub use restore::{RestoreReport, RestoredMember, check_rights, preflight, restore};
 pub use serve::{ServeError, Served, Server};
 pub use set::LoadError;

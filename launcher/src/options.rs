@@ -5,22 +5,13 @@ use std::path::PathBuf;
 
 use coordinator::{Deadlines, Fence};
 use image_format::MemberId;
-use registry::sign::PublicKey;
+use registry::Trust;
 use tokio_util::sync::CancellationToken;
 
 use crate::EngineKind;
 
 /// Where dumps are while they are restored, unless it is said otherwise: for root alone, and not in memory.
 pub const WORK_DIR: &str = "/var/lib/syncpoint";
-
-/// Whom to believe that a checkpoint is what it should be.
-#[derive(Debug, Clone)]
-pub enum Trust {
-    /// One of these keys must have signed it.
-    Keys(Vec<PublicKey>),
-    /// Nobody is asked. Whoever can write to the store can run what they like on this machine, as root.
-    InsecureNoVerify,
-}
 
 /// How to restore.
 #[derive(Debug, Clone)]

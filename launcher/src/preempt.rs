@@ -115,8 +115,8 @@ pub async fn preempt(
 }
 
 async fn timelines(destination: &Destination, options: &CheckpointOptions) -> Result<Vec<Timeline>, PreemptError> {
-    let listed = match catalogue(&*destination.store, options.jobs).await {
-        Ok((listed, _)) => listed,
+    let listed = match catalogue(&*destination.store, &destination.trust, options.jobs).await {
+        Ok(catalogue) => catalogue.listed,
         Err(StoreError::NotFound { .. }) => Vec::new(),
         Err(error) => return Err(PreemptError::Line(error)),
     };

@@ -19,11 +19,14 @@ pub mod sign;
 mod store;
 mod tls;
 mod touched;
+mod trust;
 mod verify;
 
 pub use base::{FindBaseError, find_base};
 pub use bridge::Bridge;
-pub use catalogue::{CatalogueError, Listed, Sizes, catalogue, newest, sizes, under_tag};
+pub use catalogue::{
+    Catalogue, CatalogueError, Listed, Newest, PassedOver, Sizes, catalogue, newest, sizes, under_tag,
+};
 pub use copy::{CopyError, CopyOptions, CopyReport, copy};
 pub use credentials::CredentialError;
 pub use layout::LayoutStore;
@@ -39,3 +42,4 @@ pub use settings::Settings;
 pub use store::{BlobReader, BlobUpload, BlobWriter, Progress, Put, Reopen, Store, StoreError, first_missing};
 pub use tls::TlsError;
 pub use touched::{put_touched, touched};
+pub use trust::Trust;

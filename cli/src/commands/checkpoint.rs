@@ -61,6 +61,10 @@ pub struct CheckpointArgs {
     #[arg(long, conflicts_with = "sign_by")]
     unsigned: bool,
 
+    /// A public key whose signatures count too, such as one that signed earlier checkpoints; may be repeated
+    #[arg(long, value_name = "FILE")]
+    key: Vec<PathBuf>,
+
     #[command(flatten)]
     identity: Identity,
 
@@ -303,7 +307,9 @@ pub async fn run(mut args: CheckpointArgs, context: &Context) -> Result<(), Comm
     }
     let signed = signer.is_some();
     let store = store::create(&to, &args.transport, context).await?;
-    let destination = Destination { store, reference: to.to_string(), tag, signer };
+    let signing = signer.as_ref().map(|signer| &*signer.key);
+    let trust = keys::of_line(signing, args.key.iter().map(PathBuf::as_path), context)?;
+    let destination = Destination { store, reference: to.to_string(), tag, signer, trust };
     let application = args.application.clone().or_else(|| pending.as_ref().map(|pending| pending.application.clone()));
     let application = application
         .ok_or_else(|| CommandError::usage("the application has no name: neither by --application nor by the plan"))?;

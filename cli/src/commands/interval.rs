@@ -10,12 +10,13 @@ use clap::Args;
 use image_format::{ApplicationId, Timeline};
 use launcher::guard_state;
 use launcher::interval::{Cost, optimum, overhead};
-use registry::{Listed, Reference, catalogue};
+use registry::{Catalogue, Listed, Reference, catalogue};
 use serde::Serialize;
 
 use crate::context::Context;
 use crate::error::CommandError;
 use crate::exit::Exit;
+use crate::keys;
 use crate::output::{Format, Report, count};
 use crate::store;
 use crate::transport::Transport;
@@ -44,6 +45,10 @@ pub struct IntervalArgs {
     /// Measure by checkpoints of this application; needed where the repository has several
     #[arg(long, value_name = "ID", requires = "repository")]
     application: Option<ApplicationId>,
+
+    /// A public key by which checkpoints must be signed to count; may be repeated
+    #[arg(long, value_name = "FILE", requires = "repository")]
+    key: Vec<PathBuf>,
 
     /// What a checkpoint costs, such as 800ms or 12s, instead of what was measured
     #[arg(long, value_name = "TIME")]
@@ -206,7 +211,9 @@ async fn timelines(
     context: &Context,
 ) -> Result<(Option<ApplicationId>, Vec<Timeline>), CommandError> {
     let store = store::open(repository, &args.transport, context).await?;
-    let (mut listed, _) = catalogue(&*store, args.transport.jobs()).await?;
+    let trust = keys::of_line(None, args.key.iter().map(PathBuf::as_path), context)?;
+    let Catalogue { mut listed, passed_over } = catalogue(&*store, &trust, args.transport.jobs()).await?;
+    super::passed_over(&passed_over, context);
     if let Some(application) = &args.application {
         listed.retain(|listed| listed.global.application() == application);
     }

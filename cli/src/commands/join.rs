@@ -14,6 +14,7 @@ use super::checkpoint::{Containers, Member, failed, member, rows};
 use crate::chain::Chains;
 use crate::context::Context;
 use crate::error::{CommandError, While};
+use crate::keys;
 use crate::output::{Format, Report};
 use crate::store;
 use crate::transport::Transport;
@@ -48,6 +49,10 @@ pub struct JoinArgs {
     /// The application
     #[arg(long, value_name = "ID")]
     application: ApplicationId,
+
+    /// A public key by which an earlier checkpoint must be signed for its memory to be built upon; may be repeated
+    #[arg(long, value_name = "FILE")]
+    key: Vec<PathBuf>,
 
     /// The authority of the other host's certificate
     #[arg(long, value_name = "FILE")]
@@ -128,7 +133,8 @@ pub async fn run(args: JoinArgs, context: &Context) -> Result<(), CommandError> 
     };
     let joining = Joining { address: args.coordinator.clone(), tls, once: args.once };
     let store = store::create(&args.to, &args.transport, context).await?;
-    let destination = Destination { store, reference: args.to.to_string(), tag: None, signer: None };
+    let trust = keys::of_line(None, args.key.iter().map(PathBuf::as_path), context)?;
+    let destination = Destination { store, reference: args.to.to_string(), tag: None, signer: None, trust };
     let usual = CheckpointOptions::new(args.application.clone(), context.environment.hook_program());
     let mut options = CheckpointOptions {
         members,

@@ -9,11 +9,11 @@ use clap::Args;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use image_format::{ApplicationId, Digest, Epoch, MemberId};
 use registry::sign::{Depth, Finding, PublicKey};
-use registry::{Listed, Reference, Sizes, Store, StoreError, catalogue, is_pin, sizes};
+use registry::{Catalogue, Listed, PassedOver, Reference, Sizes, Store, StoreError, Trust, catalogue, is_pin, sizes};
 use serde::Serialize;
 
 use crate::context::Context;
-use crate::error::{CommandError, While};
+use crate::error::{CommandError, While, in_a_line};
 use crate::exit::Exit;
 use crate::keys;
 use crate::output::{Format, Report, size, table};
@@ -136,10 +136,10 @@ pub async fn run(args: ListArgs, context: &Context) -> Result<(), CommandError> 
     }
     let keys = keys::public(args.key.iter().map(PathBuf::as_path))?;
     let store = store::open(&args.repository, &args.transport, context).await?;
-    let (mut listed, damaged) = catalogue(&*store, args.transport.jobs()).await?;
-    let damaged = damaged
-        .into_iter()
-        .map(|(tag, error)| Damaged { tag: tag.to_string(), reason: CommandError::from(error).messages().join(": ") });
+    // Whoever lists wants to see also what nobody trusts; it says so beside it.
+    let catalogue = catalogue(&*store, &Trust::InsecureNoVerify, args.transport.jobs()).await?;
+    let Catalogue { mut listed, passed_over } = catalogue;
+    let damaged = passed_over.into_iter().map(|PassedOver { tag, why }| Damaged { tag, reason: in_a_line(&why) });
     let damaged: Vec<_> = damaged.collect();
     for Damaged { tag, reason } in &damaged {
         context.reporter.warn(&format!("{tag} is left out: {reason}"));

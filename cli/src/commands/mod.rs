@@ -28,8 +28,10 @@ mod verify;
 
 use clap::Subcommand;
 
+use registry::PassedOver;
+
 use crate::context::Context;
-use crate::error::CommandError;
+use crate::error::{CommandError, in_a_line};
 
 /// What a person can ask for, in the order in which it is usually asked for.
 #[derive(Debug, Subcommand)]
@@ -90,6 +92,13 @@ impl Command {
                 | Self::Restore(_)
                 | Self::Resume(_)
         )
+    }
+}
+
+/// Names what a command passes over in a repository, each with its reason.
+fn passed_over(passed_over: &[PassedOver], context: &Context) {
+    for PassedOver { tag, why } in passed_over {
+        context.reporter.warn(&format!("the tag {tag} is passed over: {}", in_a_line(why)));
     }
 }
 

@@ -9,7 +9,7 @@ use launcher::{CheckpointOptions, Destination, PreemptError, Signer, Wanted};
 use registry::{Reference, Selector, newest};
 
 use crate::commands::sign::Identity;
-use crate::commands::{checkpoint, restore};
+use crate::commands::{checkpoint, passed_over, restore};
 use crate::context::Context;
 use crate::error::{CommandError, While};
 use crate::exit::Exit;
@@ -39,6 +39,10 @@ pub struct PreemptArgs {
     /// Sign the checkpoint and its members with this private key
     #[arg(long, value_name = "FILE", required_unless_present = "plan")]
     sign_by: Option<PathBuf>,
+
+    /// A public key whose signatures count too, such as one that signed earlier checkpoints; may be repeated
+    #[arg(long, value_name = "FILE")]
+    key: Vec<PathBuf>,
 
     /// Take from a file what is not said here, and who the members are
     #[arg(long, value_name = "FILE")]
@@ -96,8 +100,9 @@ pub async fn run(args: PreemptArgs, context: &Context) -> Result<(), CommandErro
     let tag = to.selector().map(|_| store::tag_to_write(&to)).transpose()?.cloned();
     let key = Arc::new(keys::private(&key, context).await?);
     let store = store::create(&to, &args.transport, context).await?;
+    let trust = keys::of_line(Some(&key), args.key.iter().map(PathBuf::as_path), context)?;
     let signer = Some(Signer { key, identity: args.identity.name });
-    let destination = Destination { store, reference: to.to_string(), tag, signer };
+    let destination = Destination { store, reference: to.to_string(), tag, signer, trust };
     let usual = CheckpointOptions::new(args.application, context.environment.hook_program());
     let options = CheckpointOptions {
         members: members.into_iter().map(Wanted::from).collect(),
@@ -141,8 +146,10 @@ fn failed(application: &ApplicationId, error: PreemptError) -> CommandError {
 /// Resumes.
 pub async fn run_resume(args: ResumeArgs, context: &Context) -> Result<(), CommandError> {
     let store = store::open(&args.from, args.how.transport(), context).await?;
-    let found = newest(&*store, &args.application, args.how.transport().jobs()).await;
-    let found = found.doing(|| format!("{} cannot be listed", args.from))?.ok_or_else(|| {
+    let found = newest(&*store, &args.application, &args.how.trust()?, args.how.transport().jobs()).await;
+    let found = found.doing(|| format!("{} cannot be listed", args.from))?;
+    passed_over(&found.passed_over, context);
+    let found = found.listed.ok_or_else(|| {
         CommandError::new(Exit::NotFound, format!("there is no checkpoint of {} in {}", args.application, args.from))
             .hint("`syncpoint list` shows what there is")
     })?;

@@ -1,15 +1,17 @@
 //! `syncpoint prune`.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use clap::Args;
 use image_format::{ApplicationId, Digest, Epoch};
-use registry::{Glob, Kept, Policy, PruneOptions, PruneReport, Pruned, Reason, Reference, Tag};
+use registry::{Glob, Kept, PassedOver, Policy, PruneOptions, PruneReport, Pruned, Reason, Reference, Tag};
 use serde::Serialize;
 
 use crate::context::Context;
-use crate::error::{CommandError, While};
+use crate::error::{CommandError, While, in_a_line};
+use crate::keys;
 use crate::output::{Format, Report, count, size, table};
 use crate::store;
 use crate::transport::Transport;
@@ -57,6 +59,10 @@ pub struct PruneArgs {
     /// The same with weeks, from Monday on
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, help_heading = "What to keep")]
     keep_weekly: u32,
+
+    /// A public key by which checkpoints must be signed to count; others are named, and stay. May be repeated
+    #[arg(long, value_name = "FILE")]
+    key: Vec<PathBuf>,
 
     /// Look only at checkpoints of this application
     #[arg(long, value_name = "ID")]
@@ -172,20 +178,21 @@ pub async fn run(args: PruneArgs, context: &Context) -> Result<(), CommandError>
         return Err(registry::PruneError::NoRule.into());
     }
     let store = store::open(&args.repository, &args.transport, context).await?;
+    let trust = keys::of_line(None, args.key.iter().map(PathBuf::as_path), context)?;
     let options = PruneOptions {
         application: args.application,
         grace: args.grace.0,
         dry_run: args.dry_run,
         jobs: args.transport.jobs(),
-        ..PruneOptions::new(SystemTime::now())
+        ..PruneOptions::new(trust, SystemTime::now())
     };
     let report = registry::prune(&*store, &policy, &options).await;
-    let PruneReport { kept, removed, damaged, store } =
+    let PruneReport { kept, removed, passed_over, store } =
         report.doing(|| format!("{} was not pruned to the end", args.repository))?;
     let answer = Answer {
         repository: args.repository.to_string(),
         dry_run: args.dry_run,
-        damaged: damaged.iter().map(|(tag, _)| tag.to_string()).collect(),
+        damaged: passed_over.iter().map(|passed| passed.tag.clone()).collect(),
         kept: kept.into_iter().map(KeptEntry::from).collect(),
         removed: removed.into_iter().map(Entry::from).collect(),
         manifests: store.manifests,
@@ -195,9 +202,8 @@ pub async fn run(args: PruneArgs, context: &Context) -> Result<(), CommandError>
         unreadable: store.unreadable,
         stale: store.stale.iter().map(Tag::to_string).collect(),
     };
-    for (tag, error) in damaged {
-        let why = CommandError::from(error).messages().join(": ");
-        context.reporter.warn(&format!("{tag} stays: {why}"));
+    for PassedOver { tag, why } in &passed_over {
+        context.reporter.warn(&format!("{tag} stays: {}", in_a_line(why)));
     }
     for digest in &answer.unreadable {
         context.reporter.warn(&format!(

@@ -91,6 +91,14 @@ pub struct How {
 }
 
 impl How {
+    /// Whom to believe.
+    pub fn trust(&self) -> Result<Trust, CommandError> {
+        Ok(match self.insecure_no_verify {
+            true => Trust::InsecureNoVerify,
+            false => Trust::Keys(keys::public(self.key.iter().map(PathBuf::as_path))?),
+        })
+    }
+
     /// How the registry is reached.
     pub fn transport(&self) -> &Transport {
         &self.transport
@@ -135,10 +143,7 @@ pub async fn run(args: RestoreArgs, context: &Context) -> Result<(), CommandErro
 /// Restores what a reference names.
 pub async fn start(reference: Reference, args: How, context: &Context) -> Result<(), CommandError> {
     launcher::check_rights().map_err(|error| failed(&reference, error))?;
-    let trust = match args.insecure_no_verify {
-        true => Trust::InsecureNoVerify,
-        false => Trust::Keys(keys::public(args.key.iter().map(PathBuf::as_path))?),
-    };
+    let trust = args.trust()?;
     let (store, root) = store::find(&reference, &args.transport, context).await?;
     let options = RestoreOptions {
         engine: args.engine,

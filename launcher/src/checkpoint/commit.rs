@@ -4,13 +4,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use coordinator::Fence;
 use image_format::{ApplicationId, Digest, Epoch, GlobalCheckpoint, MemberEntry, MemberTimeline};
-use registry::{Listed, Tag, newest, sign, under_tag};
+use registry::{Listed, Newest, PassedOver, Tag, newest, sign, under_tag};
 
 use super::error::{CheckpointError, CheckpointErrorKind};
 use super::phase2::Sent;
 use super::record::{Tentative, TentativeMember};
 use super::{CheckpointOptions, CheckpointReport, CheckpointedMember, Destination, Watcher};
-use crate::Phase;
+use crate::error::chain;
+use crate::{Observer, Phase};
 
 /// Where the next checkpoint of an application stands.
 #[derive(Debug)]
@@ -27,8 +28,11 @@ pub(super) async fn line(
     destination: &Destination,
     application: &ApplicationId,
     jobs: usize,
+    observer: &dyn Observer,
 ) -> Result<Line, CheckpointErrorKind> {
-    let last = newest(&*destination.store, application, jobs).await?;
+    let Newest { listed: last, passed_over } =
+        newest(&*destination.store, application, &destination.trust, jobs).await?;
+    tell_passed_over(&passed_over, observer);
     let epoch = last.as_ref().map_or(Epoch(1), |last| last.global.epoch().next());
     let tag = match &destination.tag {
         Some(tag) => tag.clone(),
@@ -36,7 +40,7 @@ pub(super) async fn line(
     };
     let predecessor = last.as_ref().map(|last| last.root.digest);
     let line = Line { epoch, predecessor, last: last.map(|last| last.global), tag };
-    line.check(under_tag(&*destination.store, &line.tag).await?.as_ref(), application)?;
+    line.check(under_tag(&*destination.store, &destination.trust, &line.tag).await?.as_ref(), application)?;
     Ok(line)
 }
 
@@ -54,6 +58,13 @@ impl Line {
             }
             Some(_) | None => Ok(()),
         }
+    }
+}
+
+/// Names what is passed over, each with its reason.
+pub(crate) fn tell_passed_over(passed_over: &[PassedOver], observer: &dyn Observer) {
+    for PassedOver { tag, why } in passed_over {
+        observer.warning(&format!("the tag {tag} is passed over: {}", chain(why)));
     }
 }
 
@@ -78,7 +89,7 @@ async fn try_commit(
 ) -> Result<CheckpointReport, CheckpointErrorKind> {
     let store = &*destination.store;
     // Once more: since the session began another host may have gone on with the line.
-    let line = line(destination, &tentative.application, options.jobs).await?;
+    let line = line(destination, &tentative.application, options.jobs, &()).await?;
     let members = tentative.members.iter().filter_map(|member| {
         let manifest = member.manifest.clone()?;
         let (id, depends_on) = (member.id.clone(), member.depends_on.clone());
@@ -107,7 +118,7 @@ async fn try_commit(
         sign::sign(store, &root, &signer.key, &identity).await?;
     }
     // The last look before the one step that counts. Registries have no compare-and-swap for tags.
-    line.check(under_tag(store, &line.tag).await?.as_ref(), &tentative.application)?;
+    line.check(under_tag(store, &destination.trust, &line.tag).await?.as_ref(), &tentative.application)?;
     options.fence.as_ref().map_or(Ok(()), Fence::check)?;
     if options.cancel.is_cancelled() {
         return Err(CheckpointErrorKind::Cancelled);

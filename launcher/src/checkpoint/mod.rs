@@ -153,7 +153,7 @@ async fn attempt(
     let elsewhere = options.elsewhere.as_ref().map_or(0, |elsewhere| elsewhere.members.len());
     raise_for(members.len() + elsewhere).map_err(|error| examining(error.into()))?;
     claim_containers(&mut claims, &members, options).map_err(examining)?;
-    let line = commit::line(destination, &options.application, options.jobs).await.map_err(examining)?;
+    let line = commit::line(destination, &options.application, options.jobs, watcher).await.map_err(examining)?;
 
     watcher.phase(Phase::Sweep);
     let swept = sweep::sweep(&options.work_dir, watcher).await;

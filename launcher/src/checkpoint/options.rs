@@ -7,7 +7,7 @@ use std::sync::Arc;
 use coordinator::{Deadlines, Fence, Listen, TlsFiles};
 use image_format::{ApplicationId, ChainLimits, Compression, MemberId};
 use registry::sign::PrivateKey;
-use registry::{Store, Tag};
+use registry::{Store, Tag, Trust};
 use tokio_util::sync::CancellationToken;
 
 use crate::{EngineKind, WORK_DIR};
@@ -23,6 +23,8 @@ pub struct Destination {
     pub tag: Option<Tag>,
     /// Who signs; without it the global checkpoint is unsigned, and restored by nobody who asks for a signature.
     pub signer: Option<Signer>,
+    /// Who may have signed the checkpoints before. What others put into the store is no predecessor and no base.
+    pub trust: Trust,
 }
 
 /// Who signs, and what signatures call the image.

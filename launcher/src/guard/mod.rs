@@ -24,7 +24,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use coordinator::{Fence, FenceError};
 use image_format::{ApplicationId, Digest, Epoch, MemberId};
-use registry::{Listed, Policy, Progress, PruneError, PruneOptions, PruneReport, StoreError, catalogue};
+use registry::{
+    Catalogue, Listed, PassedOver, Policy, Progress, PruneError, PruneOptions, PruneReport, StoreError, catalogue,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -572,7 +574,9 @@ async fn take(options: &GuardOptions, watcher: &dyn GuardWatcher, cancel: Cancel
 /// Removes what no rule keeps.
 async fn prune(options: &GuardOptions, policy: &Policy) -> Result<PruneReport, PruneError> {
     let application = Some(options.checkpoint.application.clone());
-    let own = PruneOptions { application, jobs: options.checkpoint.jobs, ..PruneOptions::new(SystemTime::now()) };
+    let trust = options.destination.trust.clone();
+    let own =
+        PruneOptions { application, jobs: options.checkpoint.jobs, ..PruneOptions::new(trust, SystemTime::now()) };
     registry::prune(&*options.destination.store, policy, &own).await
 }
 
@@ -599,9 +603,10 @@ async fn find(
     below: Option<Epoch>,
 ) -> Result<Listed, RollbackError> {
     let store = &options.destination.store;
-    let (listed, damaged) = catalogue(&**store, options.restore.jobs).await.map_err(RollbackError::List)?;
-    for (tag, error) in damaged {
-        let warning = format!("{tag} is passed over: {}", chain(&error));
+    let catalogue = catalogue(&**store, &options.restore.trust, options.restore.jobs).await;
+    let Catalogue { listed, passed_over } = catalogue.map_err(RollbackError::List)?;
+    for PassedOver { tag, why } in passed_over {
+        let warning = format!("the tag {tag} is passed over: {}", chain(&why));
         watcher.event(GuardEvent::Warning { warning: &warning });
     }
     let ours = listed.into_iter().filter(|listed| *listed.global.application() == options.checkpoint.application);

@@ -2,13 +2,14 @@
 
 mod sizes;
 
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::{self, StreamExt};
 use image_format::annotation::MEDIA_INDEX;
-use image_format::{ApplicationId, Artifact, ArtifactError, Descriptor, Digest, GlobalCheckpoint};
+use image_format::{ApplicationId, Artifact, ArtifactError, Descriptor, Digest, Epoch, GlobalCheckpoint};
 
 pub use sizes::{Sizes, sizes};
 
-use crate::{Selector, Store, StoreError, Tag};
+use crate::sign::{Finding, GoodSignature, Severity};
+use crate::{Selector, Store, StoreError, Tag, Trust};
 
 /// A global checkpoint under a tag.
 #[derive(Debug)]
@@ -19,6 +20,35 @@ pub struct Listed {
     pub root: Descriptor,
     /// What it says.
     pub global: GlobalCheckpoint,
+    /// The signatures by which the trust accepted it; none where nobody was asked.
+    pub signatures: Vec<GoodSignature>,
+}
+
+/// A tag whose global checkpoint is not in the list.
+#[derive(Debug)]
+pub struct PassedOver {
+    /// The tag, as the store lists it.
+    pub tag: String,
+    /// Why it is passed over.
+    pub why: CatalogueError,
+}
+
+/// What the tags of a repository lead to.
+#[derive(Debug, Default)]
+pub struct Catalogue {
+    /// The global checkpoints that the trust accepts, in the order of their tags.
+    pub listed: Vec<Listed>,
+    /// The tags of everything else that may be a global checkpoint: nobody of the trust signed it, or it cannot be read.
+    pub passed_over: Vec<PassedOver>,
+}
+
+/// The end of a line.
+#[derive(Debug, Default)]
+pub struct Newest {
+    /// The global checkpoint with the highest epoch of those that the trust accepts.
+    pub listed: Option<Listed>,
+    /// Tags that cannot be read, and those of higher epochs that the trust does not accept.
+    pub passed_over: Vec<PassedOver>,
 }
 
 /// Why a global checkpoint is not known.
@@ -47,70 +77,126 @@ pub enum CatalogueError {
         /// The tag.
         tag: Tag,
     },
+    /// No key of the trust signed it.
+    #[error("no trusted key signed {digest} in {store}: {}", reasons(findings))]
+    Untrusted {
+        /// The store's name.
+        store: String,
+        /// The index.
+        digest: Digest,
+        /// What speaks against it.
+        findings: Vec<Finding>,
+    },
 }
 
-/// All global checkpoints under tags, in the order of the tags, and what looks like one and cannot be read.
+/// The findings that make a root untrusted, in one line.
+fn reasons(findings: &[Finding]) -> String {
+    let wrong = findings.iter().filter(|finding| finding.severity() == Severity::Error);
+    wrong.map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// All global checkpoints under tags that the trust accepts, and the tags that are passed over, each with its reason.
 ///
 /// # Errors
-/// The store fails.
-pub async fn catalogue(
-    store: &dyn Store,
-    jobs: usize,
-) -> Result<(Vec<Listed>, Vec<(Tag, CatalogueError)>), StoreError> {
-    let tags = store.tags().await?.into_iter().filter(|tag| !tag.as_str().starts_with("sha256-"));
-    let mut entries = stream::iter(tags)
+/// The store cannot list its tags, or is gone when one of them cannot be reached. An answer that one tag gets ends nothing.
+pub async fn catalogue(store: &dyn Store, trust: &Trust, jobs: usize) -> Result<Catalogue, StoreError> {
+    let mut catalogue = Catalogue::default();
+    let mut entries = stream::iter(tags(store).await?)
         .map(|tag| async move {
-            let entry = entry(store, &tag).await;
+            let entry = trusted(store, trust, &tag).await;
             (tag, entry)
         })
-        .buffered(jobs.max(1))
-        .map(|(tag, entry)| match entry {
-            // One damaged or missing manifest must not hide the others.
-            Err(CatalogueError::Store(
-                error @ (StoreError::NotFound { .. } | StoreError::Corrupt { .. } | StoreError::TooLarge { .. }),
-            )) => Ok((tag, Err(CatalogueError::Store(error)))),
-            Err(CatalogueError::Store(error)) => Err(error),
-            entry => Ok((tag, entry)),
-        });
-    let (mut listed, mut damaged) = (Vec::new(), Vec::new());
-    while let Some((tag, entry)) = entries.try_next().await? {
+        .buffered(jobs.max(1));
+    while let Some((tag, entry)) = entries.next().await {
         match entry {
-            Ok(Some((root, global))) => listed.push(Listed { tag, root, global }),
+            Ok(Some(listed)) => catalogue.listed.push(listed),
             Ok(None) => {}
-            Err(error) => damaged.push((tag, error)),
+            Err(why) => catalogue.passed_over.push(PassedOver { tag: tag.to_string(), why }),
         }
     }
-    Ok((listed, damaged))
+    drop(entries);
+    still_there(store, &catalogue.passed_over).await?;
+    Ok(catalogue)
+}
+
+/// The one of an application with the highest epoch of those that the trust accepts; none in a repository that is not there yet.
+///
+/// # Errors
+/// Those of [`catalogue`].
+pub async fn newest(
+    store: &dyn Store,
+    application: &ApplicationId,
+    trust: &Trust,
+    jobs: usize,
+) -> Result<Newest, StoreError> {
+    let tags = match tags(store).await {
+        Ok(tags) => tags,
+        Err(StoreError::NotFound { .. }) => return Ok(Newest::default()),
+        Err(error) => return Err(error),
+    };
+    let mut newest = Newest::default();
+    // Only the epochs are kept of what nobody may have signed.
+    let mut line: Vec<(Epoch, Tag)> = Vec::new();
+    let mut epochs = stream::iter(tags)
+        .map(|tag| async move {
+            let found = found(store, &tag).await;
+            let epoch = found.map(|found| {
+                found.filter(|(_, global)| global.application() == application).map(|(_, global)| global.epoch())
+            });
+            (tag, epoch)
+        })
+        .buffered(jobs.max(1));
+    while let Some((tag, epoch)) = epochs.next().await {
+        match epoch {
+            Ok(Some(epoch)) => line.push((epoch, tag)),
+            Ok(None) => {}
+            Err(why) => newest.passed_over.push(PassedOver { tag: tag.to_string(), why }),
+        }
+    }
+    drop(epochs);
+    line.sort();
+    while let Some((_, tag)) = line.pop() {
+        match trusted(store, trust, &tag).await {
+            // The tag may have been moved meanwhile.
+            Ok(listed) => newest.listed = listed.filter(|listed| listed.global.application() == application),
+            Err(why) => newest.passed_over.push(PassedOver { tag: tag.to_string(), why }),
+        }
+        if newest.listed.is_some() {
+            break;
+        }
+    }
+    still_there(store, &newest.passed_over).await?;
+    Ok(newest)
+}
+
+/// The tags that may name a global checkpoint.
+async fn tags(store: &dyn Store) -> Result<impl Iterator<Item = Tag>, StoreError> {
+    Ok(store.tags().await?.into_iter().filter(|tag| !tag.as_str().starts_with("sha256-")))
+}
+
+/// Tells a store that is gone, of which nothing can be said, from one that does not give out some of its content.
+async fn still_there(store: &dyn Store, passed_over: &[PassedOver]) -> Result<(), StoreError> {
+    let unreachable = |passed: &PassedOver| matches!(passed.why, CatalogueError::Store(StoreError::Unreachable { .. }));
+    if passed_over.iter().any(unreachable) {
+        store.tags().await?;
+    }
+    Ok(())
 }
 
 /// The global checkpoint that a tag names, if it names anything.
 ///
 /// # Errors
-/// The store fails, or the tag names something else.
-pub async fn under_tag(store: &dyn Store, tag: &Tag) -> Result<Option<Listed>, CatalogueError> {
+/// The store fails, the tag names something else, or the trust does not accept it.
+pub async fn under_tag(store: &dyn Store, trust: &Trust, tag: &Tag) -> Result<Option<Listed>, CatalogueError> {
     let root = match store.resolve(&Selector::Tag(tag.clone())).await {
         Ok(root) => root,
         Err(StoreError::NotFound { .. }) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
     match artifact(store, &root).await? {
-        Artifact::Global(global) => Ok(Some(Listed { tag: tag.clone(), root, global })),
+        Artifact::Global(global) => accept(store, trust, tag, root, global).await.map(Some),
         Artifact::Member(_) => Err(CatalogueError::Member { store: store.name().to_owned(), tag: tag.clone() }),
     }
-}
-
-/// The one of an application with the highest epoch; none in a repository that is not there yet.
-///
-/// # Errors
-/// The store fails.
-pub async fn newest(store: &dyn Store, application: &ApplicationId, jobs: usize) -> Result<Option<Listed>, StoreError> {
-    let listed = match catalogue(store, jobs).await {
-        Ok((listed, _)) => listed,
-        Err(StoreError::NotFound { .. }) => Vec::new(),
-        Err(error) => return Err(error),
-    };
-    let own = listed.into_iter().filter(|listed| listed.global.application() == application);
-    Ok(own.max_by_key(|listed| listed.global.epoch()))
 }
 
 async fn artifact(store: &dyn Store, root: &Descriptor) -> Result<Artifact, CatalogueError> {
@@ -119,15 +205,37 @@ async fn artifact(store: &dyn Store, root: &Descriptor) -> Result<Artifact, Cata
     Artifact::parse(&document).map_err(damaged)
 }
 
-async fn entry(store: &dyn Store, tag: &Tag) -> Result<Option<(Descriptor, GlobalCheckpoint)>, CatalogueError> {
-    // Between the listing and this, a tag may have been deleted.
-    let root = match store.resolve(&Selector::Tag(tag.clone())).await {
-        Ok(root) if root.media_type == MEDIA_INDEX => root,
-        Ok(_) | Err(StoreError::NotFound { .. }) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
+/// The global checkpoint under a tag, whoever made it; none if the tag names something else.
+async fn found(store: &dyn Store, tag: &Tag) -> Result<Option<(Descriptor, GlobalCheckpoint)>, CatalogueError> {
+    let root = store.resolve(&Selector::Tag(tag.clone())).await?;
+    if root.media_type != MEDIA_INDEX {
+        return Ok(None);
+    }
     match artifact(store, &root).await? {
         Artifact::Global(global) => Ok(Some((root, global))),
         Artifact::Member(_) => Ok(None),
+    }
+}
+
+/// The same, if the trust accepts it.
+async fn trusted(store: &dyn Store, trust: &Trust, tag: &Tag) -> Result<Option<Listed>, CatalogueError> {
+    match found(store, tag).await? {
+        Some((root, global)) => accept(store, trust, tag, root, global).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+async fn accept(
+    store: &dyn Store,
+    trust: &Trust,
+    tag: &Tag,
+    root: Descriptor,
+    global: GlobalCheckpoint,
+) -> Result<Listed, CatalogueError> {
+    match trust.check(store, &root).await? {
+        Ok(signatures) => Ok(Listed { tag: tag.clone(), root, global, signatures }),
+        Err(findings) => {
+            Err(CatalogueError::Untrusted { store: store.name().to_owned(), digest: root.digest, findings })
+        }
     }
 }

@@ -7,7 +7,7 @@ use image_format::{ApplicationId, Digest, Epoch, rfc3339_seconds};
 use super::policy::{Candidate, Decision, Policy, Reason};
 use super::{Removal, Removed};
 use crate::catalogue::catalogue;
-use crate::{CatalogueError, Listed, Store, StoreError, Tag};
+use crate::{Catalogue, Listed, PassedOver, Store, StoreError, Tag, Trust};
 
 /// How long what no tag leads to is left alone, unless another time is given.
 const GRACE: Duration = Duration::from_secs(3600);
@@ -23,6 +23,8 @@ pub struct PruneOptions {
     pub dry_run: bool,
     /// Requests at the same time.
     pub jobs: usize,
+    /// Who may have signed what is pruned. What others put into the store does not count, and stays.
+    pub trust: Trust,
     /// The time now.
     pub now: SystemTime,
 }
@@ -30,8 +32,8 @@ pub struct PruneOptions {
 impl PruneOptions {
     /// A grace of an hour, and everything that the policy does not keep goes.
     #[must_use]
-    pub fn new(now: SystemTime) -> Self {
-        Self { application: None, grace: GRACE, dry_run: false, jobs: 4, now }
+    pub fn new(trust: Trust, now: SystemTime) -> Self {
+        Self { application: None, grace: GRACE, dry_run: false, jobs: 4, trust, now }
     }
 }
 
@@ -66,8 +68,8 @@ pub struct PruneReport {
     pub kept: Vec<Kept>,
     /// What goes, likewise.
     pub removed: Vec<Pruned>,
-    /// Tags that name a checkpoint which cannot be read. They stay.
-    pub damaged: Vec<(Tag, CatalogueError)>,
+    /// Tags of what cannot be read, or was not signed by a trusted key. They stay.
+    pub passed_over: Vec<PassedOver>,
     /// What the store did.
     pub store: Removed,
 }
@@ -94,7 +96,7 @@ pub async fn prune(store: &dyn Store, policy: &Policy, options: &PruneOptions) -
     if policy.is_empty() {
         return Err(PruneError::NoRule);
     }
-    let (listed, damaged) = catalogue(store, options.jobs).await?;
+    let Catalogue { listed, passed_over } = catalogue(store, &options.trust, options.jobs).await?;
     let (candidates, checkpoints) = gather(listed, options.application.as_ref());
     let now = options.now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let (mut kept, mut removed) = (Vec::new(), Vec::new());
@@ -116,13 +118,13 @@ pub async fn prune(store: &dyn Store, policy: &Policy, options: &PruneOptions) -
     kept.extend(stayed.into_iter().map(|checkpoint| Kept { checkpoint, reasons: Vec::new() }));
     let order = |checkpoint: &Pruned| (checkpoint.application.clone(), std::cmp::Reverse(checkpoint.epoch));
     kept.sort_by_cached_key(|kept| order(&kept.checkpoint));
-    Ok(PruneReport { kept, removed, damaged, store })
+    Ok(PruneReport { kept, removed, passed_over, store })
 }
 
 /// Each checkpoint once, with all of its tags, the newest of each application first.
 fn gather(listed: Vec<Listed>, application: Option<&ApplicationId>) -> (Vec<Candidate>, Vec<Pruned>) {
     let mut found: Vec<(Candidate, Pruned)> = Vec::new();
-    for Listed { tag, root, global } in listed {
+    for Listed { tag, root, global, .. } in listed {
         if application.is_some_and(|application| global.application() != application) {
             continue;
         }

@@ -4,6 +4,7 @@
 mod auth;
 mod documents;
 mod downloads;
+mod line;
 mod login;
 mod server;
 mod support;

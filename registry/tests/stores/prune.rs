@@ -10,8 +10,8 @@ use image_format::{Digest, Document, Epoch, GlobalCheckpoint, MemberEntry};
 use proptest::prelude::*;
 use registry::sign::{Depth, PrivateKey, sign, verify};
 use registry::{
-    CopyOptions, LayoutStore, Policy, PruneError, PruneOptions, PruneReport, Reason, Selector, Store, StoreError, copy,
-    prune,
+    CopyOptions, LayoutStore, Newest, Policy, PruneError, PruneOptions, PruneReport, Reason, Selector, Store,
+    StoreError, Trust, copy, prune,
 };
 
 use crate::support::{files, image, layout, noise, read, tag};
@@ -23,12 +23,12 @@ fn last(last: u32) -> Policy {
 }
 
 fn options() -> PruneOptions {
-    PruneOptions::new(SystemTime::now())
+    PruneOptions::new(Trust::InsecureNoVerify, SystemTime::now())
 }
 
 /// As if it were an hour and a bit later.
 fn later() -> PruneOptions {
-    PruneOptions::new(SystemTime::now() + HOUR + Duration::from_secs(1))
+    PruneOptions::new(Trust::InsecureNoVerify, SystemTime::now() + HOUR + Duration::from_secs(1))
 }
 
 fn global(epoch: u64, members: &[&Document]) -> Document {
@@ -260,7 +260,9 @@ async fn nothing_that_is_referred_to_is_lost_in_a_race() {
     let reader = async {
         let mut copies = 0;
         while !done.load(Ordering::SeqCst) {
-            let Ok(Some(newest)) = registry::newest(&*store, &"ledger".parse().unwrap(), 2).await else { continue };
+            let ledger = "ledger".parse().unwrap();
+            let newest = registry::newest(&*store, &ledger, &Trust::InsecureNoVerify, 2).await;
+            let Ok(Newest { listed: Some(newest), .. }) = newest else { continue };
             let target = tempfile::tempdir().unwrap();
             let options = CopyOptions { tag: Some(tag("copy")), ..CopyOptions::default() };
             match copy(&*store, &newest.root, &layout(target.path()), &options).await {

@@ -10,6 +10,7 @@ use launcher::{GuardEvent, GuardWatcher};
 use registry::Reference;
 use serde_json::{Map, Value, json};
 
+use crate::error::in_a_line;
 use crate::output::size;
 use crate::progress::Reporter;
 
@@ -99,21 +100,6 @@ fn millis(time: Duration) -> u64 {
 
 fn seconds(time: Duration) -> String {
     format!("{:.2} s", time.as_secs_f64())
-}
-
-/// An error with its causes, in one line.
-fn in_a_line<E: std::error::Error>(error: &E) -> String {
-    let mut line = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !line.contains(&cause_text) {
-            line.push_str(": ");
-            line.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    line
 }
 
 impl GuardWatcher for Log {

@@ -16,7 +16,7 @@ use image_format::Compression;
 use launcher::sdp::Prefix;
 use launcher::{
     CheckpointOptions, Destination, GuardError, GuardMetrics, GuardOptions, Limits, Orders, Pages, RestoreOptions,
-    Signer, Trust, Wanted,
+    Signer, Wanted,
 };
 use registry::Reference;
 use sd_notify::NotifyState;
@@ -60,6 +60,10 @@ pub struct GuardArgs {
     /// What stands in front of every key of the Configuration DB
     #[arg(long, value_name = "PREFIX", requires = "sdp", default_value = "", hide_default_value = true)]
     prefix: Prefix,
+
+    /// A public key whose signatures count too, such as one that signed earlier checkpoints; may be repeated
+    #[arg(long, value_name = "FILE")]
+    key: Vec<PathBuf>,
 
     /// From one checkpoint to the next, such as 30s; goes before the plan's
     #[arg(long, value_name = "TIME")]
@@ -199,6 +203,7 @@ async fn options(
             .hint("a guard restores nothing that it did not sign; `syncpoint key generate` makes a key")
     })?;
     let key = Arc::new(keys::private(&key, context).await?);
+    let trust = keys::of_line(Some(&key), args.key.iter().map(PathBuf::as_path), context)?;
     let hook_program = context.environment.hook_program();
     let usual = CheckpointOptions::new(application, hook_program.clone());
     let checkpoint = CheckpointOptions {
@@ -220,7 +225,7 @@ async fn options(
         bundles: bundles.collect(),
         work_dir: args.work_dir.clone(),
         jobs: args.transport.jobs(),
-        ..RestoreOptions::new(hook_program, Trust::Keys(vec![key.public_key()]))
+        ..RestoreOptions::new(hook_program, trust.clone())
     };
     let usual = Limits::default();
     let limits = Limits {
@@ -230,7 +235,7 @@ async fn options(
     };
     let store = store::create(&to, &args.transport, context).await?;
     let signer = Some(Signer { key, identity: args.identity.name.clone() });
-    let destination = Destination { store, reference: to.to_string(), tag: None, signer };
+    let destination = Destination { store, reference: to.to_string(), tag: None, signer, trust };
     Ok((
         to,
         GuardOptions {

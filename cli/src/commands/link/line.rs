@@ -3,9 +3,10 @@
 use std::str::FromStr;
 
 use image_format::{ApplicationId, Artifact, Descriptor, Digest, Epoch};
-use registry::{Listed, ParseReferenceError, Reference, Store, Tag, newest, under_tag};
+use registry::{Listed, ParseReferenceError, Reference, Store, Tag, Trust, newest, under_tag};
 
 use super::LinkArgs;
+use crate::commands::passed_over;
 use crate::context::Context;
 use crate::error::{CommandError, While};
 use crate::store;
@@ -56,8 +57,14 @@ impl Line {
 }
 
 /// Finds the place in the line, and refuses to move a tag backwards or away from something else.
-pub async fn find(args: &LinkArgs, tag: &Tag, target: &dyn Store, context: &Context) -> Result<Line, CommandError> {
-    let current = under_tag(target, tag).await?;
+pub async fn find(
+    args: &LinkArgs,
+    tag: &Tag,
+    trust: &Trust,
+    target: &dyn Store,
+    context: &Context,
+) -> Result<Line, CommandError> {
+    let current = under_tag(target, &Trust::InsecureNoVerify, tag).await?;
     if let Some(other) = current.as_ref().filter(|current| *current.global.application() != args.application) {
         return Err(CommandError::usage(format!(
             "{} is a global checkpoint of {}",
@@ -73,8 +80,9 @@ pub async fn find(args: &LinkArgs, tag: &Tag, target: &dyn Store, context: &Cont
     let before = match &args.predecessor {
         Predecessor::None => None,
         Predecessor::Auto => {
-            let newest = newest(target, &args.application, args.transport.jobs()).await?;
-            newest.map(|newest| (newest.root.digest, newest.global.epoch()))
+            let newest = newest(target, &args.application, trust, args.transport.jobs()).await?;
+            passed_over(&newest.passed_over, context);
+            newest.listed.map(|newest| (newest.root.digest, newest.global.epoch()))
         }
         Predecessor::Named(reference) => {
             let named = named(reference, &args.application, &args.transport, context).await;

@@ -67,6 +67,10 @@ pub struct LinkArgs {
     #[arg(long, value_name = "FILE")]
     sign_by: Option<PathBuf>,
 
+    /// A public key whose signatures count too, such as one that signed earlier checkpoints; may be repeated
+    #[arg(long, value_name = "FILE")]
+    key: Vec<PathBuf>,
+
     #[command(flatten)]
     identity: Identity,
 
@@ -137,7 +141,8 @@ pub async fn run(args: LinkArgs, context: &Context) -> Result<(), CommandError> 
         let part = part(id, reference, depends_on.get(id), &args.transport, context).await;
         parts.push(part.doing(|| format!("{reference} cannot be the member {id}"))?);
     }
-    let line = line::find(&args, tag, &*target, context).await?;
+    let trust = keys::of_line(key.as_ref(), args.key.iter().map(PathBuf::as_path), context)?;
+    let line = line::find(&args, tag, &trust, &*target, context).await?;
     let global = global(&args, &line, &parts)?;
     let document = global.to_document().map_err(refused)?;
     let root = document.descriptor();
