@@ -1,6 +1,6 @@
 //! The real tier: real CRIU dumps of real containers, real registries over TLS, real signing tools.
 //!
-//! `tests/tiers real` runs this inside the testbed, one test after the other.
+//! `tests/tiers real` runs each of these tests in a testbed of its own, two at a time (`tests/lanes`).
 
 mod checkpoint;
 mod demo;
