@@ -334,6 +334,7 @@ fn listed(error: &CatalogueError) -> Option<Known> {
     match error {
         CatalogueError::Store(error) => store(error),
         CatalogueError::Member { .. } => Some((Exit::Usage, None)),
+        CatalogueError::Untrusted { .. } => Some((Exit::Unverified, Some("give the key that signed it with --key"))),
         _ => None,
     }
 }
@@ -455,6 +456,8 @@ fn checkpoint(error: &CheckpointError) -> Option<Known> {
         | CheckpointErrorKind::OpenFiles(_)
         | CheckpointErrorKind::Busy { .. }
         | CheckpointErrorKind::Newer { .. }
+        | CheckpointErrorKind::Taken { .. }
+        | CheckpointErrorKind::LastEpoch { .. }
         | CheckpointErrorKind::Attach { .. }
         | CheckpointErrorKind::Listen(_)
         | CheckpointErrorKind::Absent { .. }

@@ -13,6 +13,7 @@ mod context;
 mod environment;
 mod error;
 mod exit;
+mod expected;
 mod keys;
 mod manual;
 mod output;

@@ -10,7 +10,7 @@ use crate::error::{About, CommandError, While};
 use crate::transport::Transport;
 
 /// The tag that is read where none is named, as podman does.
-const DEFAULT_TAG: &str = "latest";
+pub const DEFAULT_TAG: &str = "latest";
 
 /// Opens the store of a reference that is read.
 pub async fn open(

@@ -117,10 +117,10 @@ id_type!(
 pub struct Epoch(pub u64);
 
 impl Epoch {
-    /// The attempt after this one; the last number follows itself.
+    /// The attempt after this one; none after the last number.
     #[must_use]
-    pub fn next(self) -> Self {
-        Self(self.0.saturating_add(1))
+    pub fn next(self) -> Option<Self> {
+        self.0.checked_add(1).map(Self)
     }
 }
 
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn epochs_count_up_and_stop_at_the_end() {
-        assert_eq!(Epoch(1).next(), Epoch(2));
-        assert_eq!(Epoch(u64::MAX).next(), Epoch(u64::MAX));
+        assert_eq!(Epoch(1).next(), Some(Epoch(2)));
+        assert_eq!(Epoch(u64::MAX).next(), None);
     }
 }

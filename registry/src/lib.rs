@@ -25,7 +25,7 @@ mod verify;
 pub use base::{FindBaseError, find_base};
 pub use bridge::Bridge;
 pub use catalogue::{
-    Catalogue, CatalogueError, Listed, Newest, PassedOver, Sizes, catalogue, newest, sizes, under_tag,
+    Catalogue, CatalogueError, Completeness, Listed, Newest, PassedOver, Sizes, catalogue, newest, sizes, under_tag,
 };
 pub use copy::{CopyError, CopyOptions, CopyReport, copy};
 pub use credentials::CredentialError;
@@ -39,7 +39,7 @@ pub use retention::{
     Reason, Removal, Removed, is_pin, pin, prune, unpin,
 };
 pub use settings::Settings;
-pub use store::{BlobReader, BlobUpload, BlobWriter, Progress, Put, Reopen, Store, StoreError, first_missing};
+pub use store::{BlobReader, BlobUpload, BlobWriter, Progress, Put, Reopen, Store, StoreError, TagList, first_missing};
 pub use tls::TlsError;
 pub use touched::{put_touched, touched};
 pub use trust::Trust;

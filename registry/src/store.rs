@@ -109,6 +109,15 @@ impl StoreError {
     }
 }
 
+/// What a store lists as its tags.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TagList {
+    /// The tags, sorted.
+    pub tags: Vec<Tag>,
+    /// Entries that are no tags, as far as they can be shown.
+    pub odd: Vec<String>,
+}
+
 /// How a blob got into a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Put {
@@ -211,6 +220,11 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// All tags, sorted.
     async fn tags(&self) -> Result<Vec<Tag>, StoreError>;
+
+    /// All tags, and what else is listed among them.
+    async fn tag_list(&self) -> Result<TagList, StoreError> {
+        Ok(TagList { tags: self.tags().await?, odd: Vec::new() })
+    }
 
     /// The manifests whose `subject` is `digest`.
     async fn referrers(&self, digest: &Digest) -> Result<Vec<Descriptor>, StoreError>;

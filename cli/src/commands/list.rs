@@ -6,10 +6,13 @@ use std::fmt;
 use std::path::PathBuf;
 
 use clap::Args;
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::{self, StreamExt};
 use image_format::{ApplicationId, Digest, Epoch, MemberId};
-use registry::sign::{Depth, Finding, PublicKey};
-use registry::{Catalogue, Listed, PassedOver, Reference, Sizes, Store, StoreError, Trust, catalogue, is_pin, sizes};
+use registry::sign::{Depth, Finding};
+use registry::{
+    Catalogue, CatalogueError, Completeness, Listed, PassedOver, Reference, Sizes, Store, Trust, catalogue, is_pin,
+    sizes,
+};
 use serde::Serialize;
 
 use crate::context::Context;
@@ -23,12 +26,14 @@ use crate::transport::Transport;
 /// List the global checkpoints of a repository, the newest first
 ///
 /// PLAIN is the size of all layers of all members before compression, SIZE that of their blobs as they are stored, each counted once, and
-/// ADDED that of those which no older checkpoint of the list refers to. SIGNED has the key, of those given, whose signature holds. Tags that
-/// name other things are left out, so is what is damaged (it is told, and the command fails if there is nothing else), and so are pins of checkpoints that have another tag; `*` stands before what is pinned.
+/// ADDED that of those which no older checkpoint of the list refers to. SIZE is "incomplete" where a manifest or blob is missing. SIGNED
+/// has the key, of those given, whose signature holds. With --key, what none of these keys signed is left out. Tags that name other
+/// things are left out, so is what is damaged, and so are pins of checkpoints that have another tag; `*` stands before what is pinned.
+/// What is left out for its signatures or for damage is named, and the command fails if there is nothing else.
 #[derive(Debug, Args)]
 #[command(after_long_help = "With --json: {repository, checkpoints: [{tag, digest, application, epoch, created, \
 predecessor, members: [id], plain_size, size, added, signed, keys: [fingerprint], pinned}], damaged: [{tag, reason}]}. Sizes are in bytes, \
-and null where a member is missing. signed is yes, no, other (by none of the keys given) or unchecked (no key was given).")]
+and null where something is missing. signed is yes, no or unchecked (no key was given). damaged has also what no key given signed.")]
 pub struct ListArgs {
     /// The repository: oci:DIR or HOST/REPO
     #[arg(value_name = "REPO")]
@@ -87,7 +92,6 @@ struct Damaged {
 enum Signed {
     Yes,
     No,
-    Other,
     Unchecked,
 }
 
@@ -99,7 +103,6 @@ impl Report for Listing {
             let signed = match entry.signed {
                 Signed::Yes => entry.keys.iter().map(Digest::short).collect::<Vec<_>>().join(","),
                 Signed::No => "unsigned".to_owned(),
-                Signed::Other => "other key".to_owned(),
                 Signed::Unchecked => "unchecked".to_owned(),
             };
             vec![
@@ -136,9 +139,10 @@ pub async fn run(args: ListArgs, context: &Context) -> Result<(), CommandError> 
     }
     let keys = keys::public(args.key.iter().map(PathBuf::as_path))?;
     let store = store::open(&args.repository, &args.transport, context).await?;
-    // Whoever lists wants to see also what nobody trusts; it says so beside it.
-    let catalogue = catalogue(&*store, &Trust::InsecureNoVerify, args.transport.jobs()).await?;
-    let Catalogue { mut listed, passed_over } = catalogue;
+    let trust = if keys.is_empty() { Trust::InsecureNoVerify } else { Trust::Keys(keys) };
+    let Catalogue { mut listed, passed_over } = catalogue(&*store, &trust, args.transport.jobs()).await?;
+    let untrusted = |passed: &PassedOver| matches!(passed.why, CatalogueError::Untrusted { .. });
+    let all_untrusted = !passed_over.is_empty() && passed_over.iter().all(untrusted);
     let damaged = passed_over.into_iter().map(|PassedOver { tag, why }| Damaged { tag, reason: in_a_line(&why) });
     let damaged: Vec<_> = damaged.collect();
     for Damaged { tag, reason } in &damaged {
@@ -160,30 +164,32 @@ pub async fn run(args: ListArgs, context: &Context) -> Result<(), CommandError> 
         .await
         .doing(|| "a member's manifest cannot be read".to_owned())?;
     sizes.reverse();
-    let entries = listed.iter().zip(sizes).map(|(listed, sizes)| entry(&*store, listed, sizes, &keys, &pinned));
-    let checkpoints: Vec<Entry> = stream::iter(entries)
-        .buffered(args.transport.jobs())
-        .try_collect()
-        .await
-        .doing(|| "the signatures cannot be read".to_owned())?;
+    let mut complete = Completeness::new(&*store, args.transport.jobs());
+    for (listed, sizes) in listed.iter().zip(&mut sizes) {
+        let missing = complete.missing(&listed.global).await;
+        if missing.doing(|| "what a checkpoint leads to cannot be looked for".to_owned())?.is_some() {
+            *sizes = None;
+        }
+    }
+    let entries = listed.iter().zip(sizes).map(|(listed, sizes)| entry(&*store, listed, sizes, &pinned));
+    let checkpoints: Vec<Entry> = stream::iter(entries).buffered(args.transport.jobs()).collect().await;
     let all_damaged = checkpoints.is_empty() && !damaged.is_empty();
     context.output.print(args.format, &Listing { repository: args.repository.to_string(), checkpoints, damaged })?;
     match all_damaged {
+        true if all_untrusted => {
+            Err(CommandError::new(Exit::Unverified, format!("no trusted key signed anything in {}", args.repository)))
+        }
         true => Err(CommandError::new(Exit::Damaged, format!("nothing that {} lists can be read", args.repository))),
         false => Ok(()),
     }
 }
 
-async fn entry(
-    store: &dyn Store,
-    listed: &Listed,
-    sizes: Option<Sizes>,
-    keys: &[PublicKey],
-    pinned: &HashSet<Digest>,
-) -> Result<Entry, StoreError> {
+async fn entry(store: &dyn Store, listed: &Listed, sizes: Option<Sizes>, pinned: &HashSet<Digest>) -> Entry {
     let global = &listed.global;
-    let (signed, keys) = signed(store, listed, keys).await?;
-    Ok(Entry {
+    let mut keys: Vec<Digest> = listed.signatures.iter().map(|signature| signature.key).collect();
+    keys.sort();
+    keys.dedup();
+    Entry {
         tag: listed.tag.to_string(),
         digest: listed.root.digest,
         application: global.application().clone(),
@@ -194,24 +200,18 @@ async fn entry(
         plain_size: sizes.and_then(|sizes| sizes.plain),
         size: sizes.map(|sizes| sizes.stored),
         added: sizes.map(|sizes| sizes.added),
-        signed,
+        signed: if keys.is_empty() { unchecked(store, listed).await } else { Signed::Yes },
         keys,
         pinned: pinned.contains(&listed.root.digest),
-    })
+    }
 }
 
-/// Whether the index is signed, and by which of the keys.
-async fn signed(store: &dyn Store, listed: &Listed, keys: &[PublicKey]) -> Result<(Signed, Vec<Digest>), StoreError> {
-    let seen = registry::sign::verify(store, &listed.root, keys, Depth::Signature, &()).await?;
-    let mut good: Vec<Digest> = seen.signatures.iter().map(|signature| signature.key).collect();
-    good.sort();
-    good.dedup();
+/// What can be said of signatures without a key. One that cannot be read is there, and is not checked either.
+async fn unchecked(store: &dyn Store, listed: &Listed) -> Signed {
+    let seen = registry::sign::verify(store, &listed.root, &[], Depth::Signature, &()).await;
     let unsigned = |finding: &Finding| matches!(finding, Finding::Unsigned { .. });
-    let signed = match () {
-        () if !good.is_empty() => Signed::Yes,
-        () if seen.findings.iter().any(unsigned) => Signed::No,
-        () if keys.is_empty() => Signed::Unchecked,
-        () => Signed::Other,
-    };
-    Ok((signed, good))
+    match seen.is_ok_and(|seen| seen.findings.iter().any(unsigned)) {
+        true => Signed::No,
+        false => Signed::Unchecked,
+    }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use image_format::{Artifact, Base, Chain, Compression, DumpSource, Layout, MemberId, PackOptions, PackedImage};
+use registry::sign::Severity;
 use registry::{Bridge, Reference, Store, Tag, find_base};
 use serde::Serialize;
 use tokio::runtime::Handle;
@@ -15,6 +16,7 @@ use crate::chain::Chains;
 use crate::context::Context;
 use crate::error::{CommandError, While};
 use crate::exit::Exit;
+use crate::keys;
 use crate::output::{Format, Report, size};
 use crate::progress::Watched;
 use crate::store;
@@ -76,6 +78,10 @@ pub struct Packing {
     /// Store only pages that are not in this earlier image of the same member, which must be in the same place as --to
     #[arg(long, value_name = "REF")]
     base: Option<Reference>,
+
+    /// A public key by which the base must be signed, itself or in its checkpoint; may be repeated
+    #[arg(long, value_name = "FILE", requires = "base")]
+    key: Vec<PathBuf>,
 
     /// The time of the image, RFC 3339; the time of the dump if not given
     #[arg(long, value_name = "TIME")]
@@ -228,8 +234,14 @@ async fn base(
             error.hint("layers are used again within one repository or layout: `syncpoint copy` the base there first")
         );
     }
+    let trust = keys::of_line(None, args.key.iter().map(PathBuf::as_path), context)?;
     let find = async {
         let root = store::resolve(&**store, reference).await?;
+        if let Err(findings) = trust.check(&**store, &root).await? {
+            let why = findings.iter().filter(|finding| finding.severity() == Severity::Error);
+            return Err(CommandError::new(Exit::Unverified, format!("the base {reference} is not to be trusted"))
+                .details(why.map(ToString::to_string)));
+        }
         let manifest = match (store::artifact(&**store, &root).await?, &args.member) {
             (Artifact::Member(_), _) => root.digest,
             (Artifact::Global(global), Some(member)) => match global.member(member) {

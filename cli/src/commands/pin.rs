@@ -1,14 +1,18 @@
 //! `syncpoint pin` and `unpin`.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use clap::Args;
 use image_format::Digest;
-use registry::{PinError, Reference, Tag};
+use registry::sign::Severity;
+use registry::{PinError, Reference, Tag, Trust};
 use serde::Serialize;
 
 use crate::context::Context;
 use crate::error::CommandError;
+use crate::exit::Exit;
+use crate::keys;
 use crate::output::{Format, Report};
 use crate::store;
 use crate::transport::Transport;
@@ -22,6 +26,10 @@ pub struct PinArgs {
     /// The global checkpoint
     #[arg(value_name = "REF")]
     reference: Reference,
+
+    /// A public key by which it must be signed; may be repeated
+    #[arg(long, value_name = "FILE")]
+    key: Vec<PathBuf>,
 
     #[command(flatten)]
     format: Format,
@@ -87,6 +95,14 @@ impl Report for UnpinAnswer {
 /// Pins.
 pub async fn run(args: PinArgs, context: &Context) -> Result<(), CommandError> {
     let (store, root) = store::find(&args.reference, &args.transport, context).await?;
+    let keys = keys::public(args.key.iter().map(PathBuf::as_path))?;
+    if !keys.is_empty()
+        && let Err(findings) = Trust::Keys(keys).check(&*store, &root).await?
+    {
+        let wrong = findings.iter().filter(|finding| finding.severity() == Severity::Error);
+        return Err(CommandError::new(Exit::Unverified, format!("{} is not to be trusted", args.reference))
+            .details(wrong.map(ToString::to_string)));
+    }
     let tag = registry::pin(&*store, &root).await?;
     let reference = store::pinned(&args.reference, root.digest).to_string();
     context.output.print(args.format, &PinAnswer { reference, digest: root.digest, tag: tag.to_string() })

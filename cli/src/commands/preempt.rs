@@ -1,15 +1,16 @@
 //! `syncpoint preempt` and `syncpoint resume`.
 
+use std::cmp::Reverse;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
 use image_format::ApplicationId;
 use launcher::{CheckpointOptions, Destination, PreemptError, Signer, Wanted};
-use registry::{Reference, Selector, newest};
+use registry::{Catalogue, Reference, Selector, catalogue};
 
 use crate::commands::sign::Identity;
-use crate::commands::{checkpoint, passed_over, restore};
+use crate::commands::{self, checkpoint, restore};
 use crate::context::Context;
 use crate::error::{CommandError, While};
 use crate::exit::Exit;
@@ -68,7 +69,8 @@ pub struct PreemptArgs {
 
 /// Bring a preempted application back: restore the newest checkpoint of it
 ///
-/// The same as `syncpoint restore` of the application's newest checkpoint in the repository. Needs root.
+/// The same as `syncpoint restore` of the application's newest checkpoint in the repository. If that one is damaged there or cannot be
+/// had, the one before is restored, and a warning says so. Needs root.
 #[derive(Debug, Args)]
 #[command(after_long_help = "With --json: what `syncpoint restore` answers.")]
 pub struct ResumeArgs {
@@ -143,17 +145,39 @@ fn failed(application: &ApplicationId, error: PreemptError) -> CommandError {
     }
 }
 
-/// Resumes.
+/// Resumes. A checkpoint that cannot be had from the store, or is damaged there, gives way to the one before.
 pub async fn run_resume(args: ResumeArgs, context: &Context) -> Result<(), CommandError> {
-    let store = store::open(&args.from, args.how.transport(), context).await?;
-    let found = newest(&*store, &args.application, &args.how.trust()?, args.how.transport().jobs()).await;
-    let found = found.doing(|| format!("{} cannot be listed", args.from))?;
-    passed_over(&found.passed_over, context);
-    let found = found.listed.ok_or_else(|| {
-        CommandError::new(Exit::NotFound, format!("there is no checkpoint of {} in {}", args.application, args.from))
+    let ResumeArgs { application, from, how } = args;
+    let store = store::open(&from, how.transport(), context).await?;
+    let found = catalogue(&*store, &how.trust()?, how.transport().jobs()).await;
+    let Catalogue { mut listed, passed_over } = found.doing(|| format!("{from} cannot be listed"))?;
+    commands::passed_over(&passed_over, context);
+    listed.retain(|listed| *listed.global.application() == application);
+    listed.sort_by_key(|listed| Reverse(listed.global.epoch()));
+    listed.dedup_by_key(|listed| listed.root.digest);
+    let mut newer = None;
+    for listed in listed {
+        let epoch = listed.global.epoch();
+        let reference = from.with_selector(Some(Selector::Digest(listed.root.digest)));
+        context.reporter.note(&format!("epoch {epoch} of {application}, tag {}", listed.tag));
+        match restore::start(&reference, Arc::clone(&store), listed.root, &how, context).await {
+            Err(error) if is_of_checkpoint(error.exit()) => {
+                let why = error.lines().join("; ");
+                context.reporter.warn(&format!(
+                    "epoch {epoch} is passed over, and what came after the one before it is lost: {why}"
+                ));
+                newer.get_or_insert(error);
+            }
+            done => return done,
+        }
+    }
+    Err(newer.unwrap_or_else(|| {
+        CommandError::new(Exit::NotFound, format!("there is no checkpoint of {application} in {from}"))
             .hint("`syncpoint list` shows what there is")
-    })?;
-    let reference = args.from.with_selector(Some(Selector::Digest(found.root.digest)));
-    context.reporter.note(&format!("epoch {} of {}, tag {}", found.global.epoch(), args.application, found.tag));
-    restore::start(reference, args.how, context).await
+    }))
+}
+
+/// Whether an end tells of the checkpoint, and not of this machine or of a store that is gone.
+fn is_of_checkpoint(exit: Exit) -> bool {
+    matches!(exit, Exit::NotFound | Exit::Denied | Exit::Unverified | Exit::Damaged)
 }

@@ -23,13 +23,17 @@ use crate::values::Age;
 /// newest checkpoint back. Nothing goes that a checkpoint which stays refers to: neither layers of earlier generations nor members that
 /// are shared, nor signatures. Tags that name other things than global checkpoints stay too, and so does what they lead to.
 ///
+/// Only checkpoints that are whole count: one with a missing blob keeps no whole one from being kept. With --key only what these keys
+/// signed counts; other checkpoints are named, and stay.
+///
 /// In a layout the space is free at once. A registry deletes manifests, if it is allowed to there; blobs are freed by its own garbage
 /// collection. Checkpoints, copies and restores may run at the same time.
 #[derive(Debug, Args)]
 #[command(
     after_long_help = "With --json: {repository, dry_run, kept: [{tags, digest, application, epoch, created, reasons: [text]}], \
-removed: [{tags, digest, application, epoch, created}], damaged: [tag], manifests, blobs, bytes, freed, unreadable: [digest], \
-stale: [tag]}. freed is false in a registry, where bytes are free after its garbage collection."
+removed: [{tags, digest, application, epoch, created}], damaged: [tag], incomplete: [digest], manifests, blobs, bytes, freed, \
+unreadable: [digest], unreadable_tags: [tag], stale: [tag]}. freed is false in a registry, where bytes are free after its garbage \
+collection. incomplete and unreadable_tags are left out where they are empty."
 )]
 pub struct PruneArgs {
     /// The repository: oci:DIR or HOST/REPO
@@ -91,11 +95,15 @@ struct Answer {
     kept: Vec<KeptEntry>,
     removed: Vec<Entry>,
     damaged: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    incomplete: Vec<Digest>,
     manifests: usize,
     blobs: usize,
     bytes: u64,
     freed: bool,
     unreadable: Vec<Digest>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unreadable_tags: Vec<String>,
     stale: Vec<String>,
 }
 
@@ -187,12 +195,13 @@ pub async fn run(args: PruneArgs, context: &Context) -> Result<(), CommandError>
         ..PruneOptions::new(trust, SystemTime::now())
     };
     let report = registry::prune(&*store, &policy, &options).await;
-    let PruneReport { kept, removed, passed_over, store } =
+    let PruneReport { kept, removed, passed_over, incomplete, store } =
         report.doing(|| format!("{} was not pruned to the end", args.repository))?;
     let answer = Answer {
         repository: args.repository.to_string(),
         dry_run: args.dry_run,
         damaged: passed_over.iter().map(|passed| passed.tag.clone()).collect(),
+        incomplete: incomplete.iter().map(|(digest, _)| *digest).collect(),
         kept: kept.into_iter().map(KeptEntry::from).collect(),
         removed: removed.into_iter().map(Entry::from).collect(),
         manifests: store.manifests,
@@ -200,10 +209,22 @@ pub async fn run(args: PruneArgs, context: &Context) -> Result<(), CommandError>
         bytes: store.bytes,
         freed: store.freed,
         unreadable: store.unreadable,
+        unreadable_tags: store.unreadable_tags.iter().map(Tag::to_string).collect(),
         stale: store.stale.iter().map(Tag::to_string).collect(),
     };
     for PassedOver { tag, why } in &passed_over {
         context.reporter.warn(&format!("{tag} stays: {}", in_a_line(why)));
+    }
+    for (digest, missing) in &incomplete {
+        context
+            .reporter
+            .warn(&format!("{digest} is incomplete, and counts for no rule: {missing} is missing or cannot be read"));
+    }
+    for tag in &answer.unreadable_tags {
+        context.reporter.warn(&format!(
+            "nothing was removed: the registry does not say what the tag {tag} names, and that may need anything; delete the tag, or \
+             prune again when it can be read"
+        ));
     }
     for digest in &answer.unreadable {
         context.reporter.warn(&format!(

@@ -2,19 +2,21 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use coordinator::Deadlines;
-use image_format::{Digest, MemberId};
+use image_format::{Artifact, Descriptor, Digest, MemberId};
 use launcher::{EngineKind, RestoreError, RestoreErrorKind, RestoreOptions, RestoreReport, RestoredMember, Trust};
-use registry::Reference;
 use registry::sign::Severity;
+use registry::{Reference, Store};
 use serde::Serialize;
 
 use crate::context::Context;
 use crate::error::{CommandError, place};
 use crate::exit::Exit;
+use crate::expected::{Expected, Seen};
 use crate::keys;
 use crate::output::{Format, Report, table};
 use crate::store;
@@ -26,7 +28,10 @@ use crate::values::KeyValue;
 /// The signature is verified, then the whole set is checked against this machine before anything is touched: CPU, kernel, CRIU,
 /// engine, names, addresses, networks, volumes, base images, space. Members are fetched and restored side by side; CRIU holds
 /// each of them until all are there. If anything fails before, nothing of the set runs, everything that was made is removed, and
-/// it is tried again. A single checkpoint image can be restored too. Needs root.
+/// it is tried again. Needs root.
+///
+/// What the reference names must be a checkpoint of a whole application; --member-alone restores one member's image. A tag like epoch-7
+/// must name epoch 7, any tag what was signed under it here, and none goes back to what is older than what this host restored last.
 #[derive(Debug, Args)]
 #[command(after_long_help = "With --json: {reference, digest, attempts, members: [{id, container, engine}]}.")]
 pub struct RestoreArgs {
@@ -34,8 +39,15 @@ pub struct RestoreArgs {
     #[arg(value_name = "REF")]
     reference: Reference,
 
+    /// Restore it though the tag went back since this host restored it last, to an earlier epoch or another application
+    #[arg(long)]
+    allow_rollback: bool,
+
     #[command(flatten)]
     how: How,
+
+    #[command(flatten)]
+    expected: Expected,
 }
 
 /// How to restore.
@@ -137,33 +149,77 @@ impl Report for Restored {
 
 /// Restores.
 pub async fn run(args: RestoreArgs, context: &Context) -> Result<(), CommandError> {
-    start(args.reference, args.how, context).await
+    let RestoreArgs { reference, allow_rollback, how, expected } = args;
+    launcher::check_rights().map_err(|error| failed(&reference, error))?;
+    let trust = how.trust()?;
+    let (store, root) = store::find(&reference, &how.transport, context).await?;
+    let artifact = store::artifact(&*store, &root).await?;
+    // Nothing that nobody signed says what it is; and what no key of these signed is refused later, with all that was found.
+    if let (Trust::Keys(_), Ok(signatures)) = (&trust, trust.check(&*store, &root).await?) {
+        let mut against = expected.against(&reference, &*store, &artifact, &signatures);
+        let member = match &artifact {
+            Artifact::Member(image) => image.member().filter(|_| !expected.member_alone),
+            Artifact::Global(_) => None,
+        };
+        against.extend(member.map(|id| format!("it is the image of the member {id} alone, not a whole application")));
+        if !against.is_empty() {
+            return Err(unexpected(&reference, against, root.digest));
+        }
+        let seen = Seen::of(&reference, &root, &artifact);
+        if let Some(seen) = &seen
+            && !allow_rollback
+            && let Some(against) = seen.against(&how.work_dir)?
+        {
+            return Err(CommandError::new(Exit::Unverified, format!("{reference} went back"))
+                .details([against])
+                .hint("--allow-rollback restores it nevertheless; ask who can write to the repository"));
+        }
+        start(&reference, store, root, &how, context).await?;
+        if let Some(Err(error)) = seen.map(|seen| seen.remember(&how.work_dir)) {
+            context.reporter.warn(&format!("that {reference} was restored is not remembered: {error}"));
+        }
+        return Ok(());
+    }
+    start(&reference, store, root, &how, context).await
 }
 
-/// Restores what a reference names.
-pub async fn start(reference: Reference, args: How, context: &Context) -> Result<(), CommandError> {
-    launcher::check_rights().map_err(|error| failed(&reference, error))?;
+/// The error of a checkpoint that is not the one that is meant.
+fn unexpected(reference: &Reference, against: Vec<String>, digest: Digest) -> CommandError {
+    let pinned = store::pinned(reference, digest);
+    CommandError::new(Exit::Unverified, format!("{reference} is not what is asked for"))
+        .details(against)
+        .hint(format!("to restore just this, name its digest: {pinned}; one member's image also needs --member-alone"))
+}
+
+/// Restores what was found under a reference.
+pub async fn start(
+    reference: &Reference,
+    store: Arc<dyn Store>,
+    root: Descriptor,
+    args: &How,
+    context: &Context,
+) -> Result<(), CommandError> {
+    launcher::check_rights().map_err(|error| failed(reference, error))?;
     let trust = args.trust()?;
-    let (store, root) = store::find(&reference, &args.transport, context).await?;
     let options = RestoreOptions {
         engine: args.engine,
-        work_dir: args.work_dir,
+        work_dir: args.work_dir.clone(),
         deadlines: Deadlines {
             gather: Duration::from_secs(args.gather_timeout),
             hold: Duration::from_secs(args.hold_timeout),
         },
         lazy: args.lazy,
         attempts: args.attempts,
-        names: args.name.into_iter().map(|KeyValue(member, name)| (member, name)).collect(),
-        bundles: args.bundle.into_iter().map(|KeyValue(member, dir)| (member, dir)).collect(),
+        names: args.name.iter().map(|KeyValue(member, name)| (member.clone(), name.clone())).collect(),
+        bundles: args.bundle.iter().map(|KeyValue(member, dir)| (member.clone(), dir.clone())).collect(),
         jobs: args.transport.jobs(),
         cancel: context.cancel.token(),
         ..RestoreOptions::new(context.environment.hook_program(), trust)
     };
     let digest = root.digest;
     let report = launcher::restore(store, root, &options, &*context.reporter).await;
-    let report = report.map_err(|error| failed(&reference, error))?;
-    let reference = store::pinned(&reference, digest).to_string();
+    let report = report.map_err(|error| failed(reference, error))?;
+    let reference = store::pinned(reference, digest).to_string();
     context.output.print(args.format, &restored(reference, digest, report))
 }
 

@@ -2,25 +2,35 @@
 
 use std::error::Error as _;
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
-use image_format::{Artifact, ArtifactError, CheckpointImage, Descriptor, Digest, GlobalError, ImageError};
+use futures_util::future::try_join_all;
+use image_format::{
+    Artifact, ArtifactError, CheckpointImage, Compression, Descriptor, Digest, GlobalError, ImageError, UnpackOptions,
+};
 use registry::sign::{Depth, Finding, GoodSignature, Severity, VerifyReport};
-use registry::{Reference, Store};
+use registry::{Bridge, Reference, Store};
 use serde::Serialize;
+use tokio::runtime::Handle;
 
 use crate::context::Context;
 use crate::error::CommandError;
 use crate::exit::Exit;
+use crate::expected::Expected;
 use crate::keys;
 use crate::output::{Format, Report, count, size};
+use crate::progress::Watched;
 use crate::store;
+use crate::terminal::blocking;
 use crate::transport::Transport;
 
 /// Check the signatures of an image, and every manifest and byte below it
 ///
-/// Of a checkpoint it is also checked that its manifests can be read as such: members, dependencies, versions.
+/// Of a checkpoint it is also checked that its manifests can be read as such: members, dependencies, versions; and, with every byte, all
+/// that a restore checks: that each page of memory is what the table of pages says.
 /// Accepts signatures of syncpoint and of cosign, in both of cosign's forms, by any of the keys given; no network is needed
 /// beyond the store. Everything that is wrong is said, not only the first thing. What a valid signature does not say is checked
 /// by whoever restores.
@@ -50,6 +60,9 @@ pub struct VerifyArgs {
 
     #[command(flatten)]
     transport: Transport,
+
+    #[command(flatten)]
+    expected: Expected,
 }
 
 /// How deep to look, on the command line.
@@ -59,7 +72,7 @@ enum DepthWord {
     Signature,
     /// Also that every manifest and blob is there with its size, and the signatures of the members
     Manifests,
-    /// Also every byte of every blob
+    /// Also every byte of every blob, and all that a restore checks
     Blobs,
 }
 
@@ -135,10 +148,22 @@ pub async fn run(args: VerifyArgs, context: &Context) -> Result<(), CommandError
             Severity::Error => {}
         }
     }
-    let misread = match args.depth {
+    let mut misread = match args.depth {
         DepthWord::Signature => Vec::new(),
         DepthWord::Manifests | DepthWord::Blobs => misread(&*store, &root).await,
     };
+    if let Ok(artifact) = store::artifact(&*store, &root).await {
+        let own: Vec<_> = seen.signatures.iter().filter(|good| good.manifest == root.digest).cloned().collect();
+        misread.extend(args.expected.against(&args.reference, &*store, &artifact, &own));
+        if let (Artifact::Member(image), false) = (&artifact, args.expected.member_alone)
+            && let Some(member) = image.member()
+        {
+            context.reporter.warn(&format!("it is the image of the member {member} alone, not a whole application"));
+        }
+        if matches!(args.depth, DepthWord::Blobs) && seen.findings.iter().all(|finding| !about_content(finding)) {
+            misread.extend(unfit(&store, artifact, context).await?);
+        }
+    }
     let verified = verified(store::pinned(&args.reference, root.digest).to_string(), &root, &seen, &misread);
     context.output.print(args.format, &verified)?;
     if verified.good { Ok(()) } else { Err(refused(&args.reference, &seen, misread)) }
@@ -173,6 +198,35 @@ async fn misread(store: &dyn Store, root: &Descriptor) -> Vec<String> {
         }
     }
     misread
+}
+
+/// What keeps images from being restored though each of their blobs is what its digest says: above all pages of memory that are not
+/// what the image's table of pages says.
+async fn unfit(store: &Arc<dyn Store>, artifact: Artifact, context: &Context) -> Result<Vec<String>, CommandError> {
+    let images = match artifact {
+        Artifact::Member(image) => vec![image],
+        Artifact::Global(global) => {
+            let members = global.members().iter().map(|entry| store.manifest(&entry.manifest.digest));
+            let documents = try_join_all(members).await?;
+            documents.iter().filter_map(|document| CheckpointImage::parse(document).ok()).collect()
+        }
+    };
+    let mut unfit = Vec::new();
+    for image in images {
+        let name = image.member().map_or_else(|| image.manifest().digest.to_string(), |id| format!("member {id}"));
+        let blobs = Watched::new(Bridge::new(Handle::current(), Arc::clone(store)), context);
+        let unpacked = blocking(move || {
+            let options = UnpackOptions::default();
+            Ok(image_format::unpack_archive(&image, &blobs, Compression::None, &options, io::sink()).map(drop)?)
+        });
+        if let Err(error) = unpacked.await {
+            if error.exit() != Exit::Damaged {
+                return Err(error);
+            }
+            unfit.push(format!("{name} cannot be restored: {}", error.messages().join(": ")));
+        }
+    }
+    Ok(unfit)
 }
 
 /// Whether a finding is about what there is, and not about who signed it.

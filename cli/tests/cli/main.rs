@@ -7,7 +7,9 @@ mod coordinator;
 mod diff;
 mod exits;
 mod flow;
+mod forge;
 mod hostile;
+mod line;
 mod manual;
 mod prune;
 #[path = "../../../image-format/tests/it/raw.rs"]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
 use image_format::{Base, Digest, GlobalCheckpoint, MemberId};
-use registry::find_base;
+use registry::{Trust, find_base, newest};
 use tokio::time::timeout;
 
 use super::commit::Line;
@@ -21,6 +21,38 @@ pub(super) fn candidates(line: &Line, options: &CheckpointOptions) -> BTreeMap<M
     let last = line.last.as_ref().filter(|_| !options.rebase && options.chain.generations > 1);
     let members = last.into_iter().flat_map(GlobalCheckpoint::members);
     members.map(|entry| (entry.id.clone(), entry.manifest.digest)).collect()
+}
+
+/// Those of the images, named by another host, that are members of the newest checkpoint of the line by this host's own trust.
+pub(super) async fn of_line(
+    mut images: Vec<(MemberId, Digest)>,
+    within: Duration,
+    destination: &Destination,
+    options: &CheckpointOptions,
+    watcher: &dyn Watcher,
+) -> Vec<(MemberId, Digest)> {
+    if images.is_empty() || matches!(destination.trust, Trust::InsecureNoVerify) {
+        return images;
+    }
+    let finding = newest(&*destination.store, &options.application, &destination.trust, options.jobs);
+    let found = tokio::select! {
+        found = timeout(within, finding) => found,
+        () = options.cancel.cancelled() => return Vec::new(),
+    };
+    let (last, why) = match found {
+        Ok(Ok(newest)) => (newest.listed, "it is not of a checkpoint that a key of this host signed last".to_owned()),
+        Ok(Err(error)) => (None, crate::error::chain(&error)),
+        Err(_) => (None, format!("the line cannot be read within {} s", within.as_secs_f32())),
+    };
+    images.retain(|(member, image)| {
+        let entry = last.as_ref().and_then(|last| last.global.member(member));
+        let is_base = entry.is_some_and(|entry| entry.manifest.digest == *image);
+        if !is_base {
+            watcher.warning(&format!("{member}: a new chain begins, {} is no base: {why}", image.short()));
+        }
+        is_base
+    });
+    images
 }
 
 /// Fetches what is needed of each, while the application still runs. Nothing rests on it: what cannot be had, or not within the time,

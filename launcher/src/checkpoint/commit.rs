@@ -1,10 +1,11 @@
 //! The commit point: the index is put, signed, and then tagged. Before the tag there is no checkpoint.
 
+use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use coordinator::Fence;
 use image_format::{ApplicationId, Digest, Epoch, GlobalCheckpoint, MemberEntry, MemberTimeline};
-use registry::{Listed, Newest, PassedOver, Tag, newest, sign, under_tag};
+use registry::{CatalogueError, Newest, PassedOver, StoreError, Tag, newest, sign, under_tag};
 
 use super::error::{CheckpointError, CheckpointErrorKind};
 use super::phase2::Sent;
@@ -12,6 +13,9 @@ use super::record::{Tentative, TentativeMember};
 use super::{CheckpointOptions, CheckpointReport, CheckpointedMember, Destination, Watcher};
 use crate::error::chain;
 use crate::{Observer, Phase};
+
+/// How often a checkpoint whose tag is taken at the last moment gets another number.
+const COMMITS: u32 = 5;
 
 /// Where the next checkpoint of an application stands.
 #[derive(Debug)]
@@ -33,20 +37,59 @@ pub(super) async fn line(
     let Newest { listed: last, passed_over } =
         newest(&*destination.store, application, &destination.trust, jobs).await?;
     tell_passed_over(&passed_over, observer);
-    let epoch = last.as_ref().map_or(Epoch(1), |last| last.global.epoch().next());
-    let tag = match &destination.tag {
-        Some(tag) => tag.clone(),
-        None => format!("epoch-{epoch}").parse()?,
+    let next = last.as_ref().map_or(Some(Epoch(1)), |last| last.global.epoch().next());
+    let next = next.ok_or_else(|| CheckpointErrorKind::LastEpoch { application: application.clone() })?;
+    let (epoch, tag) = match &destination.tag {
+        Some(tag) => (next, tag.clone()),
+        None => free(destination, next, observer).await?,
     };
     let predecessor = last.as_ref().map(|last| last.root.digest);
     let line = Line { epoch, predecessor, last: last.map(|last| last.global), tag };
-    line.check(under_tag(&*destination.store, &destination.trust, &line.tag).await?.as_ref(), application)?;
+    line.check(destination, application).await?;
     Ok(line)
 }
 
+/// The number that is next, and its tag; or, if that tag is taken by what is not of the line, the first number after it whose tag is
+/// free. Tags that cannot be read may name checkpoints of the line, so that their numbers are not given again.
+async fn free(
+    destination: &Destination,
+    next: Epoch,
+    observer: &dyn Observer,
+) -> Result<(Epoch, Tag), CheckpointErrorKind> {
+    let store = &*destination.store;
+    let tag = epoch_tag(next)?;
+    let why = match under_tag(store, &destination.trust, &tag).await {
+        Ok(_) => return Ok((next, tag)),
+        Err(CatalogueError::Store(error @ StoreError::Unreachable { .. })) => return Err(error.into()),
+        Err(why) => why,
+    };
+    let taken: BTreeSet<Tag> = store.tags().await?.into_iter().collect();
+    let mut epoch = next;
+    loop {
+        let after = epoch.next().map(|epoch| (epoch, epoch_tag(epoch)));
+        // Only whoever has every number taken comes to the end of them.
+        let Some((after, tag)) = after else { return Err(why.into()) };
+        let tag = tag?;
+        if !taken.contains(&tag) {
+            observer.warning(&format!("epoch {after} is the next, since {next} is taken: {}", chain(&why)));
+            return Ok((after, tag));
+        }
+        epoch = after;
+    }
+}
+
+fn epoch_tag(epoch: Epoch) -> Result<Tag, CheckpointErrorKind> {
+    Ok(format!("epoch-{epoch}").parse()?)
+}
+
 impl Line {
-    /// A tag only ever moves to a later checkpoint of the same application.
-    fn check(&self, current: Option<&Listed>, application: &ApplicationId) -> Result<(), CheckpointErrorKind> {
+    /// A tag only ever moves to a later checkpoint of the same application, and never away from what is not of the line.
+    async fn check(&self, destination: &Destination, application: &ApplicationId) -> Result<(), CheckpointErrorKind> {
+        let current = under_tag(&*destination.store, &destination.trust, &self.tag).await;
+        let current = current.map_err(|error| match error {
+            CatalogueError::Store(error @ StoreError::Unreachable { .. }) => error.into(),
+            source => CheckpointErrorKind::Taken { tag: self.tag.clone(), source: Box::new(source) },
+        })?;
         match current {
             Some(current) if current.global.application() != application || current.global.epoch() >= self.epoch => {
                 Err(CheckpointErrorKind::Newer {
@@ -77,8 +120,15 @@ pub(super) async fn commit(
     watcher: &dyn Watcher,
 ) -> Result<CheckpointReport, CheckpointError> {
     watcher.phase(Phase::Commit);
-    let committed = try_commit(destination, tentative, sent, options).await;
-    committed.map_err(|kind| CheckpointError::new(Phase::Commit, kind))
+    let mut left = COMMITS;
+    loop {
+        left -= 1;
+        match try_commit(destination, tentative, sent, options).await {
+            // Somebody took the tag since the number was chosen: the next number is free.
+            Err(CheckpointErrorKind::Taken { .. }) if destination.tag.is_none() && left > 0 => {}
+            committed => return committed.map_err(|kind| CheckpointError::new(Phase::Commit, kind)),
+        }
+    }
 }
 
 async fn try_commit(
@@ -88,7 +138,7 @@ async fn try_commit(
     options: &CheckpointOptions,
 ) -> Result<CheckpointReport, CheckpointErrorKind> {
     let store = &*destination.store;
-    // Once more: since the session began another host may have gone on with the line.
+    // Once more: since the session began another host may have gone on with the line. What is passed over was told before.
     let line = line(destination, &tentative.application, options.jobs, &()).await?;
     let members = tentative.members.iter().filter_map(|member| {
         let manifest = member.manifest.clone()?;
@@ -118,7 +168,7 @@ async fn try_commit(
         sign::sign(store, &root, &signer.key, &identity).await?;
     }
     // The last look before the one step that counts. Registries have no compare-and-swap for tags.
-    line.check(under_tag(store, &destination.trust, &line.tag).await?.as_ref(), &tentative.application)?;
+    line.check(destination, &tentative.application).await?;
     options.fence.as_ref().map_or(Ok(()), Fence::check)?;
     if options.cancel.is_cancelled() {
         return Err(CheckpointErrorKind::Cancelled);

@@ -71,6 +71,21 @@ pub enum CheckpointErrorKind {
         /// The epoch of this checkpoint.
         epoch: Epoch,
     },
+    /// What the tag names now is not known to be of the line.
+    #[error("the tag {tag} is taken, and is not moved")]
+    Taken {
+        /// The tag.
+        tag: Tag,
+        /// What is there.
+        #[source]
+        source: Box<CatalogueError>,
+    },
+    /// No number comes after that of the newest checkpoint.
+    #[error("the newest checkpoint of {application} has the last number there is, {}", u64::MAX)]
+    LastEpoch {
+        /// The application.
+        application: ApplicationId,
+    },
     /// The tag that follows from the epoch is none.
     #[error(transparent)]
     Tag(#[from] ParseReferenceError),
@@ -289,6 +304,12 @@ impl CheckpointError {
             }
             CheckpointErrorKind::NotHanded { .. } => Some("--pages tls needs nothing of engines".to_owned()),
             CheckpointErrorKind::Newer { .. } => Some("name another tag".to_owned()),
+            CheckpointErrorKind::Taken { .. } => {
+                Some("name another tag, or give the public key of whoever signed it with --key".to_owned())
+            }
+            CheckpointErrorKind::LastEpoch { .. } => {
+                Some("remove that checkpoint, or begin a new line in another repository".to_owned())
+            }
             _ => None,
         }
     }

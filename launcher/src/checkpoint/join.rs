@@ -338,7 +338,9 @@ impl Part<'_> {
     /// What the coordinating host finds in the line for the members of this one. It waits meanwhile, as long as it waits for anybody.
     async fn bases(&self, summons: &BTreeMap<MemberId, Summons>, session: &Invitation, workspace: &Workspace) -> Bases {
         let images = summons.iter().filter_map(|(member, summons)| Some((member.clone(), summons.base?)));
-        let within = Duration::from_millis(session.gather_ms / 2);
+        // Half of the time for both: to read the line, and to fetch the bases.
+        let within = Duration::from_millis(session.gather_ms / 4);
+        let images = base::of_line(images.collect(), within, self.destination, self.options, self.watcher).await;
         base::find(images, within, self.destination, self.options, workspace.path(), self.watcher).await
     }
 

@@ -1,15 +1,18 @@
 //! The global checkpoints of a repository: what its tags name, and where a line of checkpoints has come to.
 
+mod complete;
 mod sizes;
 
 use futures_util::stream::{self, StreamExt};
 use image_format::annotation::MEDIA_INDEX;
 use image_format::{ApplicationId, Artifact, ArtifactError, Descriptor, Digest, Epoch, GlobalCheckpoint};
 
+pub use complete::Completeness;
+pub(crate) use complete::given;
 pub use sizes::{Sizes, sizes};
 
 use crate::sign::{Finding, GoodSignature, Severity};
-use crate::{Selector, Store, StoreError, Tag, Trust};
+use crate::{Selector, Store, StoreError, Tag, TagList, Trust};
 
 /// A global checkpoint under a tag.
 #[derive(Debug)]
@@ -77,6 +80,12 @@ pub enum CatalogueError {
         /// The tag.
         tag: Tag,
     },
+    /// An entry of the list of tags that is no tag.
+    #[error("{store} lists it, and it is no tag")]
+    NoTag {
+        /// The store's name.
+        store: String,
+    },
     /// No key of the trust signed it.
     #[error("no trusted key signed {digest} in {store}: {}", reasons(findings))]
     Untrusted {
@@ -100,8 +109,9 @@ fn reasons(findings: &[Finding]) -> String {
 /// # Errors
 /// The store cannot list its tags, or is gone when one of them cannot be reached. An answer that one tag gets ends nothing.
 pub async fn catalogue(store: &dyn Store, trust: &Trust, jobs: usize) -> Result<Catalogue, StoreError> {
-    let mut catalogue = Catalogue::default();
-    let mut entries = stream::iter(tags(store).await?)
+    let (tags, passed_over) = tags(store).await?;
+    let mut catalogue = Catalogue { passed_over, ..Catalogue::default() };
+    let mut entries = stream::iter(tags)
         .map(|tag| async move {
             let entry = trusted(store, trust, &tag).await;
             (tag, entry)
@@ -129,12 +139,12 @@ pub async fn newest(
     trust: &Trust,
     jobs: usize,
 ) -> Result<Newest, StoreError> {
-    let tags = match tags(store).await {
+    let (tags, passed_over) = match tags(store).await {
         Ok(tags) => tags,
         Err(StoreError::NotFound { .. }) => return Ok(Newest::default()),
         Err(error) => return Err(error),
     };
-    let mut newest = Newest::default();
+    let mut newest = Newest { passed_over, ..Newest::default() };
     // Only the epochs are kept of what nobody may have signed.
     let mut line: Vec<(Epoch, Tag)> = Vec::new();
     let mut epochs = stream::iter(tags)
@@ -169,9 +179,12 @@ pub async fn newest(
     Ok(newest)
 }
 
-/// The tags that may name a global checkpoint.
-async fn tags(store: &dyn Store) -> Result<impl Iterator<Item = Tag>, StoreError> {
-    Ok(store.tags().await?.into_iter().filter(|tag| !tag.as_str().starts_with("sha256-")))
+/// The tags that may name a global checkpoint, and what else is listed among them.
+async fn tags(store: &dyn Store) -> Result<(impl Iterator<Item = Tag>, Vec<PassedOver>), StoreError> {
+    let TagList { tags, odd } = store.tag_list().await?;
+    let no_tag = |tag| PassedOver { tag, why: CatalogueError::NoTag { store: store.name().to_owned() } };
+    let tags = tags.into_iter().filter(|tag| !tag.as_str().starts_with("sha256-"));
+    Ok((tags, odd.into_iter().map(no_tag).collect()))
 }
 
 /// Tells a store that is gone, of which nothing can be said, from one that does not give out some of its content.

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use image_format::{CheckpointImage, Digest};
 
-use super::Listed;
+use super::{Listed, given};
 use crate::{Store, StoreError};
 
 /// What one checkpoint takes, in bytes.
@@ -53,11 +53,8 @@ pub async fn sizes(store: &dyn Store, checkpoints: &[&Listed], jobs: usize) -> R
 }
 
 async fn image(store: &dyn Store, member: Digest) -> Result<Option<CheckpointImage>, StoreError> {
-    match store.manifest(&member).await {
-        Ok(document) => Ok(CheckpointImage::parse(&document).ok()),
-        Err(StoreError::NotFound { .. } | StoreError::Corrupt { .. } | StoreError::TooLarge { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
+    let document = given(store.manifest(&member).await)?;
+    Ok(document.and_then(|document| CheckpointImage::parse(&document).ok()))
 }
 
 fn add_up(images: &[&CheckpointImage], known: &mut HashSet<Digest>) -> Sizes {

@@ -62,6 +62,7 @@ fn report(marks: &Marks, leaving: &[(Digest, u64)]) -> Removed {
         bytes: leaving.iter().map(|(_, size)| size).sum(),
         freed: true,
         unreadable: marks.unreadable.clone(),
+        unreadable_tags: Vec::new(),
         stale: Vec::new(),
     }
 }

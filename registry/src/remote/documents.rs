@@ -6,16 +6,19 @@ use image_format::{Digest, Document};
 use reqwest::header::{ACCEPT, HeaderMap, HeaderValue, LINK};
 use reqwest::{Method, Response, StatusCode};
 use serde::Deserialize;
+use serde_json::Value;
 use url::Url;
 
 use super::auth::Access;
 use super::http::{Call, Http, TooLong};
 use super::upload::check_digest;
 use crate::links::{Links, MAX_DOCUMENT};
-use crate::{Selector, StoreError, Tag};
+use crate::{Selector, StoreError, Tag, TagList};
 
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+/// Entries of a list of tags that are no tags: more of them than this are not told of.
+const MAX_ODD: usize = 100;
 /// Pages of a list; more is a circle.
 const MAX_PAGES: usize = 1000;
 
@@ -78,30 +81,47 @@ pub(super) async fn put(http: &Http, document: &Document, tag: Option<&Tag>) -> 
 
 /// All tags.
 pub(super) async fn tags(http: &Http) -> Result<Vec<Tag>, StoreError> {
+    Ok(tag_list(http).await?.tags)
+}
+
+/// All tags, and what else the registry lists among them.
+pub(super) async fn tag_list(http: &Http) -> Result<TagList, StoreError> {
     #[derive(Deserialize)]
     struct Page {
-        tags: Option<Vec<String>>,
+        tags: Option<Vec<Value>>,
     }
 
     let what = format!("repository {}", http.repository());
-    let mut tags = Vec::new();
+    let (mut tags, mut odd) = (Vec::new(), Vec::new());
     let mut next = Some(http.url("tags/list?n=1000"));
     for _ in 0..MAX_PAGES {
         let Some(url) = next else {
             tags.sort();
             tags.dedup();
-            return Ok(tags);
+            odd.sort();
+            odd.dedup();
+            return Ok(TagList { tags, odd });
         };
         let call = Call::new(Method::GET, url, Access::Pull, "listing tags");
         let (response, body) = read(http, &call, &what).await?;
         let page: Page = serde_json::from_slice(&body)
             .map_err(|_| http.transport.refused(&call.operation, "the answer is no list of tags"))?;
         for tag in page.tags.unwrap_or_default() {
-            tags.push(tag.parse().map_err(|error| http.transport.refused(&call.operation, format!("{error}")))?);
+            match tag.as_str().and_then(|tag| tag.parse().ok()) {
+                Some(tag) => tags.push(tag),
+                None if odd.len() < MAX_ODD => odd.push(shown(&tag)),
+                None => {}
+            }
         }
         next = next_page(http, &response)?;
     }
     Err(http.transport.refused("listing tags", format!("there are more than {MAX_PAGES} pages")))
+}
+
+/// An entry that is no tag, as it can be shown.
+fn shown(entry: &Value) -> String {
+    let shown = |c: char| if c.is_ascii_graphic() || c == ' ' { c } else { '?' };
+    entry.to_string().chars().take(80).map(shown).collect()
 }
 
 /// Deletes a tag. Not all registries can do that without deleting the manifest, which is not asked for.

@@ -24,7 +24,7 @@ use reqwest::{Method, StatusCode};
 
 use crate::credentials::Credential;
 use crate::retention::{Removal, Removed};
-use crate::{BlobReader, BlobUpload, BlobWriter, Put, Selector, Settings, Store, StoreError, Tag};
+use crate::{BlobReader, BlobUpload, BlobWriter, Put, Selector, Settings, Store, StoreError, Tag, TagList};
 use auth::Access;
 use http::{Call, Http};
 use writer::RemoteWriter;
@@ -108,6 +108,10 @@ impl Store for RemoteStore {
 
     async fn tags(&self) -> Result<Vec<Tag>, StoreError> {
         documents::tags(&self.http).await
+    }
+
+    async fn tag_list(&self) -> Result<TagList, StoreError> {
+        documents::tag_list(&self.http).await
     }
 
     async fn referrers(&self, digest: &Digest) -> Result<Vec<Descriptor>, StoreError> {

@@ -12,7 +12,7 @@
 //! went; whoever wrote it fails, and nothing incomplete has a tag. Blobs are not deleted: the registry finds out by itself,
 //! when it collects its garbage, which ones no manifest names.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use image_format::annotation::MEDIA_INDEX;
@@ -23,13 +23,14 @@ use super::auth::Access;
 use super::documents;
 use super::http::{Call, Http};
 use super::referrers;
+use crate::catalogue::given;
 use crate::links::Links;
 use crate::retention::{Removal, Removed};
 use crate::{Selector, StoreError, Tag};
 
 /// Removes what `removal` says, and what only that leads to.
 pub(super) async fn remove(http: &Http, removal: &Removal) -> Result<Removed, StoreError> {
-    let mut sweep = Sweep { http, jobs: removal.jobs.max(1), known: HashMap::new() };
+    let mut sweep = Sweep { http, jobs: removal.jobs.max(1), known: HashMap::new(), unreadable: BTreeSet::new() };
     let tags = sweep.look().await?;
     let mut going = Going::new(&tags, removal);
     let mut kept = sweep.reached(tags.roots().filter(|root| !going.is_root(root))).await?;
@@ -40,6 +41,10 @@ pub(super) async fn remove(http: &Http, removal: &Removal) -> Result<Removed, St
     }
     kept.extend(sweep.other_attachments(&tags, &kept).await?);
     sweep.gather(&tags, &kept, &mut going).await?;
+    if !sweep.unreadable.is_empty() {
+        // Whatever goes might be needed by what they name.
+        return Ok(Removed { unreadable_tags: sweep.unreadable.into_iter().collect(), ..Removed::default() });
+    }
     let mut removed = sweep.report(&kept, &going).await?;
     if removal.dry_run {
         return Ok(removed);
@@ -125,6 +130,8 @@ struct Sweep<'a> {
     jobs: usize,
     /// Manifests that were read.
     known: HashMap<Digest, (Document, Links)>,
+    /// Tags that name something, of which the registry does not say what.
+    unreadable: BTreeSet<Tag>,
 }
 
 impl Sweep<'_> {
@@ -149,17 +156,24 @@ impl Sweep<'_> {
         let http = self.http;
         let mut found = stream::iter(tags)
             .map(|tag| async move {
-                let document = readable(documents::get(http, &Selector::Tag(tag.clone())).await)?;
-                Ok::<_, StoreError>(document.map(|document| (tag, document)))
+                let document = match documents::get(http, &Selector::Tag(tag.clone())).await {
+                    // It was deleted, or names what is gone.
+                    Err(StoreError::NotFound { .. }) => return Ok(None),
+                    document => given(document)?,
+                };
+                Ok::<_, StoreError>(Some((tag, document)))
             })
             .buffer_unordered(self.jobs);
         let mut resolved = Vec::new();
         while let Some(found) = found.try_next().await? {
-            if let Some((tag, document)) = found {
-                resolved.push((tag, document.digest()));
-                if let Ok(links) = Links::parse(document.bytes()) {
-                    self.known.insert(document.digest(), (document, links));
-                }
+            let Some((tag, document)) = found else { continue };
+            let Some(document) = document else {
+                self.unreadable.insert(tag);
+                continue;
+            };
+            resolved.push((tag, document.digest()));
+            if let Ok(links) = Links::parse(document.bytes()) {
+                self.known.insert(document.digest(), (document, links));
             }
         }
         Ok(resolved)
@@ -177,7 +191,7 @@ impl Sweep<'_> {
         let http = self.http;
         let unknown: Vec<_> = digests.into_iter().filter(|digest| !self.known.contains_key(digest)).collect();
         let mut found = stream::iter(unknown)
-            .map(|digest| async move { readable(documents::get(http, &Selector::Digest(digest)).await) })
+            .map(|digest| async move { given(documents::get(http, &Selector::Digest(digest)).await) })
             .buffer_unordered(self.jobs);
         while let Some(document) = found.try_next().await? {
             if let Some(document) = document
@@ -244,7 +258,7 @@ impl Sweep<'_> {
                 continue;
             }
             let read = documents::get_bytes(self.http, &Selector::Tag(tag.clone())).await;
-            let Some((_, bytes)) = readable(read)? else { continue };
+            let Some((_, bytes)) = given(read)? else { continue };
             let media_type =
                 Links::parse(&bytes).map_or_else(|_| MEDIA_INDEX.to_owned(), |links| links.media_type().to_owned());
             let document = Document::new(media_type, bytes.into());
@@ -303,15 +317,6 @@ impl Sweep<'_> {
             needed.insert(doomed.digest);
         }
         Ok(())
-    }
-}
-
-/// What is missing or cannot be read is nothing; a registry that does not answer is an error.
-fn readable<T>(read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
-    match read {
-        Ok(value) => Ok(Some(value)),
-        Err(StoreError::NotFound { .. } | StoreError::Corrupt { .. } | StoreError::TooLarge { .. }) => Ok(None),
-        Err(error) => Err(error),
     }
 }
 

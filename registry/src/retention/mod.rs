@@ -65,6 +65,9 @@ pub struct Removed {
     /// Manifests that something kept refers to and that are not there or cannot be read. What they refer to is not known, so a
     /// layout removes no file before they are there again or their checkpoint goes.
     pub unreadable: Vec<Digest>,
+    /// Tags of which a registry does not say what they name. What that needs is not known, so nothing is removed before they can be
+    /// read or are gone.
+    pub unreadable_tags: Vec<Tag>,
     /// Tags that this registry does not delete by themselves, and that now lead nowhere.
     pub stale: Vec<Tag>,
 }

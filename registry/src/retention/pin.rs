@@ -3,6 +3,7 @@
 use image_format::{Artifact, ArtifactError, Descriptor, Digest};
 
 use super::{PIN, is_pin};
+use crate::catalogue::given;
 use crate::{Selector, Store, StoreError, Tag};
 
 /// Why something cannot be pinned, or its pins not be taken away.
@@ -60,11 +61,10 @@ pub async fn unpin(store: &dyn Store, root: &Descriptor) -> Result<Vec<Tag>, Pin
         if tag.about().is_some() {
             continue;
         }
-        match store.resolve(&Selector::Tag(tag.clone())).await {
-            Ok(found) if found.digest == root.digest && is_pin(&tag) => pins.push(tag),
-            Ok(found) => named |= found.digest == root.digest,
-            Err(StoreError::NotFound { .. } | StoreError::Corrupt { .. } | StoreError::TooLarge { .. }) => {}
-            Err(error) => return Err(error.into()),
+        let Some(found) = given(store.resolve(&Selector::Tag(tag.clone())).await)? else { continue };
+        match found.digest == root.digest {
+            true if is_pin(&tag) => pins.push(tag),
+            same => named |= same,
         }
     }
     if !pins.is_empty() && !named {

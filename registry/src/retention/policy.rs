@@ -80,6 +80,8 @@ pub enum Reason {
     Tag(Tag),
     /// It is pinned.
     Pinned,
+    /// It is the newest of its application that is whole, and all others that stay are not.
+    Whole,
 }
 
 impl std::fmt::Display for Reason {
@@ -92,6 +94,7 @@ impl std::fmt::Display for Reason {
             Self::Weekly => f.write_str("weekly"),
             Self::Tag(tag) => write!(f, "tag {tag}"),
             Self::Pinned => f.write_str("pinned"),
+            Self::Whole => f.write_str("the newest that is whole"),
         }
     }
 }

@@ -1,13 +1,14 @@
 //! Asks the policy, and has the store do it.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use image_format::{ApplicationId, Digest, Epoch, rfc3339_seconds};
+use image_format::{ApplicationId, Digest, Epoch, GlobalCheckpoint, rfc3339_seconds};
 
 use super::policy::{Candidate, Decision, Policy, Reason};
 use super::{Removal, Removed};
 use crate::catalogue::catalogue;
-use crate::{Catalogue, Listed, PassedOver, Store, StoreError, Tag, Trust};
+use crate::{Catalogue, Completeness, Listed, PassedOver, Store, StoreError, Tag, Trust};
 
 /// How long what no tag leads to is left alone, unless another time is given.
 const GRACE: Duration = Duration::from_secs(3600);
@@ -70,6 +71,8 @@ pub struct PruneReport {
     pub removed: Vec<Pruned>,
     /// Tags of what cannot be read, or was not signed by a trusted key. They stay.
     pub passed_over: Vec<PassedOver>,
+    /// Checkpoints that are not whole, each with a manifest or blob that is missing. They count for no rule that counts.
+    pub incomplete: Vec<(Digest, Digest)>,
     /// What the store did.
     pub store: Removed,
 }
@@ -97,10 +100,14 @@ pub async fn prune(store: &dyn Store, policy: &Policy, options: &PruneOptions) -
         return Err(PruneError::NoRule);
     }
     let Catalogue { listed, passed_over } = catalogue(store, &options.trust, options.jobs).await?;
-    let (candidates, checkpoints) = gather(listed, options.application.as_ref());
+    let found = gather(listed, options.application.as_ref());
     let now = options.now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let (mut kept, mut removed) = (Vec::new(), Vec::new());
-    for (checkpoint, decision) in checkpoints.into_iter().zip(policy.decide(&candidates, now)) {
+    let decisions = Judge::new(store, options.jobs, &found).decide(policy, now).await?;
+    let (mut kept, mut removed, mut incomplete) = (Vec::new(), Vec::new(), Vec::new());
+    for (Found { pruned: checkpoint, .. }, (decision, missing)) in found.into_iter().zip(decisions) {
+        if let Some(missing) = missing {
+            incomplete.push((checkpoint.digest, missing));
+        }
         match decision {
             Decision::Keep(reasons) => kept.push(Kept { checkpoint, reasons }),
             Decision::Remove => removed.push(checkpoint),
@@ -118,17 +125,25 @@ pub async fn prune(store: &dyn Store, policy: &Policy, options: &PruneOptions) -
     kept.extend(stayed.into_iter().map(|checkpoint| Kept { checkpoint, reasons: Vec::new() }));
     let order = |checkpoint: &Pruned| (checkpoint.application.clone(), std::cmp::Reverse(checkpoint.epoch));
     kept.sort_by_cached_key(|kept| order(&kept.checkpoint));
-    Ok(PruneReport { kept, removed, passed_over, store })
+    Ok(PruneReport { kept, removed, passed_over, incomplete, store })
+}
+
+/// A checkpoint of the store.
+struct Found {
+    candidate: Candidate,
+    pruned: Pruned,
+    global: GlobalCheckpoint,
 }
 
 /// Each checkpoint once, with all of its tags, the newest of each application first.
-fn gather(listed: Vec<Listed>, application: Option<&ApplicationId>) -> (Vec<Candidate>, Vec<Pruned>) {
-    let mut found: Vec<(Candidate, Pruned)> = Vec::new();
+fn gather(listed: Vec<Listed>, application: Option<&ApplicationId>) -> Vec<Found> {
+    let mut found: Vec<Found> = Vec::new();
     for Listed { tag, root, global, .. } in listed {
         if application.is_some_and(|application| global.application() != application) {
             continue;
         }
-        if let Some((candidate, pruned)) = found.iter_mut().find(|(_, pruned)| pruned.digest == root.digest) {
+        if let Some(Found { candidate, pruned, .. }) = found.iter_mut().find(|found| found.pruned.digest == root.digest)
+        {
             candidate.tags.push(tag.clone());
             pruned.tags.push(tag);
             continue;
@@ -146,8 +161,77 @@ fn gather(listed: Vec<Listed>, application: Option<&ApplicationId>) -> (Vec<Cand
             epoch: global.epoch(),
             created: global.created().to_owned(),
         };
-        found.push((candidate, pruned));
+        found.push(Found { candidate, pruned, global });
     }
-    found.sort_by_cached_key(|(_, pruned)| (pruned.application.clone(), std::cmp::Reverse(pruned.epoch)));
-    found.into_iter().unzip()
+    found.sort_by_cached_key(|found| (found.pruned.application.clone(), std::cmp::Reverse(found.pruned.epoch)));
+    found
+}
+
+/// Asks the policy about checkpoints that are whole. Only those are looked at that a rule keeps: with each that is not whole the
+/// policy is asked again.
+struct Judge<'a> {
+    found: &'a [Found],
+    store: Completeness<'a>,
+    /// What was looked at, and what of it is missing.
+    known: Vec<Option<Option<Digest>>>,
+}
+
+impl<'a> Judge<'a> {
+    fn new(store: &'a dyn Store, jobs: usize, found: &'a [Found]) -> Self {
+        Self { found, store: Completeness::new(store, jobs), known: vec![None; found.len()] }
+    }
+
+    /// A decision for each checkpoint, and what is missing of it as far as it was looked at.
+    async fn decide(mut self, policy: &Policy, now: u64) -> Result<Vec<(Decision, Option<Digest>)>, StoreError> {
+        let all: Vec<Candidate> = self.found.iter().map(|found| found.candidate.clone()).collect();
+        // What is not whole stays if it would stay by being whole: it may be copied here again.
+        let mut decisions = policy.decide(&all, now);
+        loop {
+            let whole: Vec<usize> = (0..all.len()).filter(|at| !matches!(self.known[*at], Some(Some(_)))).collect();
+            let candidates: Vec<Candidate> = whole.iter().map(|at| all[*at].clone()).collect();
+            for (at, decision) in whole.iter().zip(policy.decide(&candidates, now)) {
+                decisions[*at] = decision;
+            }
+            let stays = |at: &usize| matches!(decisions[*at], Decision::Keep(_)) && self.known[*at].is_none();
+            let unknown: Vec<usize> = whole.into_iter().filter(stays).collect();
+            if unknown.is_empty() {
+                break;
+            }
+            for at in unknown {
+                self.look(at).await?;
+            }
+        }
+        for line in self.lines() {
+            let stays = |at: &usize| matches!(decisions[*at], Decision::Keep(_));
+            if !line.iter().any(stays) || line.iter().any(|at| stays(at) && self.known[*at] == Some(None)) {
+                continue;
+            }
+            for at in line {
+                if self.look(at).await? {
+                    decisions[at] = Decision::Keep(vec![Reason::Whole]);
+                    break;
+                }
+            }
+        }
+        Ok(decisions.into_iter().zip(self.known.into_iter().map(Option::flatten)).collect())
+    }
+
+    /// The checkpoints of each application, the newest first.
+    fn lines(&self) -> Vec<Vec<usize>> {
+        let mut lines: BTreeMap<&ApplicationId, Vec<usize>> = BTreeMap::new();
+        for (at, found) in self.found.iter().enumerate() {
+            lines.entry(&found.pruned.application).or_default().push(at);
+        }
+        lines.into_values().collect()
+    }
+
+    /// Whether a checkpoint is whole.
+    async fn look(&mut self, at: usize) -> Result<bool, StoreError> {
+        let missing = match self.known[at] {
+            Some(missing) => missing,
+            None => self.store.missing(&self.found[at].global).await?,
+        };
+        self.known[at] = Some(missing);
+        Ok(missing.is_none())
+    }
 }

@@ -112,8 +112,10 @@ impl Verifier<'_> {
     /// All signatures of one manifest, in both forms. One that is bad never hides one that is good.
     async fn signatures(&mut self, manifest: &Digest, member: bool) -> Result<(), StoreError> {
         let before = self.report.signatures.len();
-        let simple = self.simple_signatures(manifest).await?;
-        let bundles = self.bundles(manifest).await?;
+        let simple = self.simple_signatures(manifest).await;
+        let simple = self.refused(manifest, Form::Simple, simple)?;
+        let bundles = self.bundles(manifest).await;
+        let bundles = self.refused(manifest, Form::Bundle, bundles)?;
         if self.report.signatures.len() > before {
             return Ok(());
         }
@@ -124,6 +126,23 @@ impl Verifier<'_> {
             (false, _) => Finding::NotAccepted { manifest },
         });
         Ok(())
+    }
+
+    /// What a store refuses to give out of one form hides nothing of the other.
+    fn refused(
+        &mut self,
+        manifest: &Digest,
+        form: Form,
+        counted: Result<usize, StoreError>,
+    ) -> Result<usize, StoreError> {
+        match counted {
+            Err(error @ (StoreError::Denied { .. } | StoreError::Refused { .. })) => {
+                let reason = error.to_string();
+                self.found(Finding::MalformedSignature { manifest: *manifest, form, reason });
+                Ok(1)
+            }
+            counted => counted,
+        }
     }
 
     /// Those under the `.sig` tag. Says how many there are.

@@ -1,14 +1,17 @@
 //! Reading a line of checkpoints from a registry: one bad entry hides neither the others nor the good ones.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use hyper::Method;
 use image_format::{Document, Epoch, GlobalCheckpoint, MemberEntry};
 use registry::sign::{Password, PrivateKey, sign};
-use registry::{Catalogue, Newest, PassedOver, Settings, Store, StoreError, Trust, catalogue, newest};
+use registry::{
+    Catalogue, Newest, PassedOver, Policy, PruneOptions, Settings, Store, StoreError, Trust, catalogue, newest, prune,
+};
 
 use crate::server::{Auth, Fault, Server};
-use crate::support::{manifest, tag, words};
+use crate::support::{manifest, put, tag, words};
 
 const REPO: &str = "sdp/ledger";
 
@@ -114,4 +117,87 @@ async fn what_no_key_of_the_line_signed_is_passed_over() {
     assert!(newest(&store, &ledger, &nobody, 2).await.unwrap().listed.is_none());
     let anybody = newest(&store, &ledger, &Trust::InsecureNoVerify, 2).await.unwrap();
     assert_eq!(anybody.listed.unwrap().tag, tag("planted"));
+}
+
+#[tokio::test]
+async fn entries_of_the_list_that_are_no_tags_are_named() {
+    let key = key();
+    let trust = Trust::Keys(vec![key.public_key()]);
+    let server = Server::start(Auth::None).await;
+    let store = server.store(REPO).await;
+    line(&store, &key, 1..=2).await;
+    let body = format!(
+        r#"{{"name":"{REPO}","tags":["epoch-1",null,"","sha256:{}","a b","-x",7,{{}},"\u001b[31m","epoch-2"]}}"#,
+        "0".repeat(64)
+    );
+    let json = vec![("content-type", "application/json".to_owned())];
+    server.fault(Method::GET, "/tags/list", usize::MAX, Fault::Answer(200, json, body));
+    let found = catalogue(&store, &trust, 2).await.unwrap();
+    assert_eq!(epochs(&found), [1, 2]);
+    let odd = tags(&found.passed_over);
+    assert_eq!(odd.len(), 8, "{odd:?}");
+    assert!(odd.contains(&"null") && odd.contains(&r#""a b""#) && odd.iter().all(|odd| odd.is_ascii()), "{odd:?}");
+    assert!(found.passed_over[0].why.to_string().contains("is no tag"));
+    let ledger = "ledger".parse().unwrap();
+    assert_eq!(newest(&store, &ledger, &trust, 2).await.unwrap().listed.unwrap().global.epoch(), Epoch(2));
+}
+
+#[tokio::test]
+async fn nothing_is_removed_that_an_unreadable_tag_may_need() {
+    let key = key();
+    let trust = Trust::Keys(vec![key.public_key()]);
+    let server = Server::start(Auth::None).await;
+    let store = server.store_with(REPO, &Settings { retries: 0, ..server.settings() }).await;
+    server.state().deletes_manifests = true;
+    line(&store, &key, 1..=4).await;
+    put(&store, b"{}").await.unwrap();
+    let options = PruneOptions::new(trust, SystemTime::now());
+    let last = Policy { last: 1, ..Policy::default() };
+    for method in [Method::GET, Method::HEAD] {
+        server.fault(method, "/manifests/epoch-4", usize::MAX, Fault::Answer(451, Vec::new(), String::new()));
+    }
+    let report = prune(&store, &last, &options).await.unwrap_or_else(|error| panic!("{}", words(&error)));
+    assert_eq!(tags(&report.passed_over), ["epoch-4"]);
+    assert_eq!((report.removed.len(), report.store.unreadable_tags.as_slice()), (0, &[tag("epoch-4")][..]));
+    assert_eq!(server.state().count(Method::DELETE, ""), 0);
+    server.heal();
+    let report = prune(&store, &last, &options).await.unwrap();
+    assert_eq!((report.removed.len(), report.kept.len()), (3, 1));
+}
+
+#[tokio::test]
+async fn planted_checkpoints_are_not_the_newest_that_stay() {
+    let key = key();
+    let server = Server::start(Auth::None).await;
+    let store = server.store(REPO).await;
+    server.state().deletes_manifests = true;
+    put(&store, b"{}").await.unwrap();
+    line(&store, &key, 1..=2).await;
+    for epoch in 7..=9 {
+        store.put_manifest(&global(epoch), Some(&tag(&format!("epoch-{epoch}")))).await.unwrap();
+    }
+    let last = Policy { last: 1, ..Policy::default() };
+    let options = PruneOptions::new(Trust::Keys(vec![key.public_key()]), SystemTime::now());
+    let report = prune(&store, &last, &options).await.unwrap();
+    assert_eq!(tags(&report.passed_over), ["epoch-7", "epoch-8", "epoch-9"]);
+    assert_eq!(report.kept.iter().map(|kept| kept.checkpoint.epoch.0).collect::<Vec<_>>(), [2]);
+    assert_eq!(report.removed.iter().map(|removed| removed.epoch.0).collect::<Vec<_>>(), [1]);
+    for epoch in [2, 7, 8, 9] {
+        assert!(store.has_manifest(&global(epoch).digest()).await.unwrap(), "{epoch}");
+    }
+}
+
+#[tokio::test]
+async fn a_form_of_signatures_that_is_refused_does_not_hide_the_other() {
+    let key = key();
+    let trust = Trust::Keys(vec![key.public_key()]);
+    let server = Server::start(Auth::None).await;
+    server.state().native_referrers = true;
+    let store = server.store_with(REPO, &Settings { retries: 0, ..server.settings() }).await;
+    line(&store, &key, 1..=1).await;
+    for path in [".sig", "/referrers/"] {
+        server.heal();
+        server.fault(Method::GET, path, usize::MAX, Fault::Answer(403, Vec::new(), String::new()));
+        assert_eq!(epochs(&catalogue(&store, &trust, 2).await.unwrap()), [1], "{path}");
+    }
 }

@@ -222,10 +222,11 @@ async fn what_cannot_be_read_keeps_all_files() {
     let before = files(dir.path()).len();
     let report = prune(&store, &last(1), &later()).await.unwrap();
     assert_eq!(report.store.unreadable, [member.digest()]);
-    assert_eq!((files(dir.path()).len(), store.tags().await.unwrap().len()), (before, 1));
+    // The one before is the newest that is whole, and stays.
+    assert_eq!((files(dir.path()).len(), store.tags().await.unwrap().len()), (before, 2));
     // Whole again, the rest goes.
     std::fs::write(&path, member.bytes()).unwrap();
-    assert_eq!(prune(&store, &last(1), &later()).await.unwrap().store.manifests, 0);
+    assert_eq!(prune(&store, &last(1), &later()).await.unwrap().store.manifests, 2);
     assert_eq!(whole(&store).await, ["epoch-2"]);
     assert!(files(dir.path()).len() < before);
 }
@@ -346,4 +347,30 @@ async fn a_crash_in_the_middle_is_finished_by_the_next() {
     let descriptor = crate::support::put(&again, image_format::annotation::MEDIA_LAYER, b"new").await;
     assert!(!private.join("gone-0").exists());
     assert_eq!(read(&again, &descriptor).await.unwrap(), b"new");
+}
+
+#[tokio::test]
+async fn only_whole_checkpoints_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = layout(dir.path());
+    for epoch in 1..=4 {
+        generation(&store, epoch, &[noise(epoch, 1_000)]).await;
+    }
+    let blob = |seed: u64| dir.path().join("blobs/sha256").join(Digest::of(&noise(seed, 1_000)).hex());
+    std::fs::remove_file(blob(4)).unwrap();
+    std::fs::write(blob(3), b"short").unwrap();
+    let dry = PruneOptions { dry_run: true, ..options() };
+    let report = prune(&store, &last(1), &dry).await.unwrap();
+    // The two newest are broken: they stay beside the one that counts, since they may be copied here again.
+    assert_eq!(stayed(&report), [4, 3, 2]);
+    let missing: Vec<Digest> = report.incomplete.iter().map(|(_, missing)| *missing).collect();
+    assert_eq!(missing, [Digest::of(&noise(4, 1_000)), Digest::of(&noise(3, 1_000))]);
+
+    // A rule that keeps only what is broken leaves the newest that is whole, too.
+    let tagged = Policy { tags: vec!["epoch-4".parse().unwrap()], ..Policy::default() };
+    let report = prune(&store, &tagged, &dry).await.unwrap();
+    assert_eq!(stayed(&report), [4, 2]);
+    assert_eq!(report.kept[1].reasons, [Reason::Whole]);
+    let report = prune(&store, &last(1), &later()).await.unwrap();
+    assert_eq!((stayed(&report), report.removed.len()), (vec![4, 3, 2], 1));
 }

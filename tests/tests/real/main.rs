@@ -4,6 +4,8 @@
 
 mod checkpoint;
 mod demo;
+#[path = "../../../cli/tests/cli/forge.rs"]
+mod forge;
 mod generations;
 mod guard;
 mod interrupted;

@@ -89,7 +89,11 @@ pub async fn find(
             Some(named.doing(|| format!("{reference} cannot be the predecessor"))?)
         }
     };
-    let epoch = args.epoch.unwrap_or_else(|| before.map_or(Epoch(1), |(_, epoch)| epoch.next()));
+    let next = || before.map_or(Some(Epoch(1)), |(_, before)| before.next());
+    let epoch = args.epoch.or_else(next).ok_or_else(|| {
+        CommandError::usage(format!("the predecessor has the last number there is, {}", u64::MAX))
+            .hint("say --predecessor none and an --epoch to start a new line under another application id")
+    })?;
     if let Some((_, before)) = before.filter(|(_, before)| *before >= epoch) {
         return Err(CommandError::usage(format!(
             "the predecessor has epoch {before}, so that the new one cannot be {epoch}"

@@ -189,7 +189,7 @@ fn cases() -> Vec<Case> {
             change: |good| {
                 good.change_manifest(|it| it["layers"][0]["mediaType"] = format!("{MEDIA_LAYER}+gzip").into())
             },
-            verify: GOOD,
+            verify: (NOT_GOOD, &["cannot be restored", "not usable"]),
             inspect: (DAMAGED, &["layer sha256:", "not usable"]),
             copy: GOOD,
             unpack: (DAMAGED, &["layer sha256:", "not usable"]),

@@ -4,6 +4,7 @@ mod engines;
 mod exchange;
 mod hosts;
 mod instant;
+mod line;
 mod room;
 mod store;
 
