@@ -174,7 +174,7 @@ pub struct Process {
     pub parent: u32,
     /// Count of threads.
     pub threads: usize,
-    /// Name as the kernel has it, at most 15 bytes.
+    /// Name as the kernel has it, at most 15 bytes; in a name that is not UTF-8, `\xNN` is a byte that is no text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub command: Option<String>,
 }

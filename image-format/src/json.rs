@@ -28,10 +28,11 @@ pub enum JsonError {
     Syntax(#[source] serde_json::Error),
 }
 
-/// Reads a value of a type that passes over what it does not know, straight from the bytes.
+/// Reads a value of a type that passes over what it does not know. Bytes that are no UTF-8 are read as the engines, which
+/// are written in Go, read them: as U+FFFD.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], limit: u64) -> Result<T, JsonError> {
     check_bounds(bytes, limit)?;
-    serde_json::from_slice(bytes).map_err(JsonError::Syntax)
+    serde_json::from_str(&String::from_utf8_lossy(bytes)).map_err(JsonError::Syntax)
 }
 
 /// Reads a document whose every part counts, such as a signed manifest: no key may be there twice, at any place, since

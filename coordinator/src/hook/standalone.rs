@@ -180,7 +180,8 @@ fn keep(folder: &Path, run: &str, ticket: &Ticket) -> io::Result<()> {
 
 /// A name of this CRIU that no other process has or will have until the next start of the machine.
 fn run_of(criu: &Process) -> io::Result<String> {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", criu.pid()))?;
+    let stat = std::fs::read(format!("/proc/{}/stat", criu.pid()))?;
+    let stat = String::from_utf8_lossy(&stat);
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     // After the name, which may hold anything, the 22nd field is when it was started.
     let started = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(19));

@@ -270,12 +270,15 @@ fn from_file(path: &Path) -> Result<Option<Words>, WordsError> {
 
 /// The name by which a map may know a container, or a process that is in none: the id in its cgroup, or what it is called.
 fn name_of(init: i32) -> Option<String> {
-    let cgroups = std::fs::read_to_string(format!("/proc/{init}/cgroup")).ok()?;
+    let file = |name: &str| std::fs::read(format!("/proc/{init}/{name}")).ok();
+    let cgroups = file("cgroup")?;
+    let cgroups = String::from_utf8_lossy(&cgroups);
     let is_id = |part: &&str| part.len() == 64 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
     let mut parts = cgroups.split(|c: char| !c.is_ascii_alphanumeric());
     match parts.rfind(is_id) {
         Some(id) => Some(id.to_owned()),
-        None => std::fs::read_to_string(format!("/proc/{init}/comm")).ok().map(|name| name.trim().to_owned()),
+        // A process may be called by bytes that are no text.
+        None => file("comm").map(|name| String::from_utf8_lossy(&name).trim().to_owned()),
     }
 }
 

@@ -68,17 +68,17 @@ impl Core {
 /// `task_core_entry` of core.proto.
 #[derive(Clone, PartialEq, Message)]
 pub struct Task {
-    /// The process' name, at most 15 bytes.
-    #[prost(string, required, tag = "6")]
-    pub command: String,
+    /// The process' name, at most 15 bytes, which need not be text: the kernel cuts names anywhere.
+    #[prost(bytes = "vec", required, tag = "6")]
+    pub command: Vec<u8>,
 }
 
 /// `thread_core_entry` of core.proto.
 #[derive(Clone, PartialEq, Message)]
 pub struct Thread {
-    /// The thread's name, at most 15 bytes.
-    #[prost(string, optional, tag = "13")]
-    pub command: Option<String>,
+    /// The thread's name, at most 15 bytes, which need not be text.
+    #[prost(bytes = "vec", optional, tag = "13")]
+    pub command: Option<Vec<u8>>,
 }
 
 /// `thread_info_x86` of core-x86.proto.

@@ -25,7 +25,7 @@ const MAX_RECORDS: u64 = 1 << 20;
 const MAX_TABLE: u64 = 8 << 20;
 /// TCP connections that are kept.
 const MAX_CONNECTIONS: usize = 1 << 16;
-/// Characters of a process' name that are kept; the kernel gives it 15 bytes.
+/// Characters of a process' name that are kept; the kernel gives it 15 bytes, each of which may need an escape.
 const MAX_COMMAND: usize = 64;
 /// Versions of CRIU's images that are known: without and with the common magic.
 const IMAGE_VERSIONS: std::ops::RangeInclusive<u32> = 1..=2;
@@ -217,7 +217,7 @@ impl FactsBuilder {
                 }
                 let id = name.trim_start_matches("checkpoint/core-").trim_end_matches(".img").parse();
                 if let (Ok(id), Some(task)) = (id, core.task) {
-                    self.commands.insert(id, task.command.chars().take(MAX_COMMAND).collect());
+                    self.commands.insert(id, text_of(&task.command));
                 }
             }
             ImageKind::Pstree => {
@@ -418,6 +418,22 @@ fn address(family: u32, words: &[u32], big_endian: bool) -> Option<IpAddr> {
         }
         _ => None,
     }
+}
+
+/// A process' name as text: as it is if it is UTF-8. Otherwise each byte that belongs to no character becomes `\xNN`, and a
+/// backslash `\\`, so that different names stay different.
+fn text_of(name: &[u8]) -> String {
+    let mut text = String::new();
+    match str::from_utf8(name) {
+        Ok(name) => text.push_str(name),
+        Err(_) => {
+            for part in name.utf8_chunks() {
+                text.push_str(&part.valid().replace('\\', "\\\\"));
+                text.extend(part.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+            }
+        }
+    }
+    text.chars().take(MAX_COMMAND).collect()
 }
 
 /// podman and its friends write empty text for what they do not know.

@@ -4,8 +4,10 @@ use std::io::Read;
 use std::path::PathBuf;
 
 use proptest::prelude::*;
+use prost::Message;
 
 use super::*;
+use crate::criu::{Core, ImageKind, Records};
 
 /// Files of a dump by their names in the archive.
 type Files = BTreeMap<String, Vec<u8>>;
@@ -206,6 +208,38 @@ fn only_the_files_of_interest_are_wanted() {
     ] {
         assert_eq!(FactsBuilder::wants(no), None, "{no}");
     }
+}
+
+/// The kernel cuts names after 15 bytes, in the middle of a character too, and a program may call itself anything.
+#[test]
+fn a_process_may_be_called_by_any_bytes() {
+    let shown = |name: &[u8]| {
+        let mut files = files("podman-zstd.tar.zst");
+        let bytes = &files["checkpoint/core-1.img"];
+        let mut core: Core = Records::open(ImageKind::Core, bytes).unwrap().one().unwrap();
+        core.task.as_mut().unwrap().command = name.to_vec();
+        core.thread.as_mut().unwrap().command = Some(name.to_vec());
+        let record = core.encode_to_vec();
+        let image = [&bytes[..8], &(record.len() as u32).to_le_bytes(), &record].concat();
+        files.insert("checkpoint/core-1.img".to_owned(), image);
+        let facts = collect(&files).unwrap().finish(DumpKind::Podman);
+        facts.processes.into_iter().find(|process| process.pid == 1).unwrap().command.unwrap()
+    };
+    assert_eq!(shown("Hintergründe".as_bytes()), "Hintergründe");
+    assert_eq!(shown(b"a-long-name-f\xc3"), "a-long-name-f\\xc3");
+    assert_eq!(shown(br"back\slash"), r"back\slash");
+    assert_eq!(shown(b"\xff\\xff"), r"\xff\\xff");
+    assert_eq!(shown(&[0xff; 15]).len(), 60, "none of the bytes is lost");
+}
+
+/// Go's reader of JSON, by which engines read what they and users wrote, takes any bytes.
+#[test]
+fn a_specification_that_is_not_all_text_is_read() {
+    let mut files = files("podman-zstd.tar.zst");
+    let spec = b"{\"annotations\":{\"a\":\"b\xff\"},\"mounts\":[]}".to_vec();
+    files.insert("spec.dump".to_owned(), spec);
+    let facts = collect(&files).unwrap().finish(DumpKind::Podman);
+    assert_eq!(facts.spec_annotations["a"], "b\u{fffd}");
 }
 
 #[test]

@@ -64,8 +64,10 @@ impl<'a> Specs<'a> {
         Ok(spec)
     }
 
+    /// Bytes that are no UTF-8 become U+FFFD, as which engines read them.
     fn annotate(&self, spec: &[u8]) -> Result<Vec<u8>, SpecError> {
-        let mut spec: Map<String, Value> = serde_json::from_slice(spec).map_err(SpecError::Json)?;
+        let mut spec: Map<String, Value> =
+            serde_json::from_str(&String::from_utf8_lossy(spec)).map_err(SpecError::Json)?;
         let annotations = spec.entry("annotations").or_insert(Value::Null);
         if annotations.is_null() {
             *annotations = Value::Object(Map::new());

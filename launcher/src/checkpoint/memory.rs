@@ -7,8 +7,9 @@ use coordinator::hook::children;
 
 /// Bytes that CRIU finds in the memory of a process and of all that it started; 0 for those that are gone.
 pub(super) fn memory(pid: i32) -> u64 {
-    let statuses = family(pid).into_iter().filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok());
-    statuses.map(|status| resident(&status)).sum()
+    let statuses = family(pid).into_iter().filter_map(|pid| fs::read(format!("/proc/{pid}/status")).ok());
+    // The name of a process need not be text.
+    statuses.map(|status| resident(&String::from_utf8_lossy(&status))).sum()
 }
 
 /// A process, and all that it or they started and that have not outlived who started them. Where the kernel does not tell who started whom
