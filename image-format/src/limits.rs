@@ -18,7 +18,7 @@ pub struct Limits {
     pub header_bytes: u64,
     /// Bytes of one manifest, index or config.
     pub document_bytes: u64,
-    /// Base-2 logarithm of the largest zstd window, which the reader has to hold in memory.
+    /// Base-2 logarithm of the largest zstd window. A reader holds as much of it in memory as the frame has plain bytes.
     pub zstd_window_log: u32,
 }
 
@@ -31,7 +31,7 @@ impl Default for Limits {
             name_depth: 64,
             header_bytes: 1 << 20,
             document_bytes: 4 << 20,
-            zstd_window_log: 25,
+            zstd_window_log: 29,
         }
     }
 }

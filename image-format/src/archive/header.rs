@@ -49,12 +49,29 @@ pub(crate) struct TarEntry<'a> {
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum TarKind<'a> {
-    File { size: u64 },
-    HardLink { target: &'a [u8] },
-    Symlink { target: &'a [u8] },
+    File {
+        size: u64,
+    },
+    /// A file with holes (PAX format 1.0 of GNU): `stored` bytes follow, a map first (see [`sparse_map`](super::sparse_map)).
+    Sparse {
+        size: u64,
+        stored: u64,
+    },
+    HardLink {
+        target: &'a [u8],
+    },
+    Symlink {
+        target: &'a [u8],
+    },
     Directory,
-    CharDevice { major: u32, minor: u32 },
-    BlockDevice { major: u32, minor: u32 },
+    CharDevice {
+        major: u32,
+        minor: u32,
+    },
+    BlockDevice {
+        major: u32,
+        minor: u32,
+    },
     Fifo,
 }
 
@@ -64,6 +81,7 @@ impl TarEntry<'_> {
         let mut name = self.name.to_vec();
         let (kind, target, size, device) = match self.kind {
             TarKind::File { size } => (b'0', &[][..], size, (0, 0)),
+            TarKind::Sparse { stored, .. } => (b'0', &[][..], stored, (0, 0)),
             TarKind::HardLink { target } => (b'1', target, 0, (0, 0)),
             TarKind::Symlink { target } => (b'2', target, 0, (0, 0)),
             TarKind::CharDevice { major, minor } => (b'3', &[][..], 0, (major, minor)),
@@ -83,6 +101,12 @@ impl TarEntry<'_> {
         header.time(136..148, b"mtime", self.mtime, self.mtime_nanos);
         header.octal(329..337, u64::from(device.0));
         header.octal(337..345, u64::from(device.1));
+        if let TarKind::Sparse { size, .. } = self.kind {
+            header.record(b"GNU.sparse.major", b"1");
+            header.record(b"GNU.sparse.minor", b"0");
+            header.record(b"GNU.sparse.name", &name);
+            header.record(b"GNU.sparse.realsize", size.to_string().as_bytes());
+        }
         for (key, value) in self.xattrs {
             header.record(&[XATTR_RECORD, key].concat(), value);
         }

@@ -29,6 +29,7 @@ pub(crate) use frames::{SAMPLE, SAMPLES, Trial};
 pub(crate) use guard::{Guard, parent, stays_inside};
 pub(crate) use header::{END, TarEntry, TarKind, padding, write_header};
 pub(crate) use read::ArchiveReader;
+pub(crate) use sparse::sparse_map;
 
 /// Bytes of one copy: large enough that system calls, hashing and compression run at full speed.
 pub(crate) const CHUNK: usize = 256 << 10;

@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 
 use tar::GnuSparseHeader;
 
 use super::ArchiveError;
+use super::header::padding;
 use super::read::malformed;
 
 /// A stretch of a file: first a hole, which the archive does not store, then bytes, which it does.
@@ -13,6 +15,18 @@ use super::read::malformed;
 pub(super) struct Run {
     pub hole: u64,
     pub stored: u64,
+}
+
+/// The map of a sparse file in PAX format 1.0: how many stretches are stored, and where each begins and how long it is, in
+/// decimal lines, filled up to a block.
+pub(crate) fn sparse_map(stretches: &[Range<u64>]) -> Vec<u8> {
+    let mut map = format!("{}\n", stretches.len());
+    for Range { start, end } in stretches {
+        map.push_str(&format!("{start}\n{}\n", end - start));
+    }
+    let mut map = map.into_bytes();
+    map.extend_from_slice(padding(map.len() as u64));
+    map
 }
 
 /// The runs of a sparse file while its map is read.

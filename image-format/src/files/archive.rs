@@ -1,22 +1,28 @@
 //! Writes trees of files as the tar that podman's restore extracts.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
+use std::ops::Range;
 use std::path::Path;
 
 use rustix::fs::{FileType, fstat, major, minor, readlinkat};
+use rustix::io::pread;
 
 use super::node::{Folder, Node, Step, Walk, Xattrs, changed, failed, joined, open_file};
+use super::sparse::stretches;
 use super::{FilesError, Writers};
-use crate::archive::{CHUNK, END, TarEntry, TarKind, padding};
+use crate::archive::{CHUNK, END, TarEntry, TarKind, padding, sparse_map};
 
 /// Writes a plain tar of what a folder holds, in sorted order, the folder itself first.
 ///
 /// It is what `containers/storage` writes of a volume or `/dev/shm`, and extracts again: names start with `./`; owners are
 /// numbers; modes, modification times (to the nanosecond), hard links, symbolic links, devices and pipes are kept; sockets
 /// are left out. Of the extended attributes it keeps `user.*`, `trusted.*`, `security.capability`, `security.ima` and
-/// POSIX access control lists: others (SELinux labels) belong to the host. Holes become zeros, which compress to nothing.
+/// POSIX access control lists: others (SELinux labels) belong to the host.
+///
+/// Long stretches of zeros are left out, as holes of a sparse file (PAX format 1.0, which Go's `archive/tar` reads). What the
+/// filesystem says of holes makes the reading of them quick and changes nothing: equal contents give equal bytes, whatever
+/// they lie on.
 ///
 /// The tree must be at rest, such as a copy made by [`clone_tree`](super::clone_tree).
 ///
@@ -92,24 +98,32 @@ impl<'a> Tar<'a> {
         let changed_meanwhile = || FilesError::Changed { path: node.path.clone() };
         let (file, before) = open_file(folder, node)?.ok_or_else(changed_meanwhile)?;
         let size = u64::try_from(before.st_size).unwrap_or(0);
-        self.head(node, name, TarKind::File { size }, xattrs)?;
-        let mut file = File::from(file);
-        let mut left = size;
-        while left > 0 {
-            let part = left.min(self.buf.len() as u64) as usize;
-            let failed = |source| FilesError::Failed { action: "read", path: node.path.clone(), source };
-            let read = file.read(&mut self.buf[..part]).map_err(failed)?;
-            if read == 0 {
-                return Err(changed_meanwhile());
+        let stretches = stretches(&file, size, &mut self.buf).map_err(failed("read", &node.path))?;
+        let mut stored = stretches.iter().map(|stretch| stretch.end - stretch.start).sum();
+        if stored == size {
+            self.head(node, name, TarKind::File { size }, xattrs)?;
+        } else {
+            let map = sparse_map(&stretches);
+            stored += map.len() as u64;
+            self.head(node, name, TarKind::Sparse { size, stored }, xattrs)?;
+            self.out.write_all(&map).map_err(FilesError::Write)?;
+        }
+        for Range { start: mut at, end } in stretches {
+            while at < end {
+                let part = (end - at).min(self.buf.len() as u64) as usize;
+                let read = pread(&file, &mut self.buf[..part], at).map_err(failed("read", &node.path))?;
+                if read == 0 {
+                    return Err(changed_meanwhile());
+                }
+                self.out.write_all(&self.buf[..read]).map_err(FilesError::Write)?;
+                at += read as u64;
             }
-            self.out.write_all(&self.buf[..read]).map_err(FilesError::Write)?;
-            left -= read as u64;
         }
         let after = fstat(&file).map_err(failed("look at", &node.path))?;
         if changed(&node.stat, &after) {
             return Err(changed_meanwhile());
         }
-        self.out.write_all(padding(size)).map_err(FilesError::Write)
+        self.out.write_all(padding(stored)).map_err(FilesError::Write)
     }
 
     fn head(&mut self, node: &Node, name: &[u8], kind: TarKind<'_>, xattrs: &Xattrs) -> Result<(), FilesError> {

@@ -13,7 +13,10 @@
 
 mod archive;
 mod clone;
+mod holes;
 mod node;
+mod remove;
+mod sparse;
 mod upper;
 
 use std::io;
@@ -21,7 +24,12 @@ use std::path::PathBuf;
 
 pub use self::archive::archive_folder;
 pub use self::clone::{Writers, clone_tree};
+pub use self::holes::HoleWriter;
+pub use self::remove::remove_tree;
 pub use self::upper::archive_upper;
+
+/// The longest path below a tree's own folder, in bytes. The rest of 4,095 is for the folder in which an engine extracts it.
+const LONGEST_PATH: usize = 3840;
 
 /// Why a tree of files was not copied or archived.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +81,16 @@ pub enum FilesError {
         path: PathBuf,
         /// The attribute's name.
         name: String,
+    },
+    /// A path that no engine could make again: podman's restore extracts by whole paths, and the kernel takes 4,095 bytes of one.
+    #[error(
+        "the path that begins with {beginning:?} has {bytes} bytes; podman cannot restore one of more than {LONGEST_PATH}"
+    )]
+    PathTooLong {
+        /// Its first characters.
+        beginning: String,
+        /// Its length, from the tree's own folder on.
+        bytes: usize,
     },
     /// The archive cannot be written.
     #[error("cannot write the archive")]

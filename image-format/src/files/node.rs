@@ -12,7 +12,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::{FilesError, Writers};
+use super::{FilesError, LONGEST_PATH, Writers};
 
 pub(super) const DOWN: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
@@ -221,6 +221,10 @@ impl Walk {
                 continue;
             };
             let name = joined(&level.name, file_name.to_bytes());
+            if name.len() > LONGEST_PATH {
+                let beginning = String::from_utf8_lossy(&name).chars().take(80).collect();
+                return Err(FilesError::PathTooLong { beginning, bytes: name.len() });
+            }
             let node = Node { file_name, name, path, stat };
             if node.file_type() != FileType::Directory {
                 return Ok(Some(Step::Leaf(node)));

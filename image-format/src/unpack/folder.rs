@@ -17,6 +17,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{linkat, symlinkat};
 
 use crate::archive::{Entry, EntryKind, parent};
+use crate::files::remove_tree;
 
 /// A folder that is being filled under a temporary name beside its own. Dropped before [`Folder::finish`], it is removed.
 ///
@@ -137,7 +138,7 @@ impl Drop for Temporary {
     fn drop(&mut self) {
         if !self.path.as_os_str().is_empty() {
             // Nothing more can be done about what cannot be removed.
-            drop(fs::remove_dir_all(&self.path));
+            drop(remove_tree(&self.path));
         }
     }
 }

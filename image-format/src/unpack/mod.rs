@@ -10,7 +10,6 @@ mod merge;
 mod spec;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -26,6 +25,7 @@ use self::spec::Specs;
 use crate::archive::{ArchiveError, CHUNK, END, Encoder, Entry, EntryKind, EntryName, padding, write_header};
 use crate::dump::{RecognizeError, Recognizer};
 use crate::facts::{Facts, FactsBuilder, FactsError};
+use crate::files::HoleWriter;
 use crate::generation::TableError;
 use crate::image::{CheckpointImage, ImageError};
 use crate::pack::SCRATCH;
@@ -373,7 +373,7 @@ impl<W: Write> Target for Archive<W> {
 struct Files<'a> {
     folder: Folder,
     dir: &'a Path,
-    file: Option<File>,
+    file: Option<HoleWriter>,
 }
 
 impl Files<'_> {
@@ -384,7 +384,7 @@ impl Files<'_> {
 
 impl Target for Files<'_> {
     fn begin(&mut self, entry: &Entry, _: u64) -> Result<(), UnpackError> {
-        self.file = self.folder.add(entry).map_err(|source| self.failed(source))?;
+        self.file = self.folder.add(entry).map_err(|source| self.failed(source))?.map(HoleWriter::new);
         Ok(())
     }
 
@@ -394,7 +394,7 @@ impl Target for Files<'_> {
     }
 
     fn end(&mut self, _: &Entry) -> Result<(), UnpackError> {
-        let closed = self.file.take().map_or(Ok(()), |file| self.folder.close(&file));
+        let closed = self.file.take().map_or(Ok(()), |file| self.folder.close(&file.finish()?));
         closed.map_err(|source| self.failed(source))
     }
 }

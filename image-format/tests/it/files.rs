@@ -11,7 +11,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use image_format::files::{FilesError, Writers, archive_folder, archive_upper, clone_tree};
+use image_format::files::{FilesError, Writers, archive_folder, archive_upper, clone_tree, remove_tree};
 use image_format::{Captured, Compression, DumpKind, DumpSource, PackOptions, UnpackOptions, pack, unpack_archive};
 use proptest::prelude::*;
 use rustix::fs::{
@@ -210,6 +210,53 @@ fn a_copy_is_the_same_tree_with_its_holes() {
     assert_eq!(after.len(), before.len());
     let blocks = to.join("sparse").metadata().unwrap().blocks();
     assert!(blocks * 512 < 1 << 20, "the holes were filled: {blocks} blocks");
+}
+
+/// A file of two gigabytes with a page of data, as lastlog, LMDB and disk images have it. Written out in full, it is the same
+/// archive: what a filesystem knows of holes is not what a container sees.
+#[test]
+fn holes_are_not_archived_and_decide_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let make = |tree: &str, size: u64, zeros: bool| {
+        fs::create_dir_all(at(tree)).unwrap();
+        let file = File::create(at(tree).join("sparse")).unwrap();
+        file.set_len(size).unwrap();
+        if zeros {
+            file.write_all_at(&vec![0; size as usize], 0).unwrap();
+        }
+        file.write_all_at(&[7; 4096], size / 2).unwrap();
+        touch(&at(tree).join("sparse"), 1_600_000_000, 0);
+        touch(&at(tree), 1_600_000_000, 0);
+        archive(&at(tree))
+    };
+    let huge = make("huge", 2 << 30, false);
+    assert!(huge.len() < 16 << 10, "{} bytes", huge.len());
+    let tar = make("sparse", 8 << 20, false);
+    assert_eq!(tar, make("full", 8 << 20, true));
+    extract(&tar, &at("extracted"));
+    assert_eq!(tree(&at("extracted")), tree(&at("full")));
+}
+
+#[test]
+fn a_path_that_nobody_could_make_again_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let deep = folder.path().join("deep");
+    fs::create_dir(&deep).unwrap();
+    let mut at = rustix::fs::open(&deep, rustix::fs::OFlags::DIRECTORY, Mode::empty()).unwrap();
+    for _ in 0..20 {
+        let name = "d".repeat(200);
+        rustix::fs::mkdirat(&at, &*name, Mode::RWXU).unwrap();
+        at = rustix::fs::openat(&at, &*name, rustix::fs::OFlags::DIRECTORY, Mode::empty()).unwrap();
+    }
+    for error in [
+        archive_folder(&deep, &mut Vec::new()).unwrap_err(),
+        clone_tree(&deep, &folder.path().join("copy"), Writers::Frozen).unwrap_err(),
+    ] {
+        assert!(matches!(error, FilesError::PathTooLong { bytes: 4019, .. }), "{error}");
+        assert!(error.to_string().contains("podman cannot restore one of more than 3840"), "{error}");
+    }
+    remove_tree(folder.path()).unwrap();
 }
 
 #[test]
