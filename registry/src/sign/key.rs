@@ -11,7 +11,8 @@ use crypto_secretbox::{Key, Nonce, XSalsa20Poly1305};
 use image_format::Digest;
 use p256::ecdsa::signature::{Signer, Verifier};
 use p256::ecdsa::{Signature, SigningKey, VerifyingKey};
-use p256::pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePrivateKey};
+use p256::pkcs8::spki::{AlgorithmIdentifierRef, SubjectPublicKeyInfoRef};
+use p256::pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePrivateKey, PrivateKeyInfoRef};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -89,9 +90,14 @@ pub enum KeyError {
     /// The seal does not open.
     #[error("the private key does not open: the password is wrong or the file is damaged")]
     WrongPassword,
-    /// Not an ECDSA key on P-256.
-    #[error("it is not an ECDSA key on the curve P-256")]
-    NotP256,
+    /// A key of a kind that cosign knows too, or some other.
+    #[error(
+        "it is {found}; only ECDSA keys on the curve P-256 are supported, as `syncpoint key generate` and cosign make them"
+    )]
+    NotP256 {
+        /// What it is, with an article.
+        found: String,
+    },
     /// The system gave no random bytes.
     #[error("no random bytes")]
     Random(#[source] getrandom::Error),
@@ -142,7 +148,10 @@ impl PrivateKey {
                 });
             }
         };
-        SigningKey::from_pkcs8_der(&der).map(Self).map_err(|_| KeyError::NotP256)
+        SigningKey::from_pkcs8_der(&der).map(Self).map_err(|_| {
+            let algorithm = PrivateKeyInfoRef::try_from(&der[..]).ok().map(|key| key.algorithm);
+            not_p256(algorithm)
+        })
     }
 
     /// The form that cosign reads, sealed with a password.
@@ -184,7 +193,10 @@ impl PublicKey {
             let found = document.tag().chars().take(64).collect();
             return Err(KeyError::Kind { found, expected: "public key" });
         }
-        VerifyingKey::from_public_key_der(document.contents()).map(Self).map_err(|_| KeyError::NotP256)
+        VerifyingKey::from_public_key_der(document.contents()).map(Self).map_err(|_| {
+            let key = SubjectPublicKeyInfoRef::try_from(document.contents()).ok();
+            not_p256(key.map(|key| key.algorithm))
+        })
     }
 
     /// The form that [`PublicKey::load`] and cosign read.
@@ -215,6 +227,27 @@ impl PublicKey {
         let signature = Signature::from_der(signature).ok()?;
         Some(self.0.verify(message, &signature).is_ok())
     }
+}
+
+/// Says what a key is that is not on P-256, or is damaged.
+fn not_p256(algorithm: Option<AlgorithmIdentifierRef<'_>>) -> KeyError {
+    let found = match algorithm.map(|algorithm| (algorithm.oid.to_string(), algorithm)) {
+        None => "no key".to_owned(),
+        Some((oid, algorithm)) => match oid.as_str() {
+            "1.2.840.113549.1.1.1" => "an RSA key".to_owned(),
+            "1.3.101.112" => "an Ed25519 key".to_owned(),
+            "1.3.101.113" => "an Ed448 key".to_owned(),
+            "1.2.840.10045.2.1" => match algorithm.parameters_oid().map(|curve| curve.to_string()).as_deref() {
+                Ok("1.2.840.10045.3.1.7") => "a damaged ECDSA key on P-256".to_owned(),
+                Ok("1.3.132.0.34") => "an ECDSA key on P-384".to_owned(),
+                Ok("1.3.132.0.35") => "an ECDSA key on P-521".to_owned(),
+                Ok(curve) => format!("an ECDSA key on the curve {curve}"),
+                Err(_) => "an ECDSA key on a curve without a name".to_owned(),
+            },
+            other => format!("a key of the algorithm {other}"),
+        },
+    };
+    KeyError::NotP256 { found }
 }
 
 fn to_pem(heading: &str, content: Vec<u8>) -> String {
@@ -373,6 +406,44 @@ mod tests {
         pem::encode(&pem::Pem::new(SEALED, content.to_string()))
     }
 
+    /// Made by openssl 3.0: `genpkey -algorithm`, `pkey -pubout`.
+    #[test]
+    fn the_kind_of_a_key_that_is_not_supported_is_named() {
+        let public = |base64: &str| {
+            let text = format!("-----BEGIN PUBLIC KEY-----\n{base64}\n-----END PUBLIC KEY-----\n");
+            PublicKey::load(&text).unwrap_err().to_string()
+        };
+        for (base64, kind) in [
+            (
+                "MCowBQYDK2VwAyEAXTPIbYOwEaO7oSWqeU9xZDtLJnJm4zLx6KZUAwoPUNE=",
+                "it is an Ed25519 key; only ECDSA keys on the curve P-256",
+            ),
+            (
+                "MHYwEAYHKoZIzj0CAQYFK4EEACIDYgAEAtK99+dGzY4gXM9xNB/CS3dmrXdkPRaD1UgRkG22+dO1xc7W\
+             xHfMSUOqbHmmx+m2gEjvyFP3Mx4ElFTPyYQP7puWTOFaMa0WDHrzQ0+gt8T/z6Fizc75Q24Z7GGWU98I",
+                "it is an ECDSA key on P-384;",
+            ),
+            (
+                "MFYwEAYHKoZIzj0CAQYFK4EEAAoDQgAEf3As+Svm/QlP4v//E6lB6Qz6V80Ssmlroo59h5l3WG8gU5HD\
+             2M4zaAZWhWsBf18Mg8La/r0QJphgl2FQrr6xaQ==",
+                "it is an ECDSA key on the curve 1.3.132.0.10;",
+            ),
+            (
+                "MIGfMA0GCSqGSIb3DQEBAQUAA4GNADCBiQKBgQDSjhCbNOfaz/rTsMJb25n8wGMAVklRRxy2Ep57A7If\
+             BGhLAjwR5GTBPlqyr5YxlaY4Mv1wfr609GKmmya+YtoXCuK8NpckCZ1i/f1UiR5jN2d3DU0kWNrfFt9o\
+             a2RngOuCZpb2DS3dACUc+inR5OP0OdqXQV6KOW3tMpzJxqiR7wIDAQAB",
+                "it is an RSA key;",
+            ),
+            ("MAA=", "it is no key;"),
+        ] {
+            let words = public(base64);
+            assert!(words.starts_with(kind), "{words}");
+        }
+        let private = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIE5YK983EKdjcA8P25a8arsX86zlkexjvyX/HmxxYx8T\n-----END PRIVATE KEY-----\n";
+        let words = PrivateKey::load(private, &password()).unwrap_err().to_string();
+        assert!(words.starts_with("it is an Ed25519 key;"), "{words}");
+    }
+
     #[test]
     fn hostile_key_files_are_refused() {
         let load = |text: &str| PrivateKey::load(text, &password()).unwrap_err();
@@ -403,7 +474,7 @@ mod tests {
         assert!(matches!(load(fixture!("openssl.pub")), KeyError::Kind { .. }));
         assert!(matches!(load(&"-".repeat(MAX_FILE + 1)), KeyError::TooLarge { .. }));
         let other = pem::encode(&pem::Pem::new(PLAIN, b"0".to_vec()));
-        assert!(matches!(load(&other), KeyError::NotP256));
+        assert!(matches!(load(&other), KeyError::NotP256 { .. }));
         assert!(matches!(PublicKey::load(fixture!("openssl.key")).unwrap_err(), KeyError::Kind { .. }));
     }
 }
