@@ -5,7 +5,8 @@
 //!   status                                       interval and storage are set       something is missing or unclear
 //!   RUNNING                                      Guard                              Unclear: nothing is begun, nothing ended
 //!   FAILED                                       RollBack, once for each failure    Unclear
-//!   STARTING, WAITING, FINISHED, CANCELLED, none Leave                              Leave
+//!   STARTING, WAITING, FINISHED, CANCELLING,
+//!   CANCELLED, none                              Leave                              Leave
 //! ```
 //!
 //! What is not understood is never taken for an end: a guard goes on with what it does until it knows better.
@@ -135,7 +136,8 @@ fn judge(snapshot: &Snapshot, block: &BlockId, state: &State, containers: &[Cont
             let plan = plan(snapshot, block, containers)?;
             Ok(Desired::RollBack { plan, failure: state.changed })
         }
-        Some("STARTING" | "WAITING" | "FINISHED" | "CANCELLED") => Ok(Desired::Leave),
+        // A block that is being cancelled loses its containers one by one, on purpose.
+        Some("STARTING" | "WAITING" | "FINISHED" | "CANCELLING" | "CANCELLED") => Ok(Desired::Leave),
         Some(other) => Err(format!("its status {other:?} is not known")),
         None => Err("its state has no status".to_owned()),
     }
@@ -289,7 +291,7 @@ mod tests {
         let members: Vec<_> = plan.members.iter().map(|(member, name)| (member.as_str(), name.as_str())).collect();
         let expected = ["0", "1"].map(|ordinal| format!("proc-{BLOCK}-receive.receiver.{ordinal}"));
         assert_eq!(members, [(expected[0].as_str(), "receive-x7f"), (expected[1].as_str(), "receive-q2b")]);
-        for over in ["STARTING", "WAITING", "FINISHED", "CANCELLED"] {
+        for over in ["STARTING", "WAITING", "FINISHED", "CANCELLING", "CANCELLED"] {
             assert_eq!(judged(Some(&status(over)), &DEFAULTS, &two()), Desired::Leave, "{over}");
         }
         assert_eq!(judged(None, &DEFAULTS, &two()), Desired::Leave);
