@@ -5,12 +5,17 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use image_format::files::remove_tree;
 use rustix::mount::{UnmountFlags, unmount};
 
-const MOUNTS: &str = "/proc/self/mountinfo";
+/// How CRIU names the folder into which it mounts control groups.
+const CGYARD: &[u8] = b".criu.cgyard.";
+
+/// Of the calling thread, whose mount namespace may be its own.
+const MOUNTS: &str = "/proc/thread-self/mountinfo";
 
 /// Takes away every mount whose mount point `is_left` picks, those on top first.
 ///
@@ -25,13 +30,27 @@ pub(crate) fn unmount_all(is_left: impl Fn(&Path) -> bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes a folder with everything in it, after every mount in it was taken away.
+/// Removes a folder with everything in it, after every mount in it was taken away. Every folder that engines and CRIU work in
+/// is removed by this, and by nothing else.
 ///
 /// # Errors
-/// As [`unmount_all`], and what cannot be removed.
+/// As [`unmount_all`], and what cannot be removed, such as a folder on which something was mounted meanwhile.
 pub(crate) fn remove_folder(dir: &Path) -> io::Result<()> {
-    unmount_all(|point| point.starts_with(dir))?;
-    std::fs::remove_dir_all(dir)
+    let real = dir.canonicalize()?;
+    unmount_all(|point| point.starts_with(&real))?;
+    remove_tree(&real)
+}
+
+/// Takes away what a CRIU that was killed mounted into its work folder in the container's, whose name is `container`. podman,
+/// which removes that folder, would walk into it.
+///
+/// # Errors
+/// As [`unmount_all`].
+pub(crate) fn unmount_cgyards(container: &str) -> io::Result<()> {
+    unmount_all(|point| {
+        let is = |wanted: &dyn Fn(&[u8]) -> bool| point.iter().any(|name| wanted(name.as_bytes()));
+        is(&|name| name == container.as_bytes()) && is(&|name| name.starts_with(CGYARD))
+    })
 }
 
 /// The mount points of a mountinfo file, in its order: a mount stands after the one that it is on.
@@ -62,6 +81,9 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use nix::sched::{CloneFlags, unshare};
+    use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+
     use super::*;
 
     #[test]
@@ -83,5 +105,35 @@ mod tests {
         remove_folder(&dir.path().join("a")).unwrap();
         assert!(!inner.exists());
         assert!(remove_folder(&inner).is_err());
+    }
+
+    /// Only root may mount; for anybody else there is nothing to look at.
+    #[test]
+    fn what_is_mounted_in_a_folder_is_taken_away_and_never_walked_into() {
+        let top = tempfile::tempdir().unwrap();
+        let (folder, live) = (top.path().join("folder"), top.path().join("live"));
+        let yard = folder.join("libpod/.criu.cgyard.x");
+        std::fs::create_dir_all(&yard).unwrap();
+        std::fs::create_dir(&live).unwrap();
+        std::fs::write(live.join("file"), "x").unwrap();
+        // A thread of its own has a mount namespace of its own.
+        let work = || {
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+            mount_bind(&live, &yard)?;
+            let walked = remove_tree(&folder);
+            let left = yard.join("file").exists();
+            io::Result::Ok((walked, left, remove_folder(&folder)))
+        };
+        match std::thread::scope(|scope| scope.spawn(work).join().unwrap()) {
+            Ok((walked, left, removed)) => {
+                let error = walked.unwrap_err().to_string();
+                assert!(error.contains("something is mounted at \".criu.cgyard.x\"") && left, "{error}");
+                removed.unwrap();
+                assert!(!folder.exists());
+            }
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
+        }
+        assert!(live.join("file").exists());
     }
 }

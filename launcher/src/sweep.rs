@@ -22,6 +22,7 @@ use coordinator::SessionId;
 use crate::Observer;
 use crate::engine::{Marks, kill, wait_gone};
 use crate::error::chain;
+use crate::mounts::remove_folder;
 use crate::workspace::{Purpose, Record, Workspace};
 
 /// How long the engines of a dead launcher may take to notice.
@@ -71,7 +72,7 @@ pub(crate) async fn end_engines(marks: Marks) -> io::Result<()> {
 
 /// Removes the folder of a dead session, and what its launcher had to work in.
 pub(crate) fn remove_folders(run_root: &Path, session: SessionId, orphan: Workspace) -> io::Result<()> {
-    match std::fs::remove_dir_all(run_root.join(session.to_string())) {
+    match remove_folder(&run_root.join(session.to_string())) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => orphan.remove(),
     }

@@ -30,7 +30,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{Target, Ticks};
-use crate::mounts::{remove_folder, unmount_all};
+use crate::mounts::remove_folder;
 
 /// What a folder is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,12 +223,11 @@ impl Workspace {
 
     /// Leaves it for the next restore to take away what this one could not; only the dumps go.
     pub(crate) fn leave(self) -> io::Result<()> {
-        unmount_all(|point| point.starts_with(&self.dir))?;
         for entry in std::fs::read_dir(&self.dir)? {
             let entry = entry?;
             let path = entry.path();
             if entry.file_type()?.is_dir() {
-                std::fs::remove_dir_all(path)?;
+                remove_folder(&path)?;
             } else if entry.file_name() != LOCK && entry.file_name() != RECORD {
                 std::fs::remove_file(path)?;
             }

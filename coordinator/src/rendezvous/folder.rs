@@ -16,6 +16,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use image_format::MemberId;
+use image_format::files::remove_tree;
 
 use crate::plan::SessionId;
 use crate::secret::Secret;
@@ -118,7 +119,7 @@ impl Folder {
                 Ok(()) | Err(_) => {}
             }
         }
-        std::fs::remove_dir_all(&self.path)
+        remove_tree(&self.path)
     }
 
     fn fill(&self, hook_program: &Path, tickets: Vec<Ticket>) -> Result<(), FolderError> {

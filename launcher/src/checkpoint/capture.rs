@@ -1,14 +1,16 @@
 //! The files of a member: taken while every member stands frozen, archived when the tasks run again.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use image_format::Captured;
 use image_format::files::{FilesError, Writers, archive_folder, archive_upper, clone_tree};
 
 use crate::engine::Files;
+use crate::mounts::remove_folder;
 
 /// The container's log, by its name in podman's archive.
 const PRINTED: &str = "ctr.log";
@@ -44,7 +46,9 @@ impl Copies {
         }
         if let Some(log) = &files.printed {
             // Its engine goes on writing to it; what was printed before the freeze is there long since.
-            fs::copy(log, folder.join(PRINTED)).map_err(failed("copy", log))?;
+            let mut from = File::open(log).map_err(failed("open", log))?;
+            let mut to = make_file(&folder.join(PRINTED))?;
+            io::copy(&mut from, &mut to).map_err(failed("copy", log))?;
         }
         let lower = files.root.as_ref().map(|layers| layers.lower.clone());
         Ok(Self {
@@ -90,22 +94,63 @@ impl Copies {
 
 /// A file of what `fill` writes.
 fn write<T>(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<T, FilesError>) -> Result<T, FilesError> {
-    let mut out = BufWriter::with_capacity(1 << 20, File::create_new(path).map_err(failed("make", path))?);
+    let mut out = BufWriter::with_capacity(1 << 20, make_file(path)?);
     let filled = fill(&mut out)?;
     out.into_inner().map_err(|error| FilesError::Write(error.into_error()))?;
     Ok(filled)
 }
 
+/// A file that only its owner may read, whatever the caller's umask is.
+fn make_file(path: &Path) -> Result<File, FilesError> {
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    made.map_err(failed("make", path))
+}
+
 fn make_folder(path: &Path) -> Result<(), FilesError> {
-    use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().mode(0o700).create(path).map_err(failed("make", path))
+    DirBuilder::new().mode(0o700).create(path).map_err(failed("make", path))
 }
 
 fn remove(path: &Path) -> Result<(), FilesError> {
-    fs::remove_dir_all(path).map_err(failed("remove", path))
+    remove_folder(path).map_err(failed("remove", path))
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FilesError {
     let path = path.to_owned();
     move |source| FilesError::Failed { action, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// An open file's permissions would let others read what a container keeps to itself.
+    #[test]
+    fn what_is_captured_is_its_owners_alone() {
+        let top = tempfile::tempdir().unwrap();
+        let at = |name: &str| top.path().join(name);
+        for folder in ["upper", "lower", "volume", "shm"] {
+            fs::create_dir(at(folder)).unwrap();
+            fs::write(at(folder).join("file"), "secret").unwrap();
+        }
+        fs::write(at("log"), "printed").unwrap();
+        fs::set_permissions(at("log"), fs::Permissions::from_mode(0o644)).unwrap();
+        let files = Files {
+            root: Some(crate::engine::Layers { upper: at("upper"), lower: vec![at("lower")] }),
+            volumes: [("data".to_owned(), at("volume"))].into(),
+            shm: Some(at("shm")),
+            printed: Some(at("log")),
+        };
+        let copies = Copies::take(&files, &at("copies")).unwrap();
+        copies.archive().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&at("copies")), 0o700);
+        let kept: Vec<_> = fs::read_dir(at("copies")).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(kept.len(), 5);
+        for path in kept {
+            assert_eq!(mode(&path), 0o600, "{}", path.display());
+        }
+    }
 }
