@@ -41,7 +41,7 @@ use std::time::{Duration, Instant};
 use self::client::Connect;
 pub(crate) use self::client::{Client, Lost, Watch};
 use self::frozen::Frozen;
-pub use self::frozen::mend;
+pub use self::frozen::{FoundFrozen, mend, thaw};
 use self::guard::Guard;
 pub use self::handed::{expect_handed, was_not_handed};
 use self::notes::Notes;

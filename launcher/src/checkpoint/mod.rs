@@ -27,6 +27,7 @@ mod record;
 mod seat;
 mod session;
 mod sweep;
+mod thaw;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -10,7 +10,7 @@ use image_format::{Captured, Chain, DumpSource, MemberId, PackOptions, PackedIma
 use registry::{Bridge, CopyOptions, Create, Location, Settings, Store, copy};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::base::Bases;
 use super::capture::Copies;
@@ -19,6 +19,7 @@ use super::members::Member;
 use super::pages::MemberPages;
 use super::record::{Tentative, TentativeMember};
 use super::session::Dumping;
+use super::thaw::{self, Frozen};
 use super::{CheckpointOptions, Destination, Watcher, file, micros};
 use crate::workspace::Workspace;
 use crate::{EngineKind, MemberStep, Phase};
@@ -93,8 +94,12 @@ impl Phase2<'_> {
         let mut sent = Sent::new();
         let mut packed = Vec::new();
         let (mut lost, mut unsent) = (None, None);
+        let mut frozen = Frozen::default();
+        let mut looks = interval(thaw::PAUSE);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             tokio::select! {
+                _ = looks.tick() => frozen.look(members, self.watcher),
                 fate = fates.next() => match fate {
                     None => break,
                     Some(Fate::Sent { packed: member, bytes }) => {

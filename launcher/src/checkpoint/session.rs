@@ -24,6 +24,7 @@ use super::capture::Copies;
 use super::members::Member;
 use super::pages::PageServers;
 use super::seat::Seat;
+use super::thaw::Frozen;
 use crate::attach::Attachment;
 use crate::engine::{Deaths, DumpInto, is_alive, log_lines};
 use crate::error::chain;
@@ -269,6 +270,7 @@ impl Attempt<'_> {
                 dead.push(member.id.clone());
             }
         }
+        Frozen::default().look(members, self.observer);
         // The first one that failed by itself; the others were told to.
         let failed = member.clone().or_else(|| self.failures.first().map(|(member, _)| member.clone()));
         let told_of = failed.clone();
