@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
+use image_format::files::HoleWriter;
 use image_format::{
     BlobSource, CheckpointImage, Compression, Descriptor, LazyPages, MemberId, UnpackError, UnpackOptions,
     unpack_archive, unpack_archive_lazily, unpack_folder, unpack_folder_lazily,
@@ -15,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{CRIU_CONFIG, Target, bundle};
+use crate::engine::{CRIU_CONFIG, MARK, Target, bundle};
 use crate::error::RestoreErrorKind;
 use crate::plan::Planned;
 use crate::set::{Member, Set};
@@ -155,34 +156,40 @@ impl Job {
         options
     }
 
-    /// podman's own archive, with CRIU's configuration named in the specification of the container.
+    /// podman's own archive, with the restore's mark in the specification of the container.
     fn write_archive(&self, lazy: bool) -> Result<Option<LazyPages>, UnpackError> {
         let path = &self.target.dump;
         // What was begun lazily and could not be is written again.
         let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
         let file = file.map_err(UnpackError::Write)?;
         let mut options = self.options();
-        let criu_config = self.target.criu_config.to_string_lossy().into_owned();
-        options.spec_annotations.insert(CRIU_CONFIG.to_owned(), criu_config);
-        let out = BufWriter::with_capacity(1 << 20, file);
+        options.spec_annotations.insert(MARK.to_owned(), self.target.session.to_string());
+        if lazy {
+            // podman tells runc not to restore lazily, which only the file that the annotation names overrules.
+            let criu_config = self.target.criu_config.to_string_lossy().into_owned();
+            options.spec_annotations.insert(CRIU_CONFIG.to_owned(), criu_config);
+        }
+        // What is zeros in a file of the dump takes no room in the archive.
+        let out = BufWriter::with_capacity(1 << 20, HoleWriter::new(file));
         let (out, follows) = if lazy {
             let (out, follows) = unpack_archive_lazily(&self.image, &self.blobs, &options, out)?;
             (out, Some(follows))
         } else {
             (unpack_archive(&self.image, &self.blobs, Compression::None, &options, out)?, None)
         };
-        out.into_inner().map_err(|error| UnpackError::Write(error.into_error()))?;
+        let out = out.into_inner().map_err(|error| UnpackError::Write(error.into_error()))?;
+        out.finish().map_err(UnpackError::Write)?;
         Ok(follows)
     }
 
-    /// runc's images, and a bundle that names CRIU's configuration.
+    /// runc's images, and a bundle that is marked as this restore's.
     fn write_folders(&self, lazy: bool) -> Result<Option<LazyPages>, RestoreErrorKind> {
         let Self { member, target, .. } = self;
         let (Some(lone), Some(images), Some(config)) = (&target.lone, target.dump.parent(), &self.config) else {
             return Ok(None);
         };
         if !lone.bundle.exists() {
-            let write = bundle::write(config.clone(), &target.criu_config, &lone.bundle);
+            let write = bundle::write(config.clone(), target.session, &lone.bundle);
             write.map_err(|source| RestoreErrorKind::Bundle { member: member.clone(), source })?;
         }
         let written = if lazy {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use coordinator::{Rendezvous, SessionId};
 use image_format::{Compression, DumpKind, Facts, LayerContent, MemberId};
 
 use crate::engine::{Lone, Target, bundle};
@@ -42,7 +43,7 @@ pub(crate) fn plan(set: &Set, options: &RestoreOptions) -> (Vec<Planned>, Vec<Pr
 
 impl Planned {
     /// What the engine is to do, once the files of the member are in `workspace`.
-    pub(crate) fn target(&self, workspace: &Workspace, criu_config: PathBuf) -> Target {
+    pub(crate) fn target(&self, workspace: &Workspace, session: SessionId, run_root: &Path) -> Target {
         let Want { member, engine, container, id, renamed, volumes, .. } = &self.want;
         let folder = workspace.folder(member);
         let dump = match engine {
@@ -63,7 +64,8 @@ impl Planned {
             volumes: volumes.clone(),
             dump,
             lone,
-            criu_config,
+            session,
+            criu_config: Rendezvous::criu_config_at(run_root, session, member),
             follows: None,
         }
     }

@@ -105,9 +105,8 @@ pub async fn restore(
     let workspace = Workspace::create(&options.work_dir, Purpose::Restore, session);
     let workspace = workspace.map_err(|source| RestoreErrorKind::File { path: options.work_dir.clone(), source });
     let workspace = workspace.map_err(in_phase(Phase::Fetch))?;
-    let criu_config = |member: &MemberId| Rendezvous::criu_config_at(&run_root, session, member);
     let mut targets: Vec<Target> =
-        planned.iter().map(|planned| planned.target(&workspace, criu_config(&planned.want.member))).collect();
+        planned.iter().map(|planned| planned.target(&workspace, session, &run_root)).collect();
     let fetched = fetch::fetch(&set, &planned, &targets, &store, options, observer).await;
     let follows = fetched.map_err(in_phase(Phase::Fetch))?;
     for (target, _) in targets.iter_mut().zip(&follows).filter(|(_, follows)| follows.is_some()) {

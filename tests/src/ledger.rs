@@ -44,11 +44,15 @@ impl Ledger {
     /// # Panics
     /// When it does not start.
     pub fn run(&self, name: &str, podman: &[&str], ledger: &[&str]) {
-        if !command("podman", ["image", "exists", IMAGE]).status().is_ok_and(|status| status.success()) {
-            run(command("fixtures/demo/base-image", [bin("demo/ledger")]).arg(IMAGE));
-        }
-        let mut command = command("podman", ["run", "--detach", "--name", name]);
-        run(command.args(podman).args([IMAGE, "/bin/ledger"]).args(ledger));
+        start(name, podman, "/bin/ledger", ledger);
+    }
+
+    /// The same with a script of the shell's in place of the ledger.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn run_shell(&self, name: &str, podman: &[&str], script: &str) {
+        start(name, podman, "/bin/sh", &["-c", script]);
     }
 
     /// Dumps all members at the same time and stops them. Gives the archives, in the order of [`MEMBERS`].
@@ -106,4 +110,13 @@ impl Drop for Ledger {
             self.wipe();
         }
     }
+}
+
+/// Starts a container of the base image, which is made first if need be.
+fn start(name: &str, podman: &[&str], program: &str, arguments: &[&str]) {
+    if !command("podman", ["image", "exists", IMAGE]).status().is_ok_and(|status| status.success()) {
+        run(command("fixtures/demo/base-image", [bin("demo/ledger")]).arg(IMAGE));
+    }
+    let mut command = command("podman", ["run", "--detach", "--name", name]);
+    run(command.args(podman).args([IMAGE, program]).args(arguments));
 }

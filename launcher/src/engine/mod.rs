@@ -1,8 +1,8 @@
 //! Engines: what runs containers. One trait, a driver for each.
 //!
 //! An engine is asked four things: what is here ([`Engine::survey`]), to restore one member, whether it runs, and to
-//! take away whatever came of it. A container is known to be a restore's own by its annotation `org.criu.config`, which
-//! names a file in the folder of that restore's session and of no other: nothing else is ever removed.
+//! take away whatever came of it. A container is known to be a restore's own by its annotation [`MARK`], which names that
+//! restore's session and no other: nothing else is ever removed.
 
 mod criu_log;
 mod deaths;
@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use async_trait::async_trait;
+use coordinator::SessionId;
 use image_format::MemberId;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -37,6 +38,9 @@ pub(crate) use self::runc::{Runc, bundle};
 
 /// The annotation by which runc and crun are told CRIU's configuration file.
 pub(crate) const CRIU_CONFIG: &str = "org.criu.config";
+
+/// The annotation that names the session of the restore that made a container.
+pub(crate) const MARK: &str = "io.syncpoint.restored-by";
 
 /// What runs containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -245,11 +249,20 @@ pub(crate) struct Target {
     pub(crate) dump: PathBuf,
     /// What runc needs besides.
     pub(crate) lone: Option<Lone>,
-    /// CRIU's configuration: the session's file, and the container's mark.
+    /// The restore that makes the container; the container's annotation [`MARK`] says so.
+    pub(crate) session: SessionId,
+    /// The session's configuration for CRIU, which CRIU reads beside the container's own or the host's.
     pub(crate) criu_config: PathBuf,
     /// Where CRIU works and writes its log, if its memory follows when its tasks run.
     #[serde(default)]
     pub(crate) follows: Option<PathBuf>,
+}
+
+impl Target {
+    /// Whether the container with this [`MARK`] was made by this target's restore.
+    pub(crate) fn made(&self, mark: Option<&str>) -> bool {
+        mark.is_some_and(|session| session == self.session.to_string())
+    }
 }
 
 /// What a container needs that has no engine but its runtime.

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -19,6 +20,9 @@ use crate::open_files;
 
 /// How long an engine may take to answer a question. `podman ps` waits for whoever restores or removes a container.
 const QUESTION: Duration = Duration::from_secs(60);
+
+/// The variable that names a configuration file to CRIU (since CRIU 3.12).
+const CRIU_CONFIG_FILE: &str = "CRIU_CONFIG_FILE";
 
 /// The most that is read of an answer: some hundred thousand containers.
 const LONGEST_ANSWER: usize = 64 << 20;
@@ -97,7 +101,9 @@ impl ProgramError {
 pub(crate) struct Program {
     name: &'static str,
     arguments: Vec<OsString>,
-    /// What ties it to a session.
+    /// The configuration that CRIU reads in addition to those that it would read anyway.
+    criu_config: Option<PathBuf>,
+    /// What ties it to the session of a dump.
     attachment: Option<Attachment>,
 }
 
@@ -106,6 +112,7 @@ impl Program {
         Self {
             name,
             arguments: arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect(),
+            criu_config: None,
             attachment: None,
         }
     }
@@ -120,7 +127,15 @@ impl Program {
         self
     }
 
-    /// Runs it as a part of a session.
+    /// Runs it as a part of a restore's session: CRIU reads the session's configuration first, then the one that the
+    /// container's annotation names, or the host's. Of two action scripts it runs both. podman, conmon and runtimes hand
+    /// the variable on at a restore (run: podman 5.4, runc 1.1); at a dump podman does not.
+    pub(crate) fn criu_reads(mut self, config: &Path) -> Self {
+        self.criu_config = Some(config.to_owned());
+        self
+    }
+
+    /// Runs it as a part of a dump's session.
     pub(crate) fn attached(mut self, attachment: Attachment) -> Self {
         self.attachment = Some(attachment);
         self
@@ -227,6 +242,7 @@ impl Program {
 
     fn command(&self, output: Stdio, errors: Stdio) -> Command {
         let mut command = open_files::command(self.name);
+        command.envs(self.criu_config.iter().map(|path| (CRIU_CONFIG_FILE, path)));
         command.args(&self.arguments).stdin(Stdio::null()).stdout(output).stderr(errors);
         // What a terminal sends to the whole group is for the launcher to act on; an engine that dies in the middle of a
         // restore leaves a runtime and a CRIU behind.

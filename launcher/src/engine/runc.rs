@@ -1,6 +1,6 @@
 //! runc alone: a bundle and a folder of CRIU's images, no engine above it.
 //!
-//! The bundle is one made for the restore: the caller's own, with the annotation that attaches CRIU's hooks. What the
+//! The bundle is one made for the restore: the caller's own, with the annotation that marks the container. What the
 //! container prints goes to `container.log` in the caller's bundle, for there is nobody to hand it to.
 
 pub(crate) mod bundle;
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::program::{Program, ended, words_of};
 use super::{
-    CRIU_CONFIG, CRIU_CONFIGS, Container, DumpInto, Engine, EngineError, Files, Found, Labelled, Lone, Marks,
+    CRIU_CONFIG, CRIU_CONFIGS, Container, DumpInto, Engine, EngineError, Files, Found, Labelled, Lone, MARK, Marks,
     RESTORE_LOG, Source, Survey, Target, kill_left, log_lines,
 };
 use crate::attach::Attachment;
@@ -133,7 +133,7 @@ impl Engine for Runc {
 
     async fn find(&self, target: &Target) -> Result<Option<Found>, EngineError> {
         let Some(state) = state(&target.container).await? else { return Ok(None) };
-        let ours = state.annotations.get(CRIU_CONFIG).is_some_and(|config| Path::new(config) == target.criu_config);
+        let ours = target.made(state.annotations.get(MARK).map(String::as_str));
         Ok(Some(Found { running: state.status == "running", ours, id: state.id }))
     }
 
@@ -190,15 +190,19 @@ fn dump_command(source: &Source, folder: &Path) -> Program {
 const RUNC_LOG: &str = "runc.log";
 
 fn restore_command(target: &Target, lone: &Lone) -> Program {
+    let lazily = target.follows.as_ref().map(|_| "--lazy-pages");
     Program::new("runc", ["--log"])
         .arg(lone.work.join(RUNC_LOG))
-        .args(["restore", "--detach", "--tcp-established", "--file-locks", "--image-path"])
+        .args(["restore", "--detach", "--tcp-established", "--file-locks"])
+        .args(lazily)
+        .arg("--image-path")
         .arg(&target.dump)
         .arg("--work-path")
         .arg(&lone.work)
         .arg("--bundle")
         .arg(&lone.bundle)
         .arg(&target.container)
+        .criu_reads(&target.criu_config)
 }
 
 /// `runc version 1.1.15+ds1`, in the first line.
@@ -241,6 +245,7 @@ mod tests {
             volumes: Vec::new(),
             dump: "/w/images/checkpoint".into(),
             lone: Some(lone.clone()),
+            session: coordinator::SessionId::from_bytes([7; 16]),
             criu_config: "/run/syncpoint/s/lone/criu.conf".into(),
             follows: None,
         };

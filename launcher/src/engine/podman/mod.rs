@@ -19,13 +19,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::program::{Program, ProgramError};
 use super::{
-    CRIU_CONFIG, CRIU_CONFIGS, DumpInto, Engine, EngineError, Files, Found, Labelled, Layers, Marks, RESTORE_LOG,
+    CRIU_CONFIG, CRIU_CONFIGS, DumpInto, Engine, EngineError, Files, Found, Labelled, Layers, MARK, Marks, RESTORE_LOG,
     Source, Survey, Target, is_alive, kill_left, log_lines, runc,
 };
 use answers::Inspected;
 
 use crate::attach::Attachment;
 use crate::error::chain;
+use crate::mounts::{remove_folder, unmount_cgyards};
 
 /// How long pulling a base image may take.
 const PULL: Duration = Duration::from_secs(1800);
@@ -189,6 +190,8 @@ fn podman<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> 
 /// dump has, without a word.
 fn restore_command(target: &Target) -> Program {
     let command = podman(["container", "restore", "--file-locks", "--import"]).arg(&target.dump);
+    // Where memory follows, the container's annotation names the same file.
+    let command = if target.follows.is_some() { command } else { command.criu_reads(&target.criu_config) };
     if target.renamed {
         command.args(["--ignore-static-ip", "--ignore-static-mac", "--name", &target.container])
     } else {
@@ -212,7 +215,7 @@ fn images(source: &Source) -> Option<PathBuf> {
 /// Removes what an earlier checkpoint of a container that ran on left in its folder. CRIU would write over a part of it, and
 /// podman export the rest too: images of processes that are gone.
 fn clear(images: &Path) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(images) {
+    match remove_folder(images) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         removed => removed,
     }
@@ -304,6 +307,7 @@ async fn inspect<T>(
 
 /// After a killed podman or CRIU the first removal can fail at what is half there, such as a network, and yet remove it.
 async fn remove_container(id: &str) -> Result<(), EngineError> {
+    unmount_cgyards(id).map_err(|source| EngineError::Kill { container: id.to_owned(), source })?;
     let mut removed = Ok(Vec::new());
     for _ in 0..REMOVALS {
         removed = podman(["rm", "--force", "--time", "0", id]).answer().await;
@@ -315,7 +319,7 @@ async fn remove_container(id: &str) -> Result<(), EngineError> {
 }
 
 fn is_ours(found: &Inspected, target: &Target) -> bool {
-    found.annotation(CRIU_CONFIG).is_some_and(|config| Path::new(config) == target.criu_config)
+    target.made(found.annotation(MARK))
 }
 
 /// CRIU's log: podman's runtime is told to write it beside its configuration.
@@ -338,6 +342,7 @@ mod tests {
             volumes: Vec::new(),
             dump: "/w/auditor.tar".into(),
             lone: None,
+            session: coordinator::SessionId::from_bytes([7; 16]),
             criu_config: "/run/syncpoint/s/auditor/criu.conf".into(),
             follows: None,
         };

@@ -1,4 +1,4 @@
-//! A bundle for one restore, made from the caller's: the same container, with CRIU's hooks attached.
+//! A bundle for one restore, made from the caller's: the same container, with the mark of its restore.
 //!
 //! The caller's `config.json` is not touched. What it says relative to its folder is said absolutely in the copy.
 
@@ -7,9 +7,10 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use coordinator::SessionId;
 use serde_json::{Map, Value};
 
-use crate::engine::CRIU_CONFIG;
+use crate::engine::MARK;
 
 /// Far more than any `config.json` has.
 const LARGEST: u64 = 4 << 20;
@@ -64,7 +65,8 @@ pub(crate) fn read(dir: &Path) -> Result<Value, BundleError> {
     if bytes.len() as u64 > LARGEST {
         return Err(bad(format!("it is larger than {LARGEST} bytes")));
     }
-    let mut config: Value = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
+    let mut config: Value =
+        serde_json::from_str(&String::from_utf8_lossy(&bytes)).map_err(|error| bad(error.to_string()))?;
     if config.pointer("/process/terminal") == Some(&Value::Bool(true)) {
         return Err(BundleError::Terminal { path });
     }
@@ -84,15 +86,15 @@ pub(crate) fn read(dir: &Path) -> Result<Value, BundleError> {
     Ok(config)
 }
 
-/// Writes a bundle with this configuration, and `criu_config` as CRIU's, into the new folder `dir`.
-pub(crate) fn write(mut config: Value, criu_config: &Path, dir: &Path) -> Result<(), BundleError> {
+/// Writes a bundle with this configuration, and the mark of the restore `session`, into the new folder `dir`.
+pub(crate) fn write(mut config: Value, session: SessionId, dir: &Path) -> Result<(), BundleError> {
     let path = dir.join(CONFIG);
     if let Some(config) = config.as_object_mut() {
         let annotations = config.entry("annotations").or_insert_with(|| Value::Object(Map::new()));
         if !annotations.is_object() {
             *annotations = Value::Object(Map::new());
         }
-        annotations[CRIU_CONFIG] = criu_config.to_string_lossy().into();
+        annotations[MARK] = session.to_string().into();
     }
     let write = || {
         DirBuilder::new().mode(0o700).recursive(true).create(dir)?;
@@ -132,11 +134,12 @@ mod tests {
             r#"{"ociVersion":"1.2.0","process":{"terminal":false,"args":["a"]},"root":{"path":"rootfs","readonly":true},
             "mounts":[{"destination":"/proc","type":"proc","source":"proc"},
             {"destination":"/etc/hosts","type":"bind","source":"hosts","options":["ro"]},
-            {"destination":"/data","source":"/srv/data","options":["rbind"]}],"annotations":{"a":"b"}}"#,
+            {"destination":"/data","source":"/srv/data","options":["rbind"]}],"annotations":{"a":"b","org.criu.config":"/c"}}"#,
         );
         let to = tempfile::tempdir().unwrap();
         let to = to.path().join("x/bundle");
-        write(read(from.path()).unwrap(), Path::new("/run/c"), &to).unwrap();
+        let session = SessionId::from_bytes([7; 16]);
+        write(read(from.path()).unwrap(), session, &to).unwrap();
         let config: Value = serde_json::from_slice(&std::fs::read(to.join(CONFIG)).unwrap()).unwrap();
         let at = |pointer: &str| config.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
         let inside = |name: &str| from.path().canonicalize().unwrap().join(name).display().to_string();
@@ -144,7 +147,8 @@ mod tests {
         assert_eq!(at("/mounts/0/source"), "proc");
         assert_eq!(at("/mounts/1/source"), inside("hosts"));
         assert_eq!(at("/mounts/2/source"), "/srv/data");
-        assert_eq!((at("/annotations/a"), at("/annotations/org.criu.config")), ("b".into(), "/run/c".into()));
+        assert_eq!((at("/annotations/a"), at("/annotations/org.criu.config")), ("b".into(), "/c".into()));
+        assert_eq!(at("/annotations/io.syncpoint.restored-by"), session.to_string());
         assert_eq!(at("/process/args/0"), "a");
     }
 

@@ -1,11 +1,14 @@
 //! `syncpoint checkpoint` of applications that run: one instant of all of it, or none.
 
+mod criu_config;
 mod engines;
 mod exchange;
+mod frozen;
 mod hosts;
 mod instant;
 mod line;
 mod room;
+mod sparse;
 mod store;
 
 use std::ffi::OsStr;
