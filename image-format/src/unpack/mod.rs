@@ -399,14 +399,23 @@ impl Target for Files<'_> {
     }
 }
 
+/// What the layers with the state may unpack to, besides [`STATE_RATIO`] times their size.
+const STATE_BYTES: u64 = 4 << 30;
+/// Real dumps compress less well than this, unless all of their memory is zeros.
+const STATE_RATIO: u64 = 1000;
+
 /// Reads what the dump in an image says about itself. Of an image whose layers say what they hold, only the state is
-/// fetched.
+/// fetched. It may not unpack to much more than its size.
 ///
 /// # Errors
 /// As [`unpack_archive`], and files of the dump that are not what their names say.
 pub fn read_state(image: &CheckpointImage, blobs: &dyn BlobSource, limits: &Limits) -> Result<Facts, UnpackError> {
     let digest = image.manifest().digest;
     let not_a_dump = |source| UnpackError::NotADump { image: digest, source };
+    // This is read of images that nobody has verified, so a small layer must not unpack for hours.
+    let state = image.layers().iter().filter(|layer| layer.may_hold_state()).map(|layer| layer.descriptor.size);
+    let size = state.fold(0, u64::saturating_add).saturating_mul(STATE_RATIO).saturating_add(STATE_BYTES);
+    let limits = &Limits { total_bytes: limits.total_bytes.min(size), ..limits.clone() };
     let mut layers = Layers::open(image, blobs, limits)?;
     layers.keep_state();
     let mut facts = FactsBuilder::default();

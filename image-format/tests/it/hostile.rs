@@ -299,6 +299,16 @@ fn layers_are_one_tree_together() {
 }
 
 #[test]
+fn the_state_of_a_small_layer_is_not_huge() {
+    let store = Memory::default();
+    // A header is enough: nothing is unpacked of an entry that is too large.
+    let layer = Raw(vec![]).sized(Regular, b"a", b"", b"", 256 << 30);
+    let image = image_with(&[(&layer.0, LayerContent::State)], &store);
+    let error = read_state(&image, &store, &Limits::default()).unwrap_err();
+    assert_layer_error("256 GiB", &error, is!(ArchiveError::TooLarge { .. }));
+}
+
+#[test]
 fn links_that_stay_inside_are_made() {
     let (store, scratch) = (Memory::default(), Scratch::new());
     let layer = Raw::new()
