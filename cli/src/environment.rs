@@ -1,7 +1,9 @@
 //! The environment, read once: the libraries read none, and a test can say what there is.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use launcher::sdp::{Endpoint, Protocol};
 
@@ -9,6 +11,8 @@ use launcher::sdp::{Endpoint, Protocol};
 pub const VARIABLES: &[(&str, &str)] = &[
     ("REGISTRY_AUTH_FILE", "the file with registry credentials, as for podman and skopeo; --authfile comes first"),
     ("XDG_RUNTIME_DIR", "its containers/auth.json holds credentials"),
+    ("XDG_CONFIG_HOME", "its containers/auth.json holds credentials too (default ~/.config)"),
+    ("CONTAINERS_REGISTRIES_CONF", "the registries.conf to use, as for podman (default: the user's, else /etc's)"),
     ("DOCKER_CONFIG", "the folder of docker's config.json (default ~/.docker)"),
     ("HOME", "its .config/containers and .docker hold credentials and certificates"),
     ("COSIGN_PASSWORD", "the pass phrase of signing keys, as for cosign; asked for on a terminal if it is not set"),
@@ -26,6 +30,8 @@ pub const VARIABLES: &[(&str, &str)] = &[
 pub struct Environment {
     registry_auth_file: Option<PathBuf>,
     xdg_runtime_dir: Option<PathBuf>,
+    xdg_config_home: Option<PathBuf>,
+    registries_conf: Option<PathBuf>,
     docker_config: Option<PathBuf>,
     home: Option<PathBuf>,
     password: Option<Secret>,
@@ -67,6 +73,8 @@ impl Environment {
         Self {
             registry_auth_file: path("REGISTRY_AUTH_FILE"),
             xdg_runtime_dir: path("XDG_RUNTIME_DIR"),
+            xdg_config_home: path("XDG_CONFIG_HOME"),
+            registries_conf: path("CONTAINERS_REGISTRIES_CONF"),
             docker_config: path("DOCKER_CONFIG"),
             home: path("HOME"),
             password: get("COSIGN_PASSWORD").and_then(|value| value.into_string().ok()).map(Secret),
@@ -87,9 +95,11 @@ impl Environment {
         if let Some(file) = &self.registry_auth_file {
             return vec![file.clone()];
         }
-        let config = self.home.as_ref().map(|home| home.join(".config/containers/auth.json"));
-        let docker = self.docker_config.clone().or_else(|| self.home.as_ref().map(|home| home.join(".docker")));
-        std::iter::once(self.runtime_file()).chain(config).chain(docker.map(|dir| dir.join("config.json"))).collect()
+        let home = |below| self.home.as_ref().map(|home| home.join(below));
+        let config = self.xdg_config_home.clone().or_else(|| home(".config"));
+        let docker = self.docker_config.clone().or_else(|| home(".docker"));
+        let files = [config.map(|dir| dir.join("containers/auth.json")), docker.map(|dir| dir.join("config.json"))];
+        std::iter::once(self.runtime_file()).chain(files.into_iter().flatten()).chain(home(".dockercfg")).collect()
     }
 
     /// The file that `login` writes: the first one that podman would read.
@@ -102,6 +112,32 @@ impl Environment {
             Some(dir) => dir.join("containers/auth.json"),
             None => PathBuf::from(format!("/run/containers/{}/auth.json", nix::unistd::geteuid())),
         }
+    }
+
+    /// The `registries.conf` of this user and the files that add to it, in the order in which
+    /// podman reads them.
+    pub fn registries_files(&self) -> io::Result<Vec<PathBuf>> {
+        let system = PathBuf::from("/etc/containers");
+        let own = self.home.as_ref().map(|home| home.join(".config/containers"));
+        let name = "registries.conf";
+        let main = own.as_ref().map(|own| own.join(name)).filter(|file| file.exists());
+        // With a file of one's own, the system's have nothing to say.
+        let folders = match (&self.registries_conf, &main) {
+            (None, Some(_)) => vec![own],
+            _ => vec![Some(system.clone()), own],
+        };
+        let mut more = Vec::new();
+        for folder in folders.into_iter().flatten() {
+            match files(&folder.join("registries.conf.d")) {
+                Ok(files) => {
+                    more.extend(files.into_iter().filter(|file| file.extension().is_some_and(|end| end == "conf")))
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let main = self.registries_conf.clone().or(main).unwrap_or_else(|| system.join(name));
+        Ok(std::iter::once(main).chain(more).collect())
     }
 
     /// Folders with a folder of certificates for each registry.
@@ -145,9 +181,37 @@ impl Environment {
     }
 }
 
+/// The files of a folder, in the order of their names.
+pub fn files(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()?;
+    files.sort();
+    Ok(files)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn registries_conf_is_where_podman_looks() {
+        let home = tempfile::tempdir().unwrap();
+        let conf = home.path().join(".config/containers");
+        fs::create_dir_all(conf.join("registries.conf.d")).unwrap();
+        for name in ["registries.conf.d/b.conf", "registries.conf.d/a.conf", "registries.conf.d/README"] {
+            fs::write(conf.join(name), "").unwrap();
+        }
+        let own = ["registries.conf.d/a.conf", "registries.conf.d/b.conf"].map(|name| conf.join(name));
+        let home = home.path().to_str().unwrap();
+        let both = environment(&[("HOME", home)]).registries_files().unwrap();
+        assert_eq!(both[0], PathBuf::from("/etc/containers/registries.conf"));
+        assert!(both.ends_with(&own));
+        let told =
+            environment(&[("HOME", home), ("CONTAINERS_REGISTRIES_CONF", "/a.conf")]).registries_files().unwrap();
+        assert!(told[0] == PathBuf::from("/a.conf") && told.ends_with(&own));
+        fs::write(conf.join("registries.conf"), "").unwrap();
+        let only = environment(&[("HOME", home)]).registries_files().unwrap();
+        assert_eq!(only, [&[conf.join("registries.conf")][..], &own].concat());
+    }
 
     fn environment(variables: &[(&str, &str)]) -> Environment {
         Environment::from(|name| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into()))
@@ -159,8 +223,15 @@ mod tests {
         let files: Vec<_> = all.auth_files().iter().map(|file| file.display().to_string()).collect();
         assert_eq!(
             files,
-            ["/run/user/7/containers/auth.json", "/home/a/.config/containers/auth.json", "/home/a/.docker/config.json"]
+            [
+                "/run/user/7/containers/auth.json",
+                "/home/a/.config/containers/auth.json",
+                "/home/a/.docker/config.json",
+                "/home/a/.dockercfg"
+            ]
         );
+        let moved = environment(&[("XDG_CONFIG_HOME", "/etc/me"), ("HOME", "/home/a")]);
+        assert_eq!(moved.auth_files()[1], PathBuf::from("/etc/me/containers/auth.json"));
         let one = environment(&[("REGISTRY_AUTH_FILE", "/a.json"), ("HOME", "/home/a")]);
         assert_eq!(one.auth_files(), [PathBuf::from("/a.json")]);
         let run = format!("/run/containers/{}/auth.json", nix::unistd::geteuid());

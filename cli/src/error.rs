@@ -11,7 +11,9 @@ use launcher::{
     CheckpointError, CheckpointErrorKind, LoadError, PagesError, ReceiveDumpError, RestoreError, RestoreErrorKind,
 };
 use registry::sign::{Finding, KeyError, SignError};
-use registry::{CatalogueError, CopyError, LoginError, ParseReferenceError, PinError, PruneError, StoreError};
+use registry::{
+    CatalogueError, CopyError, LoginError, ParseReferenceError, PinError, PruneError, RegistriesError, StoreError,
+};
 
 use crate::cancel::Interrupted;
 use crate::exit::Exit;
@@ -260,7 +262,7 @@ fn known(error: &(dyn Error + 'static)) -> Option<Known> {
     if error.is::<ImageError>() || error.is::<GlobalError>() || error.is::<ArtifactError>() {
         return exit(Some(Exit::Damaged));
     }
-    if error.is::<ParseReferenceError>() {
+    if error.is::<ParseReferenceError>() || error.is::<RegistriesError>() {
         return exit(Some(Exit::Usage));
     }
     if error.is::<Interrupted>() {

@@ -1,14 +1,12 @@
 //! The flags of every command that talks to a registry, and what the registry library is told for them.
 
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use registry::Settings;
+use registry::{Registries, Settings};
 
-use crate::environment::Environment;
+use crate::environment::{Environment, files};
 use crate::error::{CommandError, While};
 
 /// How registries are reached. OCI layouts take no notice of these, `--jobs` excepted.
@@ -47,6 +45,10 @@ pub struct Transport {
     #[arg(long)]
     chunked_upload: bool,
 
+    /// Allow blobs to be sent to this other host; may be repeated
+    #[arg(long, value_name = "HOST")]
+    upload_host: Vec<String>,
+
     /// Move so many blobs at the same time
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     jobs: u16,
@@ -77,13 +79,6 @@ fn credentials(text: &str) -> Result<Credentials, &'static str> {
     }
 }
 
-/// The files of a folder, in the order of their names.
-fn files(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut files = fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()?;
-    files.sort();
-    Ok(files)
-}
-
 impl Transport {
     /// What the libraries are told.
     pub fn settings(&self, environment: &Environment) -> Result<Settings, CommandError> {
@@ -99,7 +94,9 @@ impl Transport {
                 .find(|(_, key)| files.contains(key));
             client_cert = client_cert.or(pair);
         }
+        let registries = environment.registries_files().doing(|| "registries.conf.d cannot be read".to_owned())?;
         Ok(Settings {
+            registries: Registries::read(&registries)?,
             plain_http: self.plain_http,
             ca_files,
             certs_dirs: environment.certs_dirs(),
@@ -110,6 +107,7 @@ impl Transport {
             retries: self.retries,
             timeout: Duration::from_secs(self.timeout),
             chunked_upload: self.chunked_upload,
+            upload_hosts: self.upload_host.clone(),
             user_agent: concat!("syncpoint/", env!("CARGO_PKG_VERSION")).to_owned(),
         })
     }

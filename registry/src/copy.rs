@@ -317,17 +317,15 @@ impl Copier<'_> {
         for descriptor in self.from.referrers(&subject).await? {
             match self.fetch(&descriptor.digest, Some(descriptor.size)).await {
                 Ok(manifest) if manifest.links.manifests.is_empty() => {
-                    if manifest.links.subject.as_ref().is_none_or(|named| named.digest != subject) {
-                        return Err(StoreError::Corrupt {
-                            store: self.from.name().to_owned(),
-                            what: format!("manifest {}", descriptor.digest),
-                            reason: format!("it is listed as a referrer of {subject}, which it does not name"),
-                        });
+                    // Lists that a registry does not keep itself may name what is no referrer.
+                    if manifest.links.subject.as_ref().is_some_and(|named| named.digest == subject) {
+                        referrers.push(manifest);
                     }
-                    referrers.push(manifest);
                 }
-                // Lists of referrers that a registry does not keep itself may name what was deleted.
-                Ok(_) | Err(StoreError::NotFound { .. }) => {}
+                // They may also name what was deleted. Nobody signed them: one bad entry must not
+                // hold up the rest.
+                Ok(_) | Err(StoreError::NotFound { .. } | StoreError::Corrupt { .. } | StoreError::TooLarge { .. }) => {
+                }
                 Err(error) => return Err(error),
             }
         }

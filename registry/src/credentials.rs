@@ -15,12 +15,20 @@ use tokio::io::AsyncWriteExt;
 use zeroize::Zeroizing;
 
 use crate::Settings;
+use crate::reference::HUB;
 
 /// A helper may ask a keyring, or a person; not for ever.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The name under which helpers and files keep an identity token instead of a user.
 const TOKEN_USER: &str = "<token>";
+
+/// The name of docker's files from before `config.json`: the whole of one is what is under `auths`
+/// in newer ones.
+const OLD_FILE: &str = ".dockercfg";
+
+/// The key under which docker and its helpers keep what is for Docker Hub.
+const HUB_KEY: &str = "https://index.docker.io/v1/";
 
 /// Why credentials cannot be read or kept.
 #[derive(Debug, thiserror::Error)]
@@ -80,24 +88,37 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// The credentials for a repository: those given by hand, or those of the first file that has some; within a file the
-/// longest of `HOST/a/b`, `HOST/a`, `HOST` wins.
-pub(crate) async fn find(
-    host: &str,
-    repository: &str,
-    settings: &Settings,
-) -> Result<Option<Credential>, CredentialError> {
-    if let Some((user, password)) = &settings.credentials {
-        return Ok(Some(Credential::basic(user, password)));
+/// What came of looking for credentials.
+#[derive(Debug, Default)]
+pub(crate) struct Sought {
+    pub(crate) credential: Option<Credential>,
+    /// Why a credential helper gave none. It matters only where credentials are needed.
+    pub(crate) trouble: Option<String>,
+}
+
+impl From<Credential> for Sought {
+    fn from(credential: Credential) -> Self {
+        Self { credential: Some(credential), trouble: None }
     }
+}
+
+/// The credentials for a repository: those given by hand, or those of the first file that has some; within a file the
+/// longest of `HOST/a/b`, `HOST/a`, `HOST` wins. A helper that fails is passed over.
+pub(crate) async fn find(host: &str, repository: &str, settings: &Settings) -> Result<Sought, CredentialError> {
+    if let Some((user, password)) = &settings.credentials {
+        return Ok(Credential::basic(user, password).into());
+    }
+    let mut trouble = None;
     for path in &settings.auth_files {
-        if let Some(file) = AuthFile::read(path)?
-            && let Some(credential) = file.find(host, repository).await?
-        {
-            return Ok(Some(credential));
+        let Some(file) = AuthFile::read(path)? else { continue };
+        match file.find(host, repository).await {
+            Ok(Some(credential)) => return Ok(credential.into()),
+            Ok(None) => {}
+            Err(error @ CredentialError::Helper { .. }) => drop(trouble.get_or_insert_with(|| error.to_string())),
+            Err(error) => return Err(error),
         }
     }
-    Ok(None)
+    Ok(Sought { credential: None, trouble })
 }
 
 /// One `auth.json` or `config.json`. Members that nobody here knows are kept.
@@ -128,6 +149,10 @@ impl AuthFile {
             path: path.to_owned(),
             reason: format!("no JSON object (line {}, column {})", error.line(), error.column()),
         })?;
+        let content = match path.file_name() {
+            Some(name) if name == OLD_FILE => Map::from_iter([("auths".to_owned(), Value::Object(content))]),
+            _ => content,
+        };
         Ok(Some(Self { path: path.to_owned(), content }))
     }
 
@@ -162,11 +187,15 @@ impl AuthFile {
     }
 
     async fn find(&self, host: &str, repository: &str) -> Result<Option<Credential>, CredentialError> {
+        // A helper that fails is told of only if nothing else here has credentials.
+        let mut failed = None;
         for key in keys(host, repository) {
-            if let Some(helper) = self.helper(&key)
-                && let Some(credential) = Helper::new(helper)?.get(&key).await?
-            {
-                return Ok(Some(credential));
+            if let Some(helper) = self.helper(&key) {
+                match Helper::new(helper)?.get(&key).await {
+                    Ok(Some(credential)) => return Ok(Some(credential)),
+                    Ok(None) => {}
+                    Err(error) => failed = Some(error),
+                }
             }
             if let Some(entry) = self.entry(&key)
                 && let Some(credential) = self.credential(&key, entry)?
@@ -174,18 +203,26 @@ impl AuthFile {
                 return Ok(Some(credential));
             }
         }
-        match self.content.get("credsStore").and_then(Value::as_str).filter(|name| !name.is_empty()) {
-            Some(helper) => Helper::new(helper)?.get(host).await,
-            None => Ok(None),
+        let store = self.content.get("credsStore").and_then(Value::as_str).filter(|name| !name.is_empty());
+        let keys = if host == HUB { &[HUB_KEY, host][..] } else { &[host] };
+        for key in keys.iter().filter(|_| store.is_some()) {
+            match Helper::new(store.unwrap_or_default())?.get(key).await {
+                Ok(Some(credential)) => return Ok(Some(credential)),
+                Ok(None) => {}
+                Err(error) => failed = Some(error),
+            }
         }
+        failed.map_or(Ok(None), Err)
     }
 
-    /// The entry of a key; docker also writes `https://HOST/v1/` for `HOST`.
+    /// The entry of a key; docker also writes `https://HOST/v1/` for `HOST`, and has several names
+    /// for its own registry.
     fn entry(&self, key: &str) -> Option<&Value> {
         let auths = self.content.get("auths")?.as_object()?;
         let host_of = |written: &str| {
-            let rest = written.strip_prefix("https://").or_else(|| written.strip_prefix("http://"))?;
-            rest.split('/').next().map(str::to_owned)
+            let address = written.strip_prefix("https://").or_else(|| written.strip_prefix("http://"));
+            let host = address.map_or(Some(written), |address| address.split('/').next())?;
+            Some(crate::reference::canonical_host(host).to_owned())
         };
         auths.get(key).or_else(|| {
             auths.iter().find(|(written, _)| host_of(written).as_deref() == Some(key)).map(|(_, entry)| entry)
@@ -366,6 +403,34 @@ mod tests {
     async fn dockers_form_of_a_host_is_understood() {
         let file = file(serde_json::json!({ "auths": { "https://localhost:5000/v1/": auth("old") } }));
         assert_eq!(user(&file, "localhost:5000", "a/b").await.unwrap(), "old");
+    }
+
+    #[tokio::test]
+    async fn docker_hub_has_several_names() {
+        for key in [
+            "https://index.docker.io/v1/",
+            "index.docker.io",
+            "docker.io",
+            "docker.io/me",
+            "https://registry-1.docker.io/v2/",
+            "registry-1.docker.io",
+            "http://docker.io",
+        ] {
+            let file = file(serde_json::json!({ "auths": { key: auth("hub") } }));
+            assert_eq!(user(&file, "docker.io", "me/app").await.as_deref(), Some("hub"), "{key}");
+            assert_eq!(user(&file, "index.docker.io.example", "me/app").await, None, "{key}");
+        }
+    }
+
+    #[tokio::test]
+    async fn files_of_older_dockers_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".dockercfg");
+        let entries = serde_json::json!({ "https://index.docker.io/v1/": auth("hub"), "localhost:5000": auth("own") });
+        std::fs::write(&path, entries.to_string()).unwrap();
+        let file = AuthFile::read(&path).unwrap().unwrap();
+        assert_eq!(user(&file, "docker.io", "me/app").await.as_deref(), Some("hub"));
+        assert_eq!(user(&file, "localhost:5000", "a").await.as_deref(), Some("own"));
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ mod links;
 mod login;
 mod open;
 mod reference;
+mod registries;
 mod remote;
 mod retention;
 mod retry;
@@ -33,6 +34,7 @@ pub use layout::LayoutStore;
 pub use login::{LoginError, login, logout};
 pub use open::{Create, open};
 pub use reference::{Location, ParseReferenceError, Reference, Selector, Tag};
+pub use registries::{Registries, RegistriesError};
 pub use remote::RemoteStore;
 pub use retention::{
     Candidate, Decision, Glob, Kept, ParseGlobError, PinError, Policy, PruneError, PruneOptions, PruneReport, Pruned,

@@ -69,6 +69,21 @@ impl fmt::Display for Tag {
     }
 }
 
+/// The name of Docker Hub in references, signatures and settings.
+pub(crate) const HUB: &str = "docker.io";
+/// The host at which Docker Hub serves images.
+const HUB_ADDRESS: &str = "registry-1.docker.io";
+
+/// The one name of a registry that has several, as Docker Hub does.
+pub(crate) fn canonical_host(host: &str) -> &str {
+    if matches!(host, HUB_ADDRESS | "index.docker.io") { HUB } else { host }
+}
+
+/// Where a registry is reached.
+pub(crate) fn address(host: &str) -> &str {
+    if canonical_host(host) == HUB { HUB_ADDRESS } else { host }
+}
+
 /// Which image of a repository.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Selector {
@@ -202,18 +217,23 @@ fn parse_registry(whole: &str, text: &str) -> Result<Reference, ParseReferenceEr
         Some((repository, tag)) => (repository, Some(tag.parse::<Tag>()?)),
         None => (path, None),
     };
-    if !is_repository(repository) {
+    let Some((host, repository)) = canonical(host, repository) else {
         return refuse(
             whole,
             WHAT,
             "a repository is lower-case letters, digits, and single '.', '_', '-' or '/' between them",
         );
-    }
+    };
     let selector = digest.map(Selector::Digest).or(tag.map(Selector::Tag));
-    Ok(Reference {
-        location: Location::Registry { host: host.to_owned(), repository: repository.to_owned() },
-        selector,
-    })
+    Ok(Reference { location: Location::Registry { host, repository }, selector })
+}
+
+/// Host and repository by the rules for Docker Hub: one name for it, and `library/` before names
+/// without a `/`.
+fn canonical(host: &str, repository: &str) -> Option<(String, String)> {
+    let host = canonical_host(host);
+    let library = if host == HUB && !repository.contains('/') { "library/" } else { "" };
+    is_repository(repository).then(|| (host.to_owned(), format!("{library}{repository}")))
 }
 
 /// A host as docker tells one from a path component: it has a dot or a port, or is `localhost`.
@@ -278,6 +298,23 @@ mod tests {
     fn a_digest_beats_a_tag() {
         let reference: Reference = format!("localhost/a:b@sha256:{HEX}").parse().unwrap();
         assert!(matches!(reference.selector(), Some(Selector::Digest(_))));
+    }
+
+    #[test]
+    fn docker_hub_has_one_name() {
+        for (text, wanted) in [
+            ("docker.io/me/app:a", "docker.io/me/app:a"),
+            ("docker://index.docker.io/me/app", "docker.io/me/app"),
+            ("registry-1.docker.io/me/app", "docker.io/me/app"),
+            ("docker.io/app", "docker.io/library/app"),
+            ("index.docker.io/app:1", "docker.io/library/app:1"),
+            ("quay.io/app", "quay.io/app"),
+        ] {
+            assert_eq!(text.parse::<Reference>().unwrap().to_string(), wanted);
+        }
+        assert_eq!(address("docker.io"), "registry-1.docker.io");
+        assert_eq!(address("index.docker.io"), "registry-1.docker.io");
+        assert_eq!(address("quay.io"), "quay.io");
     }
 
     #[test]

@@ -90,7 +90,7 @@ impl Tries {
 }
 
 /// Between 0 and 1. Without randomness from the system the waits are merely not spread out.
-fn random_fraction() -> f64 {
+pub(crate) fn random_fraction() -> f64 {
     getrandom::u32().map_or(1.0, |bits| f64::from(bits) / f64::from(u32::MAX))
 }
 

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::Registries;
+
 /// How to reach registries, prove who one is, and how patient to be. `Default` is usable: TLS with the system's roots,
 /// no credentials.
 ///
@@ -35,6 +37,10 @@ pub struct Settings {
     /// Sends blobs in pieces of 4 MiB, one request each, for proxies that limit the size of a request. Slower, but a
     /// broken piece is sent again by itself.
     pub chunked_upload: bool,
+    /// What `registries.conf` says.
+    pub registries: Registries,
+    /// Hosts (`HOST` or `HOST:PORT`) besides the registry's own to which it may have content sent.
+    pub upload_hosts: Vec<String>,
     /// The `User-Agent` of requests.
     pub user_agent: String,
 }
@@ -52,6 +58,8 @@ impl Default for Settings {
             retries: 5,
             timeout: Duration::from_secs(30),
             chunked_upload: false,
+            registries: Registries::default(),
+            upload_hosts: Vec::new(),
             user_agent: concat!("syncpoint/", env!("CARGO_PKG_VERSION")).to_owned(),
         }
     }
@@ -70,6 +78,8 @@ impl fmt::Debug for Settings {
             .field("retries", &self.retries)
             .field("timeout", &self.timeout)
             .field("chunked_upload", &self.chunked_upload)
+            .field("registries", &self.registries)
+            .field("upload_hosts", &self.upload_hosts)
             .field("user_agent", &self.user_agent)
             .finish()
     }

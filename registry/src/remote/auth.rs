@@ -7,22 +7,27 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use reqwest::header::{ACCEPT, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use reqwest::header::{ACCEPT, HeaderMap, HeaderValue, LOCATION, WWW_AUTHENTICATE};
 use reqwest::{Response, StatusCode};
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::sync::Mutex;
 use url::Url;
 use zeroize::Zeroizing;
 
 use super::http::{Transport, is_passing, retry_later};
 use crate::StoreError;
-use crate::credentials::Credential;
+use crate::credentials::{Credential, Sought};
 use crate::retry::{Failure, Retry};
 
 /// A token server's answer is a few kilobytes.
 const MAX_TOKEN: usize = 1 << 20;
-/// What the specification takes a token's life to be when the server does not say.
-const DEFAULT_LIFE: u64 = 60;
+/// What the specification takes a token's life to be when the server does not say, in seconds.
+const DEFAULT_LIFE: f64 = 60.0;
+/// No token is kept for longer, in seconds.
+const LONGEST_LIFE: f64 = 86_400.0;
+/// Redirects of a token server; more is a circle.
+const MAX_REDIRECTS: usize = 5;
 const OPERATION: &str = "getting a token";
 
 /// What a request needs to be allowed to do.
@@ -63,23 +68,85 @@ pub(super) enum Challenge {
 impl Challenge {
     /// All those of an answer that this program knows.
     pub(super) fn all(headers: &HeaderMap) -> Vec<Self> {
-        let values = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
-        values.filter_map(|text| http_auth::parse_challenges(text).ok()).flatten().filter_map(Self::read).collect()
+        let values = headers.get_all(WWW_AUTHENTICATE).iter();
+        values.flat_map(|value| Offer::all(&String::from_utf8_lossy(value.as_bytes()))).filter_map(Self::read).collect()
     }
 
-    fn read(challenge: http_auth::ChallengeRef<'_>) -> Option<Self> {
-        let value = |name: &str| {
-            let found = challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
-            found.map(|(_, value)| value.to_unescaped())
-        };
-        if challenge.scheme.eq_ignore_ascii_case("basic") {
-            Some(Self::Basic)
-        } else if challenge.scheme.eq_ignore_ascii_case("bearer") {
-            Some(Self::Bearer { realm: value("realm")?, service: value("service"), scope: value("scope") })
-        } else {
-            None
+    fn read(offer: Offer) -> Option<Self> {
+        match offer.scheme.as_str() {
+            "basic" => Some(Self::Basic),
+            "bearer" => {
+                let [realm, service, scope] = ["realm", "service", "scope"].map(|name| offer.parameter(name));
+                Some(Self::Bearer { realm: realm?, service, scope })
+            }
+            _ => None,
         }
     }
+}
+
+/// A challenge as it was sent, of any scheme: its name and those of its parameters in lower case.
+///
+/// Read leniently, as the clients in Go do. Registries send values without quotes that are no
+/// tokens, or that are not ASCII, and a parser that is strict (such as `http-auth`) takes nothing
+/// of such a header.
+#[derive(Default)]
+struct Offer {
+    scheme: String,
+    parameters: Vec<(String, String)>,
+}
+
+impl Offer {
+    fn parameter(&self, name: &str) -> Option<String> {
+        self.parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())
+    }
+
+    fn all(text: &str) -> Vec<Self> {
+        let mut offers: Vec<Self> = Vec::new();
+        let mut rest = text;
+        let separator = |c: char| c.is_whitespace() || matches!(c, ',' | '=' | '"');
+        while !rest.trim_start_matches(separator).is_empty() {
+            rest = rest.trim_start_matches(separator);
+            let (word, after) = rest.split_at(rest.find(separator).unwrap_or(rest.len()));
+            rest = after;
+            let value = after.trim_start().strip_prefix('=').map(str::trim_start);
+            match (value, offers.last_mut()) {
+                (Some(value), Some(offer)) => {
+                    let (value, after) = read_value(value);
+                    offer.parameters.push((word.to_ascii_lowercase(), value));
+                    rest = after;
+                }
+                // The actions of a scope that has no quotes.
+                (None, Some(Self { parameters, .. })) if matches!(word, "pull" | "push" | "delete" | "*") => {
+                    if let Some((_, scope)) = parameters.last_mut().filter(|(key, _)| key == "scope") {
+                        scope.extend([",", word]);
+                    }
+                }
+                _ => offers.push(Self { scheme: word.to_ascii_lowercase(), ..Self::default() }),
+            }
+        }
+        offers
+    }
+}
+
+/// A parameter's value and what follows it: with quotes up to the closing one, without up to the
+/// next comma.
+fn read_value(text: &str) -> (String, &str) {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let (value, rest) = text.split_at(text.find(',').unwrap_or(text.len()));
+        return (value.trim_end().to_owned(), rest);
+    };
+    let (mut value, mut escaped) = (String::new(), false);
+    for (at, c) in quoted.char_indices() {
+        match c {
+            '\\' if !escaped => escaped = true,
+            '"' if !escaped => return (value, &quoted[at + 1..]),
+            c => {
+                value.push(c);
+                escaped = false;
+            }
+        }
+    }
+    (value, "")
 }
 
 /// How this registry wants proof.
@@ -111,6 +178,8 @@ struct Token {
 /// The credentials for one repository, and the tokens that they bought.
 pub(super) struct Auth {
     credential: Option<Credential>,
+    /// Why a credential helper gave none.
+    trouble: Option<String>,
     repository: String,
     /// Locked while a token is fetched, so that transfers side by side fetch one token, not one each.
     state: Mutex<State>,
@@ -123,13 +192,17 @@ impl fmt::Debug for Auth {
 }
 
 impl Auth {
-    pub(super) fn new(credential: Option<Credential>, repository: &str) -> Self {
-        Self { credential, repository: repository.to_owned(), state: Mutex::default() }
+    pub(super) fn new(Sought { credential, trouble }: Sought, repository: &str) -> Self {
+        Self { credential, trouble, repository: repository.to_owned(), state: Mutex::default() }
     }
 
     /// What to add to a refusal.
-    pub(super) fn hint(&self) -> &'static str {
-        if self.credential.is_some() { "" } else { " (no credentials are known for it)" }
+    pub(super) fn hint(&self) -> String {
+        match (&self.credential, &self.trouble) {
+            (Some(_), _) => String::new(),
+            (None, None) => " (no credentials are known for it)".to_owned(),
+            (None, Some(trouble)) => format!(" (no credentials are known for it: {trouble})"),
+        }
     }
 
     /// What must not show up in a message.
@@ -198,7 +271,8 @@ impl Auth {
             // Another transfer was here first.
             return Ok(true);
         }
-        let realm = Url::parse(realm).map_err(|_| transport.refused(OPERATION, "the token server has no address"))?;
+        let realm = transport.join(transport.base(), realm);
+        let realm = realm.ok_or_else(|| transport.refused(OPERATION, "the token server has no address"))?;
         state.way = Way::Bearer { realm, service: service.clone() };
         if let Some(scope) = scope.as_ref().filter(|scope| !access.scopes(&self.repository).contains(scope)) {
             state.asked.insert(access.clone(), scope.clone());
@@ -208,12 +282,12 @@ impl Auth {
     }
 
     /// Remembers how the registry wants proof, from its answer to somebody who gave none.
-    pub(super) async fn learn(&self, challenges: &[Challenge]) {
+    pub(super) async fn learn(&self, transport: &Transport, challenges: &[Challenge]) {
         let mut state = self.state.lock().await;
         for challenge in challenges {
             match challenge {
                 Challenge::Bearer { realm, service, .. } => {
-                    if let Ok(realm) = Url::parse(realm) {
+                    if let Some(realm) = transport.join(transport.base(), realm) {
                         state.way = Way::Bearer { realm, service: service.clone() };
                         return;
                     }
@@ -255,7 +329,7 @@ impl Auth {
         let answer = self.read(transport, response).await?;
         let header = bearer(transport, answer.value().unwrap_or_default())?;
         // Early enough that a request begun with it is still accepted.
-        let life = Duration::from_secs(answer.expires_in.unwrap_or(DEFAULT_LIFE).clamp(1, 24 * 3600));
+        let life = Duration::from_secs(answer.life());
         let renew_at = started + (life * 3 / 4).max(life.saturating_sub(Duration::from_secs(30)));
         state.tokens.insert(access.clone(), Token { header: header.clone(), renew_at });
         Ok(header)
@@ -268,34 +342,43 @@ impl Auth {
         service: Option<&str>,
         scopes: &[String],
     ) -> Result<Response, Failure<StoreError>> {
-        let client = transport.client(realm, OPERATION)?;
         let mut fields: Vec<(&str, &str)> = service.map(|service| ("service", service)).into_iter().collect();
         let joined = scopes.join(" ");
-        let request = if let Some(Credential::Identity(token)) = &self.credential {
+        let send = async |request: reqwest::RequestBuilder| {
+            let response = request.header(ACCEPT, "application/json").send().await;
+            response.map_err(|error| transport.broken(OPERATION, error))
+        };
+        if let Some(Credential::Identity(token)) = &self.credential {
             // OAuth2 has all scopes in one field.
             if !joined.is_empty() {
                 fields.push(("scope", &joined));
             }
             fields.extend([("grant_type", "refresh_token"), ("client_id", "syncpoint"), ("refresh_token", token)]);
             let form = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
-            client.post(realm.clone()).header("content-type", "application/x-www-form-urlencoded").body(form)
-        } else {
-            fields.extend(scopes.iter().map(|scope| ("scope", scope.as_str())));
-            let mut url = realm.clone();
-            match &self.credential {
-                Some(Credential::Basic { user, password }) => {
-                    fields.push(("account", user));
-                    url.query_pairs_mut().extend_pairs(fields);
-                    client.get(url).basic_auth(user, Some(password.as_str()))
+            let request = transport.client(realm, OPERATION)?.post(realm.clone());
+            return send(request.header("content-type", "application/x-www-form-urlencoded").body(form)).await;
+        }
+        fields.extend(scopes.iter().map(|scope| ("scope", scope.as_str())));
+        let mut url = realm.clone();
+        if let Some(Credential::Basic { user, .. }) = &self.credential {
+            fields.push(("account", user));
+        }
+        url.query_pairs_mut().extend_pairs(fields);
+        for _ in 0..MAX_REDIRECTS {
+            let request = transport.client(&url, OPERATION)?.get(url.clone());
+            let response = match &self.credential {
+                // Where a token server leads to another one, the password stays behind.
+                Some(Credential::Basic { user, password }) if url.origin() == realm.origin() => {
+                    send(request.basic_auth(user, Some(password.as_str()))).await?
                 }
-                _ => {
-                    url.query_pairs_mut().extend_pairs(fields);
-                    client.get(url)
-                }
-            }
-        };
-        let response = request.header(ACCEPT, "application/json").send().await;
-        response.map_err(|error| transport.broken(OPERATION, error))
+                _ => send(request).await?,
+            };
+            let target = response.headers().get(LOCATION).filter(|_| response.status().is_redirection());
+            let Some(target) = target.and_then(|target| target.to_str().ok()) else { return Ok(response) };
+            let target = transport.join(&url, target);
+            url = target.ok_or_else(|| transport.refused(OPERATION, "the token server leads to what is no address"))?;
+        }
+        Err(transport.refused(OPERATION, format!("the token server leads on more than {MAX_REDIRECTS} times")).into())
     }
 
     async fn read(&self, transport: &Transport, mut response: Response) -> Result<TokenAnswer, Failure<StoreError>> {
@@ -324,10 +407,21 @@ impl Auth {
 struct TokenAnswer {
     token: Option<Zeroizing<String>>,
     access_token: Option<Zeroizing<String>>,
-    expires_in: Option<u64>,
+    expires_in: Option<Value>,
 }
 
 impl TokenAnswer {
+    /// For how many seconds the token is good. Servers were seen to say less than none, a text, and
+    /// a fraction.
+    fn life(&self) -> u64 {
+        let said = match &self.expires_in {
+            Some(Value::Number(seconds)) => seconds.as_f64(),
+            Some(Value::String(seconds)) => seconds.trim().parse().ok(),
+            _ => None,
+        };
+        said.filter(|seconds| *seconds >= 1.0).unwrap_or(DEFAULT_LIFE).min(LONGEST_LIFE) as u64
+    }
+
     fn value(&self) -> Option<&str> {
         let tokens = [&self.token, &self.access_token];
         tokens.into_iter().flatten().map(|token| token.as_str()).find(|token| !token.is_empty())
@@ -363,6 +457,48 @@ mod tests {
             scope: Some("repository:a/b:pull,push".to_owned()),
         };
         assert_eq!(Challenge::all(&headers), [Challenge::Basic, bearer]);
+    }
+
+    #[test]
+    fn challenges_that_break_the_rules_are_read() {
+        let bearer = |scope: Option<&str>| Challenge::Bearer {
+            realm: "https://localhost/token?a=b".to_owned(),
+            service: Some("r \"é\"".to_owned()),
+            scope: scope.map(str::to_owned),
+        };
+        for (text, scope) in [
+            (r#"Bearer realm=https://localhost/token?a=b,service="r \"é\"""#, None),
+            (r#"BEARER Realm = "https://localhost/token?a=b" , SERVICE="r \"é\"" ,,"#, None),
+            (
+                r#"Bearer realm="https://localhost/token?a=b",scope=repository:a:pull,push,service="r \"é\"""#,
+                Some("repository:a:pull,push"),
+            ),
+            (r#"Negotiate YII==, Bearer realm="https://localhost/token?a=b", service="r \"é\"", error="x"#, None),
+        ] {
+            let headers = HeaderMap::from_iter([(WWW_AUTHENTICATE, HeaderValue::from_bytes(text.as_bytes()).unwrap())]);
+            assert_eq!(Challenge::all(&headers), [bearer(scope)], "{text}");
+        }
+        for text in ["", ",", "=", "\"", "Bearer", "Bearer realm", "realm=x", "Bearer service=x", "\u{fffd}=\u{fffd}"] {
+            let headers = HeaderMap::from_iter([(WWW_AUTHENTICATE, HeaderValue::from_bytes(text.as_bytes()).unwrap())]);
+            assert_eq!(Challenge::all(&headers), [], "{text}");
+        }
+    }
+
+    #[test]
+    fn a_token_lives_for_a_while() {
+        let life = |said: &str| serde_json::from_str::<TokenAnswer>(&format!("{{{said}}}")).unwrap().life();
+        for (said, seconds) in [
+            ("", 60),
+            (r#""expires_in":300"#, 300),
+            (r#""expires_in":-1"#, 60),
+            (r#""expires_in":0"#, 60),
+            (r#""expires_in":"90.5""#, 90),
+            (r#""expires_in":1e300"#, 86_400),
+            (r#""expires_in":{}"#, 60),
+            (r#""expires_in":"NaN""#, 60),
+        ] {
+            assert_eq!(life(said), seconds, "{said}");
+        }
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Manifests, indexes and tags.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use image_format::annotation::{MEDIA_INDEX, MEDIA_MANIFEST};
 use image_format::{Digest, Document};
-use reqwest::header::{ACCEPT, HeaderMap, HeaderValue, LINK};
+use reqwest::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue, LINK};
 use reqwest::{Method, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::Value;
@@ -21,17 +23,53 @@ const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+
 const MAX_ODD: usize = 100;
 /// Pages of a list; more is a circle.
 const MAX_PAGES: usize = 1000;
+/// Bytes of all pages of a list of tags.
+const MAX_TAG_BYTES: u64 = 16 << 20;
+/// Tags of a repository.
+const MAX_TAGS: usize = 100_000;
+/// All pages of a list may take so many times longer than one answer.
+const LIST_PATIENCE: u32 = 10;
+
+/// What is left of what a whole list may take, whose pages come from whoever the registry believes.
+pub(super) struct Budget<'a> {
+    http: &'a Http,
+    what: String,
+    limit: u64,
+    read: u64,
+    started: Instant,
+}
+
+impl<'a> Budget<'a> {
+    pub(super) fn new(http: &'a Http, what: impl Into<String>, limit: u64) -> Self {
+        Self { http, what: what.into(), limit, read: 0, started: Instant::now() }
+    }
+
+    /// Counts a page.
+    pub(super) fn take(&mut self, page: &Bytes) -> Result<(), StoreError> {
+        self.read += page.len() as u64;
+        if self.read > self.limit {
+            let (store, what) = (self.http.transport.name().to_owned(), self.what.clone());
+            return Err(StoreError::TooLarge { store, what, size: self.read, limit: self.limit });
+        }
+        let patience = self.http.transport.timeout().saturating_mul(LIST_PATIENCE);
+        if self.started.elapsed() > patience {
+            let reason = format!("it is not complete after {} s", patience.as_secs_f32());
+            return Err(self.http.transport.refused(&format!("reading {}", self.what), reason));
+        }
+        Ok(())
+    }
+}
 
 /// Fetches what a tag or digest names.
 pub(super) async fn get(http: &Http, selector: &Selector) -> Result<Document, StoreError> {
-    let (what, body) = get_bytes(http, selector).await?;
+    let (what, body, _) = get_bytes(http, selector).await?;
     let links = Links::parse(&body).map_err(|error| http.transport.corrupt(&what, error.to_string()))?;
     Ok(Document::new(links.media_type(), body.into()))
 }
 
 /// Fetches the bytes of what a tag or digest names, checked against the digest: the one asked for, or the one that the
 /// registry says the tag has. Gives a name for messages, too.
-pub(super) async fn get_bytes(http: &Http, selector: &Selector) -> Result<(String, Bytes), StoreError> {
+pub(super) async fn get_bytes(http: &Http, selector: &Selector) -> Result<(String, Bytes, HeaderMap), StoreError> {
     let (call, what) = call(http, Method::GET, selector, Access::Pull, "reading");
     let (response, body) = read(http, &call, &what).await?;
     let digest = Digest::of(&body);
@@ -42,7 +80,7 @@ pub(super) async fn get_bytes(http: &Http, selector: &Selector) -> Result<(Strin
         Selector::Digest(_) => {}
         Selector::Tag(_) => check_digest(http, &digest, &response)?,
     }
-    Ok((what, body))
+    Ok((what, body, response.headers().clone()))
 }
 
 /// Whether a manifest is there.
@@ -58,6 +96,22 @@ pub(super) async fn has(http: &Http, digest: &Digest) -> Result<bool, StoreError
 
 /// Puts a manifest under its digest, or under a tag, which is as good; gives the headers of the answer.
 pub(super) async fn put(http: &Http, document: &Document, tag: Option<&Tag>) -> Result<HeaderMap, StoreError> {
+    match put_if(http, document, tag, None).await? {
+        Some(headers) => Ok(headers),
+        None => {
+            Err(http.transport.refused(&format!("putting manifest {}", document.digest()), "412 without a condition"))
+        }
+    }
+}
+
+/// The same under a condition (`If-Match` and the like), for registries that keep such; nothing
+/// where it does not hold.
+pub(super) async fn put_if(
+    http: &Http,
+    document: &Document,
+    tag: Option<&Tag>,
+    condition: Option<(HeaderName, HeaderValue)>,
+) -> Result<Option<HeaderMap>, StoreError> {
     let digest = document.digest();
     let size = document.bytes().len() as u64;
     if size > MAX_DOCUMENT {
@@ -68,15 +122,20 @@ pub(super) async fn put(http: &Http, document: &Document, tag: Option<&Tag>) -> 
     let (call, what) = call(http, Method::PUT, &selector, Access::Push, "putting");
     let media_type = HeaderValue::from_str(document.media_type())
         .map_err(|_| http.transport.refused(&call.operation, "its media type cannot be sent"))?;
-    let call = call.body(media_type, Bytes::copy_from_slice(document.bytes()));
+    let conditional = condition.is_some();
+    let mut call = call.body(media_type, Bytes::copy_from_slice(document.bytes()));
+    call.headers.extend(condition);
     let response = http.call(&call).await?;
+    if conditional && response.status() == StatusCode::PRECONDITION_FAILED {
+        return Ok(None);
+    }
     if !response.status().is_success() {
         return Err(http
             .refuse(&call, &format!("repository {} or what {what} refers to", http.repository()), response)
             .await);
     }
     check_digest(http, &digest, &response)?;
-    Ok(response.headers().clone())
+    Ok(Some(response.headers().clone()))
 }
 
 /// All tags.
@@ -92,6 +151,7 @@ pub(super) async fn tag_list(http: &Http) -> Result<TagList, StoreError> {
     }
 
     let what = format!("repository {}", http.repository());
+    let mut budget = Budget::new(http, "the list of tags", MAX_TAG_BYTES);
     let (mut tags, mut odd) = (Vec::new(), Vec::new());
     let mut next = Some(http.url("tags/list?n=1000"));
     for _ in 0..MAX_PAGES {
@@ -104,6 +164,7 @@ pub(super) async fn tag_list(http: &Http) -> Result<TagList, StoreError> {
         };
         let call = Call::new(Method::GET, url, Access::Pull, "listing tags");
         let (response, body) = read(http, &call, &what).await?;
+        budget.take(&body)?;
         let page: Page = serde_json::from_slice(&body)
             .map_err(|_| http.transport.refused(&call.operation, "the answer is no list of tags"))?;
         for tag in page.tags.unwrap_or_default() {
@@ -112,6 +173,9 @@ pub(super) async fn tag_list(http: &Http) -> Result<TagList, StoreError> {
                 None if odd.len() < MAX_ODD => odd.push(shown(&tag)),
                 None => {}
             }
+        }
+        if tags.len() > MAX_TAGS {
+            return Err(http.transport.refused(&call.operation, format!("there are more than {MAX_TAGS} tags")));
         }
         next = next_page(http, &response)?;
     }
@@ -190,14 +254,36 @@ pub(super) async fn read_or(
 /// The address of `Link: <address>; rel="next"`.
 pub(super) fn next_page(http: &Http, response: &Response) -> Result<Option<Url>, StoreError> {
     let links = response.headers().get_all(LINK).iter().filter_map(|link| link.to_str().ok());
-    let mut targets = links.flat_map(|links| links.split(',')).filter_map(|link| {
-        let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
-        let next = |parameter: &str| matches!(parameter.trim(), r#"rel="next""# | "rel=next");
-        parameters.split(';').any(next).then_some(target)
-    });
-    let Some(target) = targets.next() else { return Ok(None) };
-    match response.url().join(target) {
-        Ok(url) if http.transport.is_inside(&url) => Ok(Some(url)),
-        Ok(_) | Err(_) => Err(http.transport.refused("listing", "the next page is not an address of this registry")),
+    let Some(target) = links.filter_map(next_link).next() else { return Ok(None) };
+    match http.transport.join(response.url(), target) {
+        Some(url) if http.transport.is_inside(&url) => Ok(Some(url)),
+        Some(_) | None => Err(http.transport.refused("listing", "the next page is not an address of this registry")),
     }
+}
+
+/// The first target in a `Link` header whose relation is `next` (RFC 8288). Commas and semicolons
+/// also stand in addresses and within quotes.
+fn next_link(mut text: &str) -> Option<&str> {
+    loop {
+        let (target, rest) = text.split_once('<')?.1.split_once('>')?;
+        let parameters = unquoted(rest, ',').next().unwrap_or_default();
+        let next = |parameter: &str| {
+            let (name, value) = parameter.split_once('=').unwrap_or_default();
+            let mut relations = value.trim().trim_matches('"').split_whitespace();
+            name.trim().eq_ignore_ascii_case("rel") && relations.any(|rel| rel.eq_ignore_ascii_case("next"))
+        };
+        if unquoted(parameters, ';').any(next) {
+            return Some(target);
+        }
+        text = &rest[parameters.len()..];
+    }
+}
+
+/// The parts of a text between separators that do not stand within quotes.
+fn unquoted(text: &str, separator: char) -> impl Iterator<Item = &str> {
+    let mut quoted = false;
+    text.split(move |c: char| {
+        quoted ^= c == '"';
+        c == separator && !quoted
+    })
 }

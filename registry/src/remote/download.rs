@@ -2,10 +2,11 @@
 
 use std::io::{self, Write as _};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream;
-use image_format::{Descriptor, HashWriter};
+use image_format::{Descriptor, Digest, HashWriter};
 use reqwest::header::{CONTENT_RANGE, HeaderValue, RANGE};
 use reqwest::{Method, Response, StatusCode};
 use tokio_util::io::StreamReader;
@@ -17,6 +18,28 @@ use crate::{BlobReader, StoreError};
 
 /// A connection that brought so many bytes before it broke has earned the blob a full set of tries again.
 const PROGRESS: u64 = 1 << 20;
+
+/// The least that a connection has to bring, measured over the time that was spent waiting for it.
+const SLOWEST: u64 = 1 << 10;
+/// So many time-outs long a connection may be slower.
+const SLOW_PATIENCE: u32 = 2;
+
+/// How large a blob is, for registries whose answer to HEAD does not say it.
+pub(super) async fn size(http: &Http, digest: &Digest) -> Result<Option<u64>, StoreError> {
+    let what = format!("blob {digest}");
+    let url = http.url(&format!("blobs/{digest}"));
+    let call = Call::new(Method::GET, url, Access::Pull, format!("asking for the size of {what}"));
+    let first = call.clone().header(RANGE, HeaderValue::from_static("bytes=0-0"));
+    let response = http.call(&first).await?;
+    let total = || response.headers().get(CONTENT_RANGE)?.to_str().ok()?.rsplit_once('/')?.1.trim().parse().ok();
+    let size = match response.status() {
+        StatusCode::NOT_FOUND => return Ok(None),
+        StatusCode::OK => response.content_length(),
+        StatusCode::PARTIAL_CONTENT => total(),
+        _ => return Err(http.refuse(&first, &what, response).await),
+    };
+    size.map(Some).ok_or_else(|| http.transport.refused(&call.operation, "the registry does not say it"))
+}
 
 /// Opens a blob for reading.
 pub(super) async fn open(http: Arc<Http>, descriptor: &Descriptor) -> Result<BlobReader, StoreError> {
@@ -30,6 +53,7 @@ pub(super) async fn open(http: Arc<Http>, descriptor: &Descriptor) -> Result<Blo
         passed: 0,
         skip: 0,
         since_break: 0,
+        pace: Pace::default(),
     };
     download.connect().await?;
     let pieces = stream::try_unfold(download, |mut download| async move {
@@ -51,7 +75,30 @@ struct Download {
     /// Bytes that will come again and are not wanted.
     skip: u64,
     since_break: u64,
+    pace: Pace,
     tries: Tries,
+}
+
+/// How fast a connection is. Only the time counts in which bytes were waited for: whoever reads
+/// slowly is no reason to give a connection up.
+#[derive(Default)]
+struct Pace {
+    waited: Duration,
+    came: u64,
+}
+
+impl Pace {
+    /// Counts a piece; false when too little came for too long.
+    fn keeps_up(&mut self, waited: Duration, came: usize, patience: Duration) -> bool {
+        self.waited += waited;
+        self.came += came as u64;
+        if self.waited < patience {
+            return true;
+        }
+        let enough = self.came as f64 >= SLOWEST as f64 * self.waited.as_secs_f64();
+        *self = Self::default();
+        enough
+    }
 }
 
 impl Download {
@@ -70,6 +117,7 @@ impl Download {
                 }
                 Err(failure) => {
                     self.response = None;
+                    self.pace = Pace::default();
                     if self.since_break >= PROGRESS {
                         self.tries = self.http.tries();
                     }
@@ -89,6 +137,7 @@ impl Download {
             }
         };
         let transport = &self.http.transport;
+        let asked = Instant::now();
         let mut piece = match tokio::time::timeout(transport.timeout(), response.chunk()).await {
             Err(_) => return Err(transport.timed_out(&operation, transport.timeout())),
             Ok(Err(error)) => return Err(transport.broken(&operation, error)),
@@ -99,6 +148,11 @@ impl Download {
                 return Err(Failure::passing(transport.unreachable(&operation, reason)));
             }
         };
+        let patience = transport.timeout().saturating_mul(SLOW_PATIENCE);
+        if !self.pace.keeps_up(asked.elapsed(), piece.len(), patience) {
+            let reason = format!("it brings less than {SLOWEST} bytes a second");
+            return Err(Failure::passing(transport.unreachable(&operation, reason)));
+        }
         let unwanted = self.skip.min(piece.len() as u64);
         self.skip -= unwanted;
         let piece = piece.split_off(usize::try_from(unwanted).unwrap_or(usize::MAX));

@@ -1,22 +1,26 @@
 //! Requests to one registry: who is asked, with which proof, what is tried again, and what an answer means.
 
 use std::error::Error;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Body, Client, Method, Response, StatusCode};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 use url::Url;
 use zeroize::Zeroizing;
 
 use super::auth::{Access, Auth, Challenge};
-use crate::credentials::{self, Credential};
+use crate::credentials::{self, Sought};
+use crate::reference::address;
 use crate::retry::{Failure, Retry, Tries, parse_retry_after};
 use crate::tls::Tls;
 use crate::{Settings, StoreError};
 
-/// Redirects of one download; more is a circle.
+/// Redirects of one request; more is a circle.
 const MAX_REDIRECTS: usize = 5;
 /// How much of an error's text is read.
 const MAX_ERROR_TEXT: usize = 64 << 10;
@@ -24,6 +28,8 @@ const MAX_ERROR_TEXT: usize = 64 << 10;
 const MAX_WORDS: usize = 300;
 /// A registry may take this many times longer than for other answers to check and keep what it was sent.
 const COMMIT_PATIENCE: u32 = 10;
+/// The whole of a small body may take this many times longer than the next piece of it.
+const BODY_PATIENCE: u32 = 4;
 
 /// Connections to a registry, and to the hosts that it refers to.
 #[derive(Debug)]
@@ -33,15 +39,16 @@ pub(super) struct Transport {
     inside: Client,
     outside: Client,
     plain_http: bool,
+    upload_hosts: Vec<String>,
     timeout: Duration,
 }
 
 impl Transport {
-    fn new(host: &str, name: String, settings: &Settings) -> Result<Self, StoreError> {
+    fn new(host: &str, name: String, settings: &Settings, insecure: bool) -> Result<Self, StoreError> {
         let unusable = |source: Box<dyn Error + Send + Sync>| StoreError::Settings { store: name.clone(), source };
         let scheme = if settings.plain_http { "http" } else { "https" };
-        let base = Url::parse(&format!("{scheme}://{host}/")).map_err(|error| unusable(error.into()))?;
-        let tls = Tls::load(host, settings).map_err(|error| unusable(error.into()))?;
+        let base = Url::parse(&format!("{scheme}://{}/", address(host))).map_err(|error| unusable(error.into()))?;
+        let tls = Tls::load(host, settings, insecure).map_err(|error| unusable(error.into()))?;
         let client = |tls| {
             let builder = Client::builder()
                 .tls_backend_preconfigured(tls)
@@ -58,7 +65,48 @@ impl Transport {
         };
         let (inside, outside) = (client(tls.inside)?, client(tls.outside)?);
         let Settings { plain_http, timeout, .. } = *settings;
-        Ok(Self { base, inside, outside, plain_http, timeout, name })
+        let upload_hosts = settings.upload_hosts.clone();
+        Ok(Self { base, inside, outside, plain_http, upload_hosts, timeout, name })
+    }
+
+    /// An address that a server gives. Where TLS ends in a proxy, registries give their own name
+    /// with `http:`; the scheme and port that reached the registry are kept then.
+    pub(super) fn join(&self, from: &Url, target: &str) -> Option<Url> {
+        let mut url = from.join(target).ok()?;
+        let downgraded = url.scheme() == "http" && self.base.scheme() == "https";
+        let own = url.host() == self.base.host() && (url.port().is_none() || url.port() == self.base.port());
+        if downgraded && own {
+            url.set_scheme("https").ok()?;
+            url.set_port(self.base.port()).ok()?;
+        }
+        Some(url)
+    }
+
+    /// The registry's own address, for what it says relative to it.
+    pub(super) fn base(&self) -> &Url {
+        &self.base
+    }
+
+    /// Whether content may be sent to `url`: to the registry itself, to a name below its own, or to
+    /// a host that the settings allow. Memory never goes to another host only because a server says
+    /// so.
+    pub(super) fn check_upload(&self, url: &Url, operation: &str) -> Result<(), StoreError> {
+        self.client(url, operation)?;
+        let (Some(host), Some(own)) = (url.host_str(), self.base.host_str()) else {
+            return Err(self.refused(operation, "it leads to what is no address"));
+        };
+        let with_port = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        let below = host.strip_suffix(own).is_some_and(|rest| rest.ends_with('.')) && self.base.domain().is_some();
+        let below = below && url.port_or_known_default() == self.base.port_or_known_default();
+        let allowed = self.upload_hosts.iter().any(|allowed| *allowed == host || *allowed == with_port);
+        if self.is_inside(url) || below || allowed {
+            return Ok(());
+        }
+        let from = self.base.port().map_or_else(|| own.to_owned(), |port| format!("{own}:{port}"));
+        let reason = format!(
+            "{from} wants the bytes sent to another host, {with_port}; nothing was sent there (--upload-host {with_port} allows it)"
+        );
+        Err(self.refused(operation, reason))
     }
 
     /// Whether a request to `url` goes to the registry itself.
@@ -119,7 +167,8 @@ impl Transport {
         if lasting { Failure::last(error) } else { Failure::passing(error) }
     }
 
-    /// Reads a whole small body.
+    /// Reads a whole small body. Both the next piece and the whole have to come in time: a server
+    /// that sends a byte now and then holds nobody up for long.
     pub(super) async fn read(
         &self,
         operation: &str,
@@ -130,14 +179,22 @@ impl Transport {
             return Ok(Err(TooLong(length)));
         }
         let mut body = BytesMut::new();
+        let patience = self.timeout.saturating_mul(BODY_PATIENCE);
+        let started = Instant::now();
         loop {
-            match tokio::time::timeout(self.timeout, response.chunk()).await {
+            let wait = self.timeout.min(patience.saturating_sub(started.elapsed()));
+            match tokio::time::timeout(wait, response.chunk()).await {
                 Ok(Ok(Some(piece))) if body.len() + piece.len() > limit => {
                     return Ok(Err(TooLong((body.len() + piece.len()) as u64)));
                 }
                 Ok(Ok(Some(piece))) => body.extend_from_slice(&piece),
                 Ok(Ok(None)) => return Ok(Ok(body.freeze())),
                 Ok(Err(error)) => return Err(self.broken(operation, error)),
+                Err(_) if started.elapsed() >= patience => {
+                    let reason = format!("only {} bytes came within {} s", body.len(), patience.as_secs_f32());
+                    let error = std::io::Error::new(std::io::ErrorKind::TimedOut, reason);
+                    return Err(Failure::passing(self.unreachable(operation, error)));
+                }
                 Err(_) => return Err(self.timed_out(operation, self.timeout)),
             }
         }
@@ -200,30 +257,43 @@ pub(super) struct Http {
     retries: u32,
     /// Whether it has taken a good part of a stream, and so did not refuse it.
     takes_streams: AtomicBool,
+    /// Held while a list of referrers is read, changed and written, so that transfers side by side
+    /// do not race.
+    lists: Mutex<()>,
+    /// What `/v2/` was answered with, where that is not how a registry introduces itself.
+    introduction: OnceLock<StatusCode>,
 }
 
 impl Http {
     /// Nothing is sent yet.
-    pub(super) async fn new(host: &str, repository: &str, settings: &Settings) -> Result<Self, StoreError> {
+    pub(super) async fn new(
+        host: &str,
+        repository: &str,
+        settings: &Settings,
+        insecure: bool,
+    ) -> Result<Self, StoreError> {
         let name = if repository.is_empty() { host.to_owned() } else { format!("{host}/{repository}") };
         let found = credentials::find(host, repository, settings).await;
-        let credential = found.map_err(|error| StoreError::Settings { store: name.clone(), source: error.into() })?;
-        Self::with_credential(host, repository, credential, settings)
+        let sought = found.map_err(|error| StoreError::Settings { store: name.clone(), source: error.into() })?;
+        Self::with_credential(host, repository, sought, settings, insecure)
     }
 
     pub(super) fn with_credential(
         host: &str,
         repository: &str,
-        credential: Option<Credential>,
+        sought: Sought,
         settings: &Settings,
+        insecure: bool,
     ) -> Result<Self, StoreError> {
         let name = if repository.is_empty() { host.to_owned() } else { format!("{host}/{repository}") };
         Ok(Self {
-            transport: Transport::new(host, name, settings)?,
+            transport: Transport::new(host, name, settings, insecure)?,
             repository: repository.to_owned(),
-            auth: Auth::new(credential, repository),
+            auth: Auth::new(sought, repository),
             retries: settings.retries,
             takes_streams: AtomicBool::new(false),
+            lists: Mutex::default(),
+            introduction: OnceLock::new(),
         })
     }
 
@@ -233,6 +303,11 @@ impl Http {
 
     pub(super) fn took_a_stream(&self) {
         self.takes_streams.store(true, Ordering::Relaxed);
+    }
+
+    /// To be held while a list of referrers is changed.
+    pub(super) fn lists(&self) -> &Mutex<()> {
+        &self.lists
     }
 
     pub(super) fn repository(&self) -> &str {
@@ -260,7 +335,9 @@ impl Http {
         url
     }
 
-    /// Asks the registry how it wants proof. It answers 200 to everybody, or 401 with the ways that it offers.
+    /// Asks the registry how it wants proof. It answers 200 to everybody, or 401 with the ways that
+    /// it offers. Some gateways pass on repositories only; then the first refusal says how proof is
+    /// wanted.
     pub(super) async fn introduce(&self) -> Result<(), StoreError> {
         let call = Call::new(Method::GET, self.root_url(), Access::Ping, "connecting");
         let mut tries = self.tries();
@@ -272,13 +349,11 @@ impl Http {
             }
         };
         match response.status() {
-            StatusCode::OK => Ok(()),
-            StatusCode::UNAUTHORIZED => {
-                self.auth.learn(&Challenge::all(response.headers())).await;
-                Ok(())
-            }
-            _ => Err(self.refuse(&call, "an OCI registry", response).await),
+            StatusCode::OK => {}
+            StatusCode::UNAUTHORIZED => self.auth.learn(&self.transport, &Challenge::all(response.headers())).await,
+            status => drop(self.introduction.set(status)),
         }
+        Ok(())
     }
 
     /// Makes a request without proof.
@@ -286,6 +361,7 @@ impl Http {
         let client = self.transport.client(&call.url, &call.operation)?;
         let response = client.request(call.method.clone(), call.url.clone()).send().await;
         let response = response.map_err(|error| self.transport.broken(&call.operation, error))?;
+        let response = self.follow(call, response, None).await?;
         if is_passing(response.status()) {
             let retry = retry_later(&response);
             let reason = self.transport.reason(response, &[]).await;
@@ -313,15 +389,16 @@ impl Http {
 
     /// Makes a request once that the registry may think about for longer.
     pub(super) async fn attempt_within(&self, call: &Call, limit: Duration) -> Result<Response, Failure<StoreError>> {
-        match tokio::time::timeout(limit, self.send(call, call.body.clone().into())).await {
+        match tokio::time::timeout(limit, self.send(call)).await {
             Ok(answer) => answer,
             Err(_) => Err(self.transport.timed_out(&call.operation, limit)),
         }
     }
 
     /// Makes a request once; how long that may take is the caller's affair.
-    async fn send(&self, call: &Call, body: Body) -> Result<Response, Failure<StoreError>> {
-        let (response, proof) = self.exchange(call, body).await?;
+    async fn send(&self, call: &Call) -> Result<Response, Failure<StoreError>> {
+        let (response, proof) = self.exchange(call, call.body.clone().into()).await?;
+        let response = self.follow(call, response, proof.as_ref()).await?;
         self.judge(call, response, proof).await
     }
 
@@ -338,10 +415,7 @@ impl Http {
             false => None,
         };
         let request = self.request(call, &call.url, proof.as_ref())?.body(body);
-        let mut response = request.send().await.map_err(|error| transport.broken(operation, error))?;
-        if call.method == Method::GET || call.method == Method::HEAD {
-            response = self.follow(call, response, proof.as_ref()).await?;
-        }
+        let response = request.send().await.map_err(|error| transport.broken(operation, error))?;
         Ok((response, proof))
     }
 
@@ -378,7 +452,8 @@ impl Http {
         })
     }
 
-    /// Registries send the readers of blobs elsewhere. The proof of who we are stays here.
+    /// Registries send the readers of blobs elsewhere, and gateways whoever asks at an old address.
+    /// The proof of who we are stays here, and so does content, see [`Transport::check_upload`].
     async fn follow(
         &self,
         call: &Call,
@@ -386,14 +461,22 @@ impl Http {
         proof: Option<&HeaderValue>,
     ) -> Result<Response, Failure<StoreError>> {
         let (operation, transport) = (call.operation.as_str(), &self.transport);
+        let reads = call.method == Method::GET || call.method == Method::HEAD;
         for _ in 0..MAX_REDIRECTS {
-            let redirect = response.status().is_redirection() && response.status() != StatusCode::NOT_MODIFIED;
+            let redirect = match response.status() {
+                StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT => true,
+                // After these another method would be due, which is none that a registry wants.
+                status => reads && status.is_redirection() && status != StatusCode::NOT_MODIFIED,
+            };
             let Some(target) = response.headers().get(LOCATION).filter(|_| redirect) else {
                 return Ok(response);
             };
-            let url = target.to_str().ok().and_then(|target| response.url().join(target).ok());
+            let url = target.to_str().ok().and_then(|target| transport.join(response.url(), target));
             let url = url.ok_or_else(|| transport.refused(operation, "it redirects to what is no address"))?;
-            let request = self.request(call, &url, proof)?;
+            if !reads {
+                transport.check_upload(&url, operation)?;
+            }
+            let request = self.request(call, &url, proof)?.body(call.body.clone());
             response = request.send().await.map_err(|error| transport.broken(operation, error))?;
         }
         Err(transport.refused(operation, format!("it redirects more than {MAX_REDIRECTS} times")).into())
@@ -415,7 +498,11 @@ impl Http {
     pub(super) async fn refuse(&self, call: &Call, what: &str, response: Response) -> StoreError {
         let status = response.status();
         if status == StatusCode::NOT_FOUND {
-            return StoreError::NotFound { store: self.transport.name.clone(), what: what.to_owned() };
+            let store = match self.introduction.get() {
+                None => self.transport.name.clone(),
+                Some(status) => format!("{} (which answers {status} to /v2/: is it a registry?)", self.transport.name),
+            };
+            return StoreError::NotFound { store, what: what.to_owned() };
         }
         let reason = self.transport.reason(response, &self.auth.secrets().await).await;
         match status {

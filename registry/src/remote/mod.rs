@@ -10,6 +10,7 @@ mod body;
 mod documents;
 mod download;
 mod http;
+mod mirrors;
 mod referrers;
 mod sweep;
 mod untag;
@@ -19,14 +20,17 @@ mod writer;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use image_format::{Descriptor, Digest, Document};
 use reqwest::{Method, StatusCode};
 
-use crate::credentials::Credential;
+use crate::credentials::{Credential, Sought};
 use crate::retention::{Removal, Removed};
 use crate::{BlobReader, BlobUpload, BlobWriter, Put, Selector, Settings, Store, StoreError, Tag, TagList};
 use auth::Access;
 use http::{Call, Http};
+use mirrors::{Mirrors, Wanted};
 use writer::RemoteWriter;
 
 /// One repository of a registry.
@@ -34,6 +38,9 @@ use writer::RemoteWriter;
 pub struct RemoteStore {
     http: Arc<Http>,
     chunked: bool,
+    mirrors: Mirrors,
+    /// The registry itself was not reached, but has mirrors.
+    away: bool,
 }
 
 impl RemoteStore {
@@ -43,9 +50,55 @@ impl RemoteStore {
     /// Settings that cannot be used, and a host that cannot be reached or is no registry. Whether the credentials are
     /// good shows at the first use, see also [`crate::login`].
     pub async fn connect(host: &str, repository: &str, settings: &Settings) -> Result<Self, StoreError> {
-        let http = Http::new(host, repository, settings).await?;
-        http.introduce().await?;
-        Ok(Self { http: Arc::new(http), chunked: settings.chunked_upload })
+        let route = settings.registries.route(host, repository);
+        if let Some(file) = &route.blocked_by {
+            let source = format!("{} blocks this registry", file.display()).into();
+            return Err(StoreError::Settings { store: format!("{host}/{repository}"), source });
+        }
+        let mirrors = Mirrors::new(&route, settings);
+        let (http, away) = match reach(host, repository, settings, route.insecure).await {
+            Ok(http) => (http, false),
+            Err(StoreError::Unreachable { .. }) if !mirrors.is_empty() => {
+                (Http::new(host, repository, settings, route.insecure).await?, true)
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Self { http: Arc::new(http), chunked: settings.chunked_upload, mirrors, away })
+    }
+
+    /// Asks the registry, or its mirrors where it is away. If none of them is there either, its own
+    /// error tells.
+    async fn ask<'a, T>(
+        &self,
+        wanted: Wanted,
+        ask: impl Fn(Arc<Http>) -> BoxFuture<'a, Result<T, StoreError>> + Send + Sync,
+    ) -> Result<T, StoreError> {
+        if !self.away {
+            match ask(self.http.clone()).await {
+                Err(StoreError::Unreachable { .. }) if !self.mirrors.is_empty() => {}
+                own => return own,
+            }
+        }
+        match self.mirrors.first(wanted, &ask).await {
+            Ok(found) => Ok(found),
+            Err(Some(missing)) => Err(missing),
+            Err(None) => ask(self.http.clone()).await,
+        }
+    }
+}
+
+/// Connects to a registry: over TLS or, where the settings call it insecure and TLS is not to be
+/// had, without.
+async fn reach(host: &str, repository: &str, settings: &Settings, insecure: bool) -> Result<Http, StoreError> {
+    let http = Http::new(host, repository, settings, insecure).await?;
+    match http.introduce().await {
+        Ok(()) => Ok(http),
+        Err(StoreError::Unreachable { .. }) if insecure && !settings.plain_http => {
+            let plain = Settings { plain_http: true, ..settings.clone() };
+            let http = Http::new(host, repository, &plain, insecure).await?;
+            http.introduce().await.map(|()| http)
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -55,7 +108,8 @@ pub(crate) async fn check_credential(
     credential: Credential,
     settings: &Settings,
 ) -> Result<(), StoreError> {
-    let http = Http::with_credential(host, "", Some(credential), settings)?;
+    let route = settings.registries.route(host, "");
+    let http = Http::with_credential(host, "", Sought::from(credential), settings, route.insecure)?;
     let call = Call::new(Method::GET, http.root_url(), Access::Ping, "logging in");
     let response = http.call(&call).await?;
     if response.status() == StatusCode::OK { Ok(()) } else { Err(http.refuse(&call, "a registry", response).await) }
@@ -68,30 +122,42 @@ impl Store for RemoteStore {
     }
 
     async fn resolve(&self, selector: &Selector) -> Result<Descriptor, StoreError> {
-        documents::get(&self.http, selector).await.map(|document| document.descriptor())
+        let asked = |http: Arc<Http>| async move { documents::get(&http, selector).await }.boxed();
+        self.ask(Wanted::Tag, asked).await.map(|document| document.descriptor())
     }
 
     async fn manifest(&self, digest: &Digest) -> Result<Document, StoreError> {
-        documents::get(&self.http, &Selector::Digest(*digest)).await
-    }
-
-    async fn has_manifest(&self, digest: &Digest) -> Result<bool, StoreError> {
-        documents::has(&self.http, digest).await
-    }
-
-    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        match upload::head(&self.http, digest, Access::Pull).await? {
-            Some(Some(size)) => Ok(Some(size)),
-            None => Ok(None),
-            Some(None) => {
-                let operation = format!("looking for blob {digest}");
-                Err(self.http.transport.refused(&operation, "the registry does not say how large it is"))
-            }
+        let asked = |http: Arc<Http>| async move { documents::get(&http, &Selector::Digest(*digest)).await }.boxed();
+        match self.mirrors.first(Wanted::Digest, &asked).await {
+            Ok(document) => Ok(document),
+            Err(_) => asked(self.http.clone()).await,
         }
     }
 
+    async fn has_manifest(&self, digest: &Digest) -> Result<bool, StoreError> {
+        self.ask(Wanted::Digest, |http: Arc<Http>| async move { documents::has(&http, digest).await }.boxed()).await
+    }
+
+    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        let asked = |http: Arc<Http>| {
+            async move {
+                match upload::head(&http, digest, Access::Pull).await? {
+                    Some(None) => download::size(&http, digest).await,
+                    Some(size) => Ok(size),
+                    None => Ok(None),
+                }
+            }
+            .boxed()
+        };
+        self.ask(Wanted::Digest, asked).await
+    }
+
     async fn read_blob(&self, descriptor: &Descriptor) -> Result<BlobReader, StoreError> {
-        download::open(self.http.clone(), descriptor).await
+        let asked = |http| download::open(http, descriptor).boxed();
+        match self.mirrors.first(Wanted::Digest, &asked).await {
+            Ok(reader) => Ok(reader),
+            Err(_) => asked(self.http.clone()).await,
+        }
     }
 
     async fn create_blob(&self) -> Result<Box<dyn BlobWriter>, StoreError> {
@@ -107,15 +173,15 @@ impl Store for RemoteStore {
     }
 
     async fn tags(&self) -> Result<Vec<Tag>, StoreError> {
-        documents::tags(&self.http).await
+        self.ask(Wanted::Tag, |http: Arc<Http>| async move { documents::tags(&http).await }.boxed()).await
     }
 
     async fn tag_list(&self) -> Result<TagList, StoreError> {
-        documents::tag_list(&self.http).await
+        self.ask(Wanted::Tag, |http: Arc<Http>| async move { documents::tag_list(&http).await }.boxed()).await
     }
 
     async fn referrers(&self, digest: &Digest) -> Result<Vec<Descriptor>, StoreError> {
-        referrers::list(&self.http, digest).await
+        self.ask(Wanted::Tag, |http: Arc<Http>| async move { referrers::list(&http, digest).await }.boxed()).await
     }
 
     async fn put_referrer(&self, subject: &Digest, document: &Document) -> Result<(), StoreError> {

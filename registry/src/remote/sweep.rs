@@ -30,7 +30,8 @@ use crate::{Selector, StoreError, Tag};
 
 /// Removes what `removal` says, and what only that leads to.
 pub(super) async fn remove(http: &Http, removal: &Removal) -> Result<Removed, StoreError> {
-    let mut sweep = Sweep { http, jobs: removal.jobs.max(1), known: HashMap::new(), unreadable: BTreeSet::new() };
+    let mut sweep =
+        Sweep { http, jobs: removal.jobs.max(1), known: HashMap::new(), links: 0, unreadable: BTreeSet::new() };
     let tags = sweep.look().await?;
     let mut going = Going::new(&tags, removal);
     let mut kept = sweep.reached(tags.roots().filter(|root| !going.is_root(root))).await?;
@@ -128,11 +129,23 @@ impl Going {
 struct Sweep<'a> {
     http: &'a Http,
     jobs: usize,
-    /// Manifests that were read.
-    known: HashMap<Digest, (Document, Links)>,
+    /// Manifests that were read. Only what they refer to is kept: anybody who can write to the
+    /// repository may have filled it with large ones.
+    known: HashMap<Digest, Known>,
+    /// How many contents they refer to, together.
+    links: usize,
     /// Tags that name something, of which the registry does not say what.
     unreadable: BTreeSet<Tag>,
 }
+
+/// What one manifest refers to.
+struct Known {
+    manifests: Vec<Digest>,
+    blobs: Vec<(Digest, u64)>,
+}
+
+/// How many contents the manifests of a repository may refer to in all; some 80 MiB of memory.
+const MAX_LINKS: usize = 2_000_000;
 
 impl Sweep<'_> {
     /// Every tag and what it names. One that names nothing readable leads to nothing.
@@ -172,9 +185,7 @@ impl Sweep<'_> {
                 continue;
             };
             resolved.push((tag, document.digest()));
-            if let Ok(links) = Links::parse(document.bytes()) {
-                self.known.insert(document.digest(), (document, links));
-            }
+            self.know(&document)?;
         }
         Ok(resolved)
     }
@@ -194,13 +205,33 @@ impl Sweep<'_> {
             .map(|digest| async move { given(documents::get(http, &Selector::Digest(digest)).await) })
             .buffer_unordered(self.jobs);
         while let Some(document) = found.try_next().await? {
-            if let Some(document) = document
-                && let Ok(links) = Links::parse(document.bytes())
-            {
-                self.known.insert(document.digest(), (document, links));
+            if let Some(document) = document {
+                self.know(&document)?;
             }
         }
         Ok(())
+    }
+
+    /// Keeps what a manifest refers to.
+    fn know(&mut self, document: &Document) -> Result<(), StoreError> {
+        if self.known.contains_key(&document.digest()) {
+            return Ok(());
+        }
+        let Ok(links) = Links::parse(document.bytes()) else { return Ok(()) };
+        let manifests: Vec<_> = links.manifests.iter().map(|child| child.digest).collect();
+        let blobs: Vec<_> = links.blobs().map(|blob| (blob.digest, blob.size)).collect();
+        self.links += manifests.len() + blobs.len();
+        if self.links > MAX_LINKS {
+            let reason = format!("its manifests refer to more than {MAX_LINKS} contents");
+            return Err(self.http.transport.refused("looking for what nothing needs", reason));
+        }
+        self.known.insert(document.digest(), Known { manifests, blobs });
+        Ok(())
+    }
+
+    /// A manifest with its bytes, which go on being there until it is deleted.
+    async fn document(&self, digest: &Digest) -> Result<Option<Document>, StoreError> {
+        given(documents::get(self.http, &Selector::Digest(*digest)).await)
     }
 
     /// All manifests that are reached from these.
@@ -210,7 +241,7 @@ impl Sweep<'_> {
         while !level.is_empty() {
             self.read(level.iter().copied()).await?;
             let links = level.iter().filter_map(|digest| self.known.get(digest));
-            let children = links.flat_map(|(_, links)| links.manifests.iter().map(|child| child.digest));
+            let children = links.flat_map(|known| known.manifests.iter().copied());
             level = children.filter(|child| reached.insert(*child)).collect();
         }
         Ok(reached)
@@ -233,8 +264,8 @@ impl Sweep<'_> {
         below.sort();
         let all: HashSet<Digest> = below.iter().copied().collect();
         for digest in below {
-            let Some((document, _)) = self.known.get(&digest) else { continue };
-            let doomed = Doomed { digest, document: document.clone(), place: Place::Alone };
+            let Some(document) = self.document(&digest).await? else { continue };
+            let doomed = Doomed { digest, document, place: Place::Alone };
             match going.is_root(&digest) {
                 true => going.indexes.push(doomed),
                 false => going.members.push(doomed),
@@ -244,10 +275,14 @@ impl Sweep<'_> {
         for subject in &all {
             for referrer in referrers::list(self.http, subject).await? {
                 if taken.insert(referrer.digest) {
-                    self.read([referrer.digest]).await?;
-                    let Some((document, _)) = self.known.get(&referrer.digest) else { continue };
-                    let (digest, document) = (referrer.digest, document.clone());
-                    going.attached.push(Doomed { digest, document, place: Place::Referrer(*subject) });
+                    let digest = referrer.digest;
+                    let Some(document) = self.document(&digest).await? else { continue };
+                    // The list may name anything; what says of itself that it is about the subject
+                    // goes with it.
+                    let links = Links::parse(document.bytes()).ok().and_then(|links| links.subject);
+                    if links.is_some_and(|named| named.digest == *subject) {
+                        going.attached.push(Doomed { digest, document, place: Place::Referrer(*subject) });
+                    }
                 }
             }
         }
@@ -258,7 +293,7 @@ impl Sweep<'_> {
                 continue;
             }
             let read = documents::get_bytes(self.http, &Selector::Tag(tag.clone())).await;
-            let Some((_, bytes)) = given(read)? else { continue };
+            let Some((_, bytes, _)) = given(read)? else { continue };
             let media_type =
                 Links::parse(&bytes).map_or_else(|_| MEDIA_INDEX.to_owned(), |links| links.media_type().to_owned());
             let document = Document::new(media_type, bytes.into());
@@ -275,7 +310,7 @@ impl Sweep<'_> {
         let needed: HashSet<Digest> = kept
             .iter()
             .filter_map(|digest| self.known.get(digest))
-            .flat_map(|(_, links)| links.blobs().map(|blob| blob.digest))
+            .flat_map(|known| known.blobs.iter().map(|(digest, _)| *digest))
             .collect();
         let mut blobs = HashMap::new();
         let mut bytes = 0;

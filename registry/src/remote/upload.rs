@@ -34,7 +34,8 @@ pub(super) async fn put(http: &Http, chunked: bool, upload: &BlobUpload<'_>) -> 
     Ok(put)
 }
 
-/// Whether a blob is there, and how large the registry says that it is.
+/// Whether a blob is there, and how large the registry says that it is. Proxies leave the size out
+/// or say 0, so that 0 says nothing, but of the one blob that is empty.
 pub(super) async fn head(http: &Http, digest: &Digest, access: Access) -> Result<Option<Option<u64>>, StoreError> {
     let what = format!("blob {digest}");
     let call = Call::new(Method::HEAD, http.url(&format!("blobs/{digest}")), access, format!("looking for {what}"));
@@ -43,7 +44,8 @@ pub(super) async fn head(http: &Http, digest: &Digest, access: Access) -> Result
         StatusCode::NOT_FOUND => Ok(None),
         StatusCode::OK => {
             let length = response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-            Ok(Some(length.and_then(|length| length.parse().ok())))
+            let length = length.and_then(|length| length.parse().ok());
+            Ok(Some(length.filter(|length| *length > 0 || *digest == Digest::of(b""))))
         }
         _ => Err(http.refuse(&call, &what, response).await),
     }
@@ -207,7 +209,7 @@ impl Session {
     fn read(http: &Http, call: &Call, response: &Response) -> Result<Self, StoreError> {
         let minimum = response.headers().get("oci-chunk-min-length").and_then(|value| value.to_str().ok());
         let minimum = minimum.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-        let location = read_location(response)
+        let location = read_location(http, &call.operation, response)?
             .ok_or_else(|| http.transport.refused(&call.operation, "the registry does not say where to send it"))?;
         Ok(Self { location, sent: 0, chunk: CHUNK.max(minimum) })
     }
@@ -218,10 +220,11 @@ impl Session {
     }
 
     /// Goes on where the registry says.
-    pub(super) fn moved(&mut self, response: &Response) {
-        if let Some(location) = read_location(response) {
+    pub(super) fn moved(&mut self, http: &Http, operation: &str, response: &Response) -> Result<(), StoreError> {
+        if let Some(location) = read_location(http, operation, response)? {
             self.location = location;
         }
+        Ok(())
     }
 
     /// How many bytes a chunk has.
@@ -250,7 +253,7 @@ impl Session {
             call.body = rest.clone();
             match http.attempt_within(&call, http.transport.commit_timeout()).await {
                 Ok(response) if response.status().is_success() => {
-                    self.moved(&response);
+                    self.moved(http, operation, &response)?;
                     self.sent = end;
                     return Ok(());
                 }
@@ -291,7 +294,7 @@ impl Session {
             let error = http.refuse(&call, "the upload", response).await;
             return Err(if lost { Failure::passing(error) } else { Failure::last(error) });
         }
-        self.moved(&response);
+        self.moved(http, operation, &response)?;
         // "0-0" stands for one byte and for none; only nothing was sent before the first.
         let range = response.headers().get(RANGE).and_then(|value| value.to_str().ok());
         let last: Option<u64> = range.and_then(|range| range.rsplit_once('-')).and_then(|(_, last)| last.parse().ok());
@@ -336,14 +339,19 @@ impl Session {
     }
 }
 
-fn read_location(response: &Response) -> Option<Url> {
-    response.url().join(response.headers().get(LOCATION)?.to_str().ok()?).ok()
+/// Where the content is to be sent, which must be a place that is meant to have it.
+fn read_location(http: &Http, operation: &str, response: &Response) -> Result<Option<Url>, StoreError> {
+    let target = response.headers().get(LOCATION).and_then(|target| target.to_str().ok());
+    let Some(url) = target.and_then(|target| http.transport.join(response.url(), target)) else { return Ok(None) };
+    http.transport.check_upload(&url, operation)?;
+    Ok(Some(url))
 }
 
-/// A registry that says which digest it kept must say the right one.
+/// A registry that says which digest it kept must say the right one. One of another algorithm says
+/// nothing here.
 pub(super) fn check_digest(http: &Http, digest: &Digest, response: &Response) -> Result<(), StoreError> {
     let Some(kept) = response.headers().get("docker-content-digest") else { return Ok(()) };
-    if kept.as_bytes() == digest.to_string().as_bytes() {
+    if kept.as_bytes() == digest.to_string().as_bytes() || !kept.as_bytes().starts_with(b"sha256:") {
         return Ok(());
     }
     let kept = String::from_utf8_lossy(kept.as_bytes()).chars().take(100).collect::<String>();

@@ -172,7 +172,7 @@ async fn send_stream(http: &Http, taken: mpsc::Receiver<Fed>) -> Result<Session,
         };
         match source.send(http, &session.patch(OPERATION), pause).await {
             Ok(response) => {
-                session.moved(&response);
+                session.moved(http, OPERATION, &response)?;
                 return Ok(session);
             }
             Err(failure) => {

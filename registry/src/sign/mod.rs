@@ -8,6 +8,9 @@ pub(crate) mod attachment;
 mod key;
 pub(crate) mod payload;
 
+use std::collections::HashSet;
+
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use image_format::{Descriptor, Digest, Document};
 use serde_json::json;
 
@@ -19,6 +22,9 @@ pub use key::{KeyError, Password, PrivateKey, PublicKey};
 use payload::{MEDIA_BUNDLE, PREDICATE};
 
 pub use crate::verify::{Depth, Finding, Form, GoodSignature, Severity, VerifyReport, verify};
+
+/// How many referrers are put at the same time.
+const REFERRERS_AT_A_TIME: usize = 8;
 
 /// What signatures call an image in this store if nobody says: `HOST/REPO:TAG`, or without the tag where there is none.
 #[must_use]
@@ -91,17 +97,21 @@ pub async fn sign(
         digest: root.digest,
         reason: error.to_string(),
     })?;
-    let mut report = SignReport::default();
-    let mut signed = Vec::new();
-    for descriptor in links.manifests.iter().chain([&document.descriptor()]) {
-        if signed.contains(&descriptor.digest) {
-            continue;
-        }
-        signed.push(descriptor.digest);
-        report.manifests += 1;
+    let mut known = HashSet::new();
+    let own = document.descriptor();
+    let signed: Vec<_> = links.manifests.iter().chain([&own]).filter(|one| known.insert(one.digest)).collect();
+    let mut report = SignReport { manifests: signed.len(), added: 0 };
+    for descriptor in &signed {
         report.added += usize::from(attach(store, &descriptor.digest, key, identity).await?);
-        report.added += usize::from(refer(store, descriptor, key).await?);
     }
+    // Where a registry keeps no lists of referrers, each put waits for others that may write the
+    // same list.
+    let mut referred =
+        stream::iter(signed).map(|descriptor| refer(store, descriptor, key)).buffer_unordered(REFERRERS_AT_A_TIME);
+    while let Some(new) = referred.try_next().await? {
+        report.added += usize::from(new);
+    }
+    drop(referred);
     Ok(report)
 }
 

@@ -235,12 +235,15 @@ async fn a_damaged_file_is_named() {
 fn credential_helpers_are_asked() {
     let dir = tempfile::tempdir().unwrap();
     let helper = dir.path().join("docker-credential-test");
+    let broken = dir.path().join("docker-credential-broken");
+    std::fs::write(&broken, "#!/bin/sh\necho the keyring is locked; exit 1\n").unwrap();
+    std::fs::set_permissions(&broken, std::fs::Permissions::from_mode(0o755)).unwrap();
     let script = format!(
         r#"#!/bin/sh
 read key
 case "$1 $key" in
+  "get 127.0.0.1:"*/*) echo "credentials not found in native keychain"; exit 1 ;;
   "get 127.0.0.1:"*) echo '{{"ServerURL":"","Username":"{USER}","Secret":"{PASSWORD}"}}' ;;
-  "get broken") echo "the keyring is locked"; exit 1 ;;
   *) echo "credentials not found in native keychain"; exit 1 ;;
 esac
 "#
@@ -275,17 +278,18 @@ async fn with_a_helper_on_the_path() {
         let store = server.store_with(REPO, &with_files(&server, vec![path.clone()])).await;
         put(&store, b"pages").await.unwrap();
     }
-    // A helper that knows nothing is passed over; one that fails is an error.
-    std::fs::write(&path, serde_json::json!({ "credsStore": "test" }).to_string()).unwrap();
-    let elsewhere = |host: &'static str| {
-        let settings = Settings { retries: 0, ..with_files(&server, vec![path.clone()]) };
-        async move { words(&RemoteStore::connect(host, REPO, &settings).await.unwrap_err()) }
-    };
-    let nothing = elsewhere("localhost:1").await;
-    assert!(nothing.contains("connecting"), "{nothing}");
-    let broken = elsewhere("broken").await;
-    assert!(broken.contains("the keyring is locked"), "{broken}");
-    std::fs::write(&path, serde_json::json!({ "credsStore": "missing" }).to_string()).unwrap();
-    let missing = elsewhere("localhost:1").await;
-    assert!(missing.contains("docker-credential-missing"), "{missing}");
+    // A helper that knows nothing is passed over; why one fails is told where credentials are
+    // needed.
+    for (helper, said) in [
+        ("test", "no credentials are known"),
+        ("broken", "the keyring is locked"),
+        ("missing", "docker-credential-missing"),
+    ] {
+        let config = serde_json::json!({ "credHelpers": { format!("{host}/{REPO}"): helper } });
+        std::fs::write(&path, config.to_string()).unwrap();
+        let store = server.store_with(REPO, &with_files(&server, vec![path.clone()])).await;
+        let error = put(&store, b"more").await.unwrap_err();
+        assert!(matches!(error, StoreError::Denied { .. }), "{error:?}");
+        assert!(error.to_string().contains(said), "{error}");
+    }
 }

@@ -1,12 +1,14 @@
 //! Manifests, tags and referrers.
 
+use std::time::Duration;
+
 use hyper::Method;
 use image_format::annotation::{MEDIA_INDEX, MEDIA_MANIFEST};
 use image_format::{Digest, Document};
-use registry::{Selector, Store, StoreError};
+use registry::{Selector, Settings, Store, StoreError};
 
 use crate::server::{Auth, Fault, Server, status};
-use crate::support::{manifest, tag};
+use crate::support::{manifest, tag, words};
 
 const REPO: &str = "sdp/ledger";
 
@@ -283,9 +285,107 @@ async fn a_referrer_of_something_else_is_refused() {
 
 #[tokio::test]
 async fn trouble_with_the_list_of_referrers_is_not_taken_for_its_absence() {
+    for (code, denied) in [(401, true), (500, false)] {
+        let server = Server::start(Auth::None).await;
+        let store = server.store_with(REPO, &Settings { retries: 0, ..server.settings() }).await;
+        server.fault(Method::GET, "/referrers/", 1, status(code));
+        let error = store.referrers(&Digest::of(b"x")).await.unwrap_err();
+        assert_eq!(matches!(error, StoreError::Denied { .. }), denied, "{error:?}");
+    }
+    // Who has no right to read is told at the tag.
     let server = Server::start(Auth::None).await;
     let store = server.store(REPO).await;
-    server.fault(Method::GET, "/referrers/", 1, status(403));
+    server.fault(Method::GET, "", 2, status(403));
     let error = store.referrers(&Digest::of(b"x")).await.unwrap_err();
     assert!(matches!(error, StoreError::Denied { .. }), "{error:?}");
+}
+
+/// Clients of their own, which know nothing of each other.
+#[tokio::test]
+async fn clients_that_put_referrers_at_the_same_time_lose_none() {
+    for conditions in [false, true] {
+        let server = Server::start(Auth::None).await;
+        server.state().conditions = conditions;
+        let subject = manifest("subject", None);
+        server.store(REPO).await.put_manifest(&subject, None).await.unwrap();
+        let mut puts = Vec::new();
+        for name in ["a", "b", "c", "d"] {
+            let (store, referrer) = (server.store(REPO).await, manifest(name, Some(&subject)));
+            let subject = subject.digest();
+            puts.push(tokio::spawn(async move { store.put_referrer(&subject, &referrer).await }));
+        }
+        for put in puts {
+            put.await.unwrap().unwrap();
+        }
+        let store = server.store(REPO).await;
+        assert_eq!(store.referrers(&subject.digest()).await.unwrap().len(), 4, "conditions: {conditions}");
+    }
+}
+
+#[tokio::test]
+async fn a_registry_that_misunderstands_conditions_takes_referrers() {
+    let server = Server::start(Auth::None).await;
+    let (store, subject) = (server.store(REPO).await, manifest("subject", None));
+    store.put_manifest(&subject, None).await.unwrap();
+    let list = format!("/manifests/sha256-{}", subject.digest().hex());
+    server.fault_with(Method::PUT, &list, "if-none-match", status(412));
+    let referrer = manifest("a", Some(&subject));
+    store.put_referrer(&subject.digest(), &referrer).await.unwrap();
+    assert_eq!(store.referrers(&subject.digest()).await.unwrap(), [referrer.descriptor()]);
+}
+
+/// Whatever comes before a signature is checked has an end: pages that are many or large, and pages
+/// that are slow.
+#[tokio::test]
+async fn lists_of_strangers_have_an_end() {
+    let subject = Digest::of(b"x");
+    for (path, entry) in [("/tags/list", "tags"), ("/referrers/", "manifests")] {
+        let server = Server::start(Auth::None).await;
+        let store = server.store(REPO).await;
+        let item = match entry {
+            "tags" => |n: usize| serde_json::json!(format!("{n:0100}")),
+            _ => |n: usize| serde_json::json!({"mediaType": "m", "digest": Digest::of(&n.to_le_bytes()), "size": n}),
+        };
+        let page: Vec<_> = (0..30_000).map(item).collect();
+        let body = serde_json::json!({ entry: page }).to_string();
+        let link = vec![("link", format!("</v2/{REPO}{path}{subject}>; rel=\"next\""))];
+        server.fault(Method::GET, path, usize::MAX, Fault::Answer(200, link, body));
+        let asked = async {
+            match entry {
+                "tags" => store.tags().await.map(drop),
+                _ => store.referrers(&subject).await.map(drop),
+            }
+        };
+        let error = tokio::time::timeout(Duration::from_secs(30), asked).await.unwrap().unwrap_err();
+        assert!(matches!(error, StoreError::TooLarge { .. } | StoreError::Refused { .. }), "{error:?}");
+        assert!(server.state().count(Method::GET, path) < 10);
+    }
+}
+
+#[tokio::test]
+async fn many_referrers_are_told_apart_quickly() {
+    let server = Server::start(Auth::None).await;
+    let store = server.store(REPO).await;
+    let entries: Vec<_> = (0..10_000_usize)
+        .map(|n| serde_json::json!({"mediaType": "m", "digest": Digest::of(&n.to_le_bytes()), "size": n}))
+        .collect();
+    let body = serde_json::json!({ "manifests": entries }).to_string();
+    server.fault(Method::GET, "/referrers/", 1, Fault::Answer(200, vec![], body));
+    let asked = tokio::time::timeout(Duration::from_secs(10), store.referrers(&Digest::of(b"x"))).await;
+    assert_eq!(asked.unwrap().unwrap().len(), 10_000);
+}
+
+#[tokio::test]
+async fn a_manifest_that_drips_is_given_up() {
+    let server = Server::start(Auth::None).await;
+    let settings = Settings { timeout: Duration::from_millis(500), retries: 0, ..server.settings() };
+    let store = server.store_with(REPO, &settings).await;
+    let document = manifest("a", None);
+    store.put_manifest(&document, None).await.unwrap();
+    server.fault(Method::GET, "/manifests/", 1, Fault::Drip(Duration::from_millis(50)));
+    let began = std::time::Instant::now();
+    let error = store.manifest(&document.digest()).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unreachable { .. }), "{error:?}");
+    assert!(words(&error).contains("bytes came within"), "{}", words(&error));
+    assert!(began.elapsed() < Duration::from_secs(10));
 }

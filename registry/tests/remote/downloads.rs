@@ -241,3 +241,16 @@ async fn lasting_trouble_is_not_tried_again() {
         assert_eq!(ranges(&server).len(), before + 1, "{code}");
     }
 }
+
+#[tokio::test]
+async fn a_blob_that_drips_is_given_up() {
+    let server = Server::start(Auth::None).await;
+    let settings = Settings { timeout: Duration::from_millis(300), retries: 1, ..server.settings() };
+    let store = server.store_with(REPO, &settings).await;
+    let (_, wanted) = fill(&server, 20, 100_000);
+    server.fault(Method::GET, "/blobs/", usize::MAX, Fault::Drip(Duration::from_millis(50)));
+    let began = std::time::Instant::now();
+    let error = read(&store, &wanted).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unreachable { .. }), "{error:?}");
+    assert!(began.elapsed() < Duration::from_secs(20));
+}

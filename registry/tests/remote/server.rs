@@ -76,11 +76,17 @@ pub enum Fault {
     Header(&'static str, Option<String>),
     /// A body that does not end.
     Endless,
+    /// The answer's body comes byte by byte, with a pause before each.
+    Drip(Duration),
 }
 
 struct Rule {
     method: Method,
     path: String,
+    /// The path is all of it, not a part.
+    whole: bool,
+    /// The request has this header.
+    with: Option<&'static str>,
     times: usize,
     fault: Fault,
 }
@@ -108,6 +114,14 @@ pub struct State {
     pub deletes_tags: bool,
     pub deletes_manifests: bool,
     pub absolute_locations: bool,
+    /// `If-Match` and `If-None-Match` are honoured for manifests, and `ETag` is told.
+    pub conditions: bool,
+    /// What comes before the id in the address of an upload.
+    pub location_base: Option<String>,
+    /// The challenge in place of the usual one.
+    pub challenge: Option<String>,
+    /// Further members of a token, in place of its life.
+    pub token_more: Option<String>,
     pub chunk_minimum: Option<usize>,
     pub ranges: bool,
     pub scopes: Vec<String>,
@@ -164,14 +178,17 @@ impl Certificates {
 
     /// A single certificate for the server that is its own authority, good for these names and until this year.
     pub fn self_signed(names: &[&str], until: i32) -> Self {
+        Self::self_signed_with(&KeyPair::generate().unwrap(), names, until)
+    }
+
+    fn self_signed_with(key: &KeyPair, names: &[&str], until: i32) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let key = KeyPair::generate().unwrap();
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let mut certificate = CertificateParams::new(names).unwrap();
         certificate.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         certificate.not_after = rcgen::date_time_ymd(until, 1, 1);
         let (ca, key_file) = (dir.path().join("domain.crt"), dir.path().join("domain.key"));
-        std::fs::write(&ca, certificate.self_signed(&key).unwrap().pem()).unwrap();
+        std::fs::write(&ca, certificate.self_signed(key).unwrap().pem()).unwrap();
         std::fs::write(&key_file, key.serialize_pem()).unwrap();
         let pair = (ca.clone(), key_file);
         Self { server: pair.clone(), client: pair, ca, _dir: dir }
@@ -246,7 +263,18 @@ impl Server {
 
     /// The first requests of this method whose path holds `path` go wrong, so many times.
     pub fn fault(&self, method: Method, path: &str, times: usize, fault: Fault) {
-        self.state().rules.push(Rule { method, path: path.to_owned(), times, fault });
+        self.state().rules.push(Rule { method, path: path.to_owned(), whole: false, with: None, times, fault });
+    }
+
+    /// The same for exactly one path; one without `/v2/` is a repository's, whichever.
+    pub fn fault_at(&self, method: Method, path: &str, times: usize, fault: Fault) {
+        self.state().rules.push(Rule { method, path: path.to_owned(), whole: true, with: None, times, fault });
+    }
+
+    /// The same for requests with this header, always.
+    pub fn fault_with(&self, method: Method, path: &str, with: &'static str, fault: Fault) {
+        let (path, with) = (path.to_owned(), Some(with));
+        self.state().rules.push(Rule { method, path, whole: false, with, times: usize::MAX, fault });
     }
 
     /// Nothing goes wrong any more.
@@ -401,6 +429,17 @@ impl Handler {
                 });
                 *response.body_mut() = BodyExt::boxed_unsync(StreamBody::new(pieces));
             }
+            Some(Fault::Drip(pause)) => {
+                let (mut parts, body) = response.into_parts();
+                let whole = body.collect().await?.to_bytes();
+                parts.headers.entry("content-length").or_insert(HeaderValue::from(whole.len()));
+                let bytes = futures_util::stream::unfold(whole, move |mut rest| async move {
+                    tokio::time::sleep(pause).await;
+                    let next = (!rest.is_empty()).then(|| rest.split_to(1))?;
+                    Some((Ok(Frame::data(next)), rest))
+                });
+                response = Response::from_parts(parts, BodyExt::boxed_unsync(StreamBody::new(bytes)));
+            }
             _ => {}
         }
         Ok(response)
@@ -408,7 +447,13 @@ impl Handler {
 
     fn fault(&self, seen: &Seen) -> Option<Fault> {
         let mut state = self.state();
-        let fits = |rule: &Rule| rule.times > 0 && rule.method == seen.method && seen.path.contains(&rule.path);
+        let fits = |rule: &Rule| {
+            let whole =
+                if rule.path.starts_with("/v2/") { seen.path == rule.path } else { seen.path.ends_with(&rule.path) };
+            let path = if rule.whole { whole } else { seen.path.contains(&rule.path) };
+            let with = rule.with.is_none_or(|name| seen.headers.contains_key(name));
+            rule.times > 0 && rule.method == seen.method && path && with
+        };
         let rule = state.rules.iter_mut().find(|rule| fits(rule))?;
         rule.times -= 1;
         Some(match &rule.fault {
@@ -420,6 +465,7 @@ impl Handler {
             Fault::Flip => Fault::Flip,
             Fault::Header(name, value) => Fault::Header(name, value.clone()),
             Fault::Endless => Fault::Endless,
+            Fault::Drip(pause) => Fault::Drip(*pause),
         })
     }
 
@@ -449,11 +495,12 @@ impl Handler {
                 if token.is_some_and(|token| self.state().tokens.iter().any(|known| known == token)) {
                     return None;
                 }
-                format!("Bearer realm=\"https://{}/token\",service=\"test\"", self.address)
+                let usual = || format!("Bearer realm=\"https://{}/token\",service=\"test\"", self.address);
+                self.state().challenge.clone().unwrap_or_else(usual)
             }
         };
         let mut refused = error(401, "UNAUTHORIZED");
-        refused.headers_mut().insert("www-authenticate", HeaderValue::from_str(&challenge).unwrap());
+        refused.headers_mut().insert("www-authenticate", HeaderValue::from_bytes(challenge.as_bytes()).unwrap());
         Some(refused)
     }
 
@@ -494,10 +541,14 @@ impl Handler {
         let scopes = url::form_urlencoded::parse(text.as_bytes()).filter(|(key, _)| key == "scope");
         let scopes: Vec<String> = scopes.map(|(_, scope)| scope.into_owned()).collect();
         state.scopes.extend(scopes);
-        answer(200, &[], format!(r#"{{"token":"{token}","expires_in":300}}"#))
+        let more = state.token_more.clone().unwrap_or_else(|| r#""expires_in":300"#.to_owned());
+        answer(200, &[], format!(r#"{{"token":"{token}",{more}}}"#))
     }
 
     fn location(&self, repository: &str, id: &str) -> (&'static str, String) {
+        if let Some(base) = &self.state().location_base {
+            return ("location", format!("{base}{id}?_state=a%2Fb%3D%3D"));
+        }
         let path = format!("/v2/{repository}/blobs/uploads/{id}?_state=a%2Fb%3D%3D");
         let absolute = self.state().absolute_locations;
         ("location", if absolute { format!("https://{}{path}", self.address) } else { path })
@@ -575,9 +626,10 @@ impl Handler {
         match seen.header("range").filter(|_| state.ranges) {
             None => answer(200, &[], blob),
             Some(range) => {
-                let start: usize = range.strip_prefix("bytes=").unwrap().strip_suffix('-').unwrap().parse().unwrap();
-                let range = format!("bytes {start}-{}/{}", blob.len() - 1, blob.len());
-                answer(206, &[("content-range", range)], blob.slice(start..))
+                let (start, end) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
+                let (start, end) = (start.parse().unwrap(), end.parse().unwrap_or(blob.len() - 1));
+                let range = format!("bytes {start}-{end}/{}", blob.len());
+                answer(206, &[("content-range", range)], blob.slice(start..=end))
             }
         }
     }
@@ -586,9 +638,14 @@ impl Handler {
         let mut state = self.state();
         let native = state.native_referrers;
         let (deletes, deletes_manifests) = (state.deletes_tags, state.deletes_manifests);
+        let conditions = state.conditions;
         let repository = state.repository(repository);
         let digest = name.parse().ok().or_else(|| repository.tags.get(name).copied());
+        let etag = digest.map(|digest| format!("\"{digest}\""));
+        let changed = seen.header("if-match").is_some_and(|wanted| Some(wanted) != etag.as_deref())
+            || (seen.header("if-none-match").is_some() && etag.is_some());
         match seen.method {
+            Method::PUT if conditions && changed => error(412, "PRECONDITION_FAILED"),
             Method::PUT => {
                 let digest = Digest::of(&body);
                 if name.parse::<Digest>().is_err() {
@@ -619,7 +676,9 @@ impl Handler {
             _ => match digest.and_then(|digest| repository.manifests.get(&digest).map(|found| (digest, found))) {
                 None => error(404, "MANIFEST_UNKNOWN"),
                 Some((digest, (media_type, bytes))) => {
-                    let headers = [("content-type", media_type.clone()), ("docker-content-digest", digest.to_string())];
+                    let mut headers = vec![("content-type", media_type.clone())];
+                    headers.push(("docker-content-digest", digest.to_string()));
+                    headers.extend(conditions.then(|| ("etag", format!("\"{digest}\""))));
                     answer(200, &headers, if seen.method == Method::HEAD { Bytes::new() } else { bytes.clone() })
                 }
             },

@@ -98,11 +98,28 @@ async fn locations_may_be_absolute() {
 }
 
 #[tokio::test]
-async fn an_upload_elsewhere_gets_no_proof() {
+async fn memory_goes_elsewhere_only_where_that_was_allowed() {
     let server = Server::start(Auth::Basic).await;
     let elsewhere = Server::with(Auth::None, server.certificates.clone(), false).await;
-    let store = server.store(REPO).await;
     let location = format!("https://{}/v2/{REPO}/blobs/uploads/x?_state=1", elsewhere.host());
+    let mut answers = Vec::new();
+    for status in [202, 307, 308] {
+        answers.push((Method::POST, status));
+    }
+    answers.push((Method::PATCH, 202));
+    for (method, status) in answers {
+        let lead = || Fault::Answer(status, vec![("location", location.clone())], String::new());
+        server.fault(method.clone(), "uploads", 1, lead());
+        let store = server.store(REPO).await;
+        let error = create(&store, &noise(7, 2 * MIB)).await.unwrap_err().to_string();
+        // It names both hosts and what allows it.
+        for named in [server.host(), elsewhere.host(), format!("--upload-host {}", elsewhere.host())] {
+            assert!(error.contains(&named), "{method} {status}: {error}");
+        }
+        assert!(elsewhere.state().seen.is_empty(), "{method} {status}");
+    }
+    let allowed = Settings { upload_hosts: vec![elsewhere.host()], ..server.settings() };
+    let store = server.store_with(REPO, &allowed).await;
     server.fault(Method::POST, "uploads", 1, Fault::Answer(202, vec![("location", location)], String::new()));
     put(&store, b"pages").await.unwrap();
     let state = elsewhere.state();
