@@ -5,6 +5,7 @@
 //! is finished by copying again.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -122,14 +123,13 @@ pub async fn copy(
     to: &dyn Store,
     options: &CopyOptions<'_>,
 ) -> Result<CopyReport, CopyError> {
-    let copier = Copier { from, to, options, root: root.digest, mount_from: mount_source(from, to) };
+    let (mount_from, held) = (mount_source(from, to), AtomicU64::new(0));
+    let copier = Copier { from, to, options, root: root.digest, mount_from, held };
     let tree = copier.gather(root).await?;
     let mut signatures = Vec::new();
     if options.signatures {
         let found = stream::iter(&tree.manifests).map(|manifest| copier.attached(manifest.document.digest()));
         signatures = found.buffered(copier.jobs()).try_collect().await?;
-        let held: u64 = signatures.iter().map(Attached::size).sum();
-        copier.bound(tree.size() + held)?;
     }
 
     let mut report = CopyReport::default();
@@ -170,6 +170,8 @@ struct Copier<'a> {
     options: &'a CopyOptions<'a>,
     root: Digest,
     mount_from: Option<&'a str>,
+    /// Bytes of manifests that were fetched, signatures included.
+    held: AtomicU64,
 }
 
 struct Manifest {
@@ -184,10 +186,6 @@ struct Tree {
 }
 
 impl Tree {
-    fn size(&self) -> u64 {
-        self.manifests.iter().map(|manifest| manifest.document.bytes().len() as u64).sum()
-    }
-
     fn blobs(&self) -> Result<Vec<Descriptor>, StoreError> {
         distinct(&self.store, self.manifests.iter().flat_map(|manifest| manifest.links.blobs()))
     }
@@ -220,12 +218,6 @@ struct Attached {
     referrers: Vec<Manifest>,
 }
 
-impl Attached {
-    fn size(&self) -> u64 {
-        self.signatures.iter().chain(&self.referrers).map(|manifest| manifest.document.bytes().len() as u64).sum()
-    }
-}
-
 impl Copier<'_> {
     fn jobs(&self) -> usize {
         self.options.jobs.max(1)
@@ -235,8 +227,10 @@ impl Copier<'_> {
         CopyError::TooMuch { store: self.from.name().to_owned(), root: self.root, reason }
     }
 
-    fn bound(&self, bytes: u64) -> Result<(), CopyError> {
-        if bytes > MAX_DOCUMENTS {
+    /// Counts a manifest that is going to be held. Anybody may have attached any number of them.
+    fn hold(&self, manifest: &Manifest) -> Result<(), CopyError> {
+        let size = manifest.document.bytes().len() as u64;
+        if self.held.fetch_add(size, Ordering::Relaxed) + size > MAX_DOCUMENTS {
             return Err(self.too_much(format!("over {MAX_DOCUMENTS} bytes of manifests")));
         }
         Ok(())
@@ -263,15 +257,13 @@ impl Copier<'_> {
         let mut found: HashMap<Digest, Manifest> = HashMap::new();
         let mut level = vec![root.clone()];
         let mut seen = HashSet::from([root.digest]);
-        let mut held = 0;
         while !level.is_empty() {
             let mut fetches = stream::iter(std::mem::take(&mut level))
                 .map(|descriptor| async move { self.fetch(&descriptor.digest, Some(descriptor.size)).await })
                 .buffered(self.jobs());
             let mut next = Vec::new();
             while let Some(manifest) = fetches.try_next().await? {
-                held += manifest.document.bytes().len() as u64;
-                self.bound(held)?;
+                self.hold(&manifest)?;
                 next.extend(manifest.links.manifests.iter().filter(|child| seen.insert(child.digest)).cloned());
                 found.insert(manifest.document.digest(), manifest);
             }
@@ -306,19 +298,21 @@ impl Copier<'_> {
         Ok(())
     }
 
-    async fn attached(&self, subject: Digest) -> Result<Attached, StoreError> {
+    async fn attached(&self, subject: Digest) -> Result<Attached, CopyError> {
         let tag = Selector::Tag(signature_tag(&subject));
         let signatures = match self.from.resolve(&tag).await {
             Ok(descriptor) => Some(self.fetch(&descriptor.digest, Some(descriptor.size)).await?),
             Err(StoreError::NotFound { .. }) => None,
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         };
+        signatures.as_ref().map_or(Ok(()), |manifest| self.hold(manifest))?;
         let mut referrers = Vec::new();
         for descriptor in self.from.referrers(&subject).await? {
             match self.fetch(&descriptor.digest, Some(descriptor.size)).await {
                 Ok(manifest) if manifest.links.manifests.is_empty() => {
                     // Lists that a registry does not keep itself may name what is no referrer.
                     if manifest.links.subject.as_ref().is_some_and(|named| named.digest == subject) {
+                        self.hold(&manifest)?;
                         referrers.push(manifest);
                     }
                 }
@@ -326,7 +320,7 @@ impl Copier<'_> {
                 // hold up the rest.
                 Ok(_) | Err(StoreError::NotFound { .. } | StoreError::Corrupt { .. } | StoreError::TooLarge { .. }) => {
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(Attached { subject, signatures, referrers })

@@ -15,7 +15,7 @@ use tokio::io::AsyncWriteExt;
 use zeroize::Zeroizing;
 
 use crate::Settings;
-use crate::reference::HUB;
+use crate::reference::{HUB, canonical_host};
 
 /// A helper may ask a keyring, or a person; not for ever.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -162,7 +162,7 @@ impl AuthFile {
 
     /// The helper that keeps the credentials of exactly this key.
     pub(crate) fn helper(&self, key: &str) -> Option<&str> {
-        self.content.get("credHelpers")?.get(key)?.as_str().filter(|name| !name.is_empty())
+        named(self.content.get("credHelpers")?, key)?.as_str().filter(|name| !name.is_empty())
     }
 
     /// Adds or replaces one entry.
@@ -191,42 +191,27 @@ impl AuthFile {
         let mut failed = None;
         for key in keys(host, repository) {
             if let Some(helper) = self.helper(&key) {
-                match Helper::new(helper)?.get(&key).await {
+                match Helper::new(helper)?.find(&key).await {
                     Ok(Some(credential)) => return Ok(Some(credential)),
                     Ok(None) => {}
                     Err(error) => failed = Some(error),
                 }
             }
-            if let Some(entry) = self.entry(&key)
+            if let Some(entry) = self.content.get("auths").and_then(|auths| named(auths, &key))
                 && let Some(credential) = self.credential(&key, entry)?
             {
                 return Ok(Some(credential));
             }
         }
-        let store = self.content.get("credsStore").and_then(Value::as_str).filter(|name| !name.is_empty());
-        let keys = if host == HUB { &[HUB_KEY, host][..] } else { &[host] };
-        for key in keys.iter().filter(|_| store.is_some()) {
-            match Helper::new(store.unwrap_or_default())?.get(key).await {
+        let store = self.content.get("credsStore").and_then(Value::as_str);
+        if let Some(store) = store.filter(|name| !name.is_empty()) {
+            match Helper::new(store)?.find(host).await {
                 Ok(Some(credential)) => return Ok(Some(credential)),
                 Ok(None) => {}
                 Err(error) => failed = Some(error),
             }
         }
         failed.map_or(Ok(None), Err)
-    }
-
-    /// The entry of a key; docker also writes `https://HOST/v1/` for `HOST`, and has several names
-    /// for its own registry.
-    fn entry(&self, key: &str) -> Option<&Value> {
-        let auths = self.content.get("auths")?.as_object()?;
-        let host_of = |written: &str| {
-            let address = written.strip_prefix("https://").or_else(|| written.strip_prefix("http://"));
-            let host = address.map_or(Some(written), |address| address.split('/').next())?;
-            Some(crate::reference::canonical_host(host).to_owned())
-        };
-        auths.get(key).or_else(|| {
-            auths.iter().find(|(written, _)| host_of(written).as_deref() == Some(key)).map(|(_, entry)| entry)
-        })
     }
 
     fn credential(&self, key: &str, entry: &Value) -> Result<Option<Credential>, CredentialError> {
@@ -249,6 +234,18 @@ impl AuthFile {
         }
         Ok(text("username").zip(text("password")).map(|(user, password)| Credential::basic(user, password)))
     }
+}
+
+/// What is kept under a key. Docker also writes `https://HOST/v1/` for `HOST`, and has several names
+/// for its own registry.
+fn named<'a>(kept: &'a Value, key: &str) -> Option<&'a Value> {
+    let kept = kept.as_object()?;
+    let means = |written: &str| {
+        let address = written.strip_prefix("https://").or_else(|| written.strip_prefix("http://"));
+        let host = address.map_or(Some(written), |address| address.split('/').next());
+        host.is_some_and(|host| canonical_host(host) == key)
+    };
+    kept.get(key).or_else(|| kept.iter().find(|(written, _)| means(written)).map(|(_, value)| value))
 }
 
 /// `HOST/a/b/c`, `HOST/a/b`, `HOST/a`, `HOST`.
@@ -292,6 +289,14 @@ impl Helper {
             Ok(Self { program })
         } else {
             Err(CredentialError::Helper { helper: program, reason: "its name is not one of a program".to_owned() })
+        }
+    }
+
+    /// What the helper has for a key, which for Docker Hub is another one to docker than to podman.
+    async fn find(&self, key: &str) -> Result<Option<Credential>, CredentialError> {
+        match self.get(key).await? {
+            None if key == HUB => self.get(HUB_KEY).await,
+            found => Ok(found),
         }
     }
 

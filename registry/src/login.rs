@@ -9,6 +9,7 @@ use tempfile::NamedTempFile;
 use zeroize::Zeroizing;
 
 use crate::credentials::{AuthFile, Credential, CredentialError, Helper};
+use crate::reference::canonical_host;
 use crate::remote::check_credential;
 use crate::{Settings, StoreError};
 
@@ -37,6 +38,7 @@ pub async fn login(
     auth_file: &Path,
     settings: &Settings,
 ) -> Result<(), LoginError> {
+    let host = canonical_host(host);
     check_credential(host, Credential::basic(user, password), settings).await.map_err(LoginError::Check)?;
     let mut file = read(auth_file).map_err(LoginError::Keep)?;
     let kept = match file.helper(host) {
@@ -54,6 +56,7 @@ pub async fn login(
 /// # Errors
 /// Whatever hinders changing the file.
 pub async fn logout(host: &str, auth_file: &Path) -> Result<bool, LoginError> {
+    let host = canonical_host(host);
     let mut file = read(auth_file).map_err(LoginError::Keep)?;
     let forgotten = match file.helper(host) {
         Some(helper) => match Helper::new(helper) {

@@ -41,7 +41,8 @@ impl Mirrors {
     pub(super) fn new(route: &Route, settings: &Settings) -> Self {
         let mirror =
             |place: &Other| Mirror { place: place.clone(), http: OnceCell::new(), lost: AtomicBool::new(false) };
-        let settings = Settings { credentials: None, client_cert: None, retries: 0, ..settings.clone() };
+        let retries = settings.retries.min(2);
+        let settings = Settings { credentials: None, client_cert: None, retries, ..settings.clone() };
         Self { all: route.others.iter().map(mirror).collect(), settings: Arc::new(settings) }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hyper::Method;
 use image_format::annotation::{MEDIA_INDEX, MEDIA_MANIFEST};
 use image_format::{Digest, Document};
-use registry::{Selector, Settings, Store, StoreError};
+use registry::{CopyError, CopyOptions, Selector, Settings, Store, StoreError, copy};
 
 use crate::server::{Auth, Fault, Server, status};
 use crate::support::{manifest, tag, words};
@@ -360,6 +360,25 @@ async fn lists_of_strangers_have_an_end() {
         assert!(matches!(error, StoreError::TooLarge { .. } | StoreError::Refused { .. }), "{error:?}");
         assert!(server.state().count(Method::GET, path) < 10);
     }
+}
+
+#[tokio::test]
+async fn what_strangers_attached_is_not_all_held() {
+    let server = Server::start(Auth::None).await;
+    server.state().native_referrers = true;
+    let store = server.store(REPO).await;
+    server.state().add_blob(REPO, b"{}");
+    let subject = manifest("subject", None);
+    store.put_manifest(&subject, Some(&tag("a"))).await.unwrap();
+    for n in 0..40 {
+        let referrer = manifest(&format!("{n}{}", "x".repeat(1 << 20)), Some(&subject));
+        store.put_referrer(&subject.digest(), &referrer).await.unwrap();
+    }
+    server.state().seen.clear();
+    let to = server.store("sdp/copy").await;
+    let error = copy(&store, &subject.descriptor(), &to, &CopyOptions::default()).await.unwrap_err();
+    assert!(matches!(error, CopyError::TooMuch { .. }), "{error:?}");
+    assert!(server.state().count(Method::GET, "/manifests/sha256:") < 40);
 }
 
 #[tokio::test]
