@@ -6,7 +6,7 @@ use std::time::Duration;
 use image_format::Epoch;
 use serde_json::{Value, json};
 
-use super::etcd::{Bytes64, DatabaseError, Endpoint, Etcd, Int, TxnAnswer, end_of};
+use super::etcd::{Bytes64, DatabaseError, Endpoint, Etcd, Int, KeyValue, TxnAnswer, end_of};
 use super::ids::{BlockId, Prefix};
 use super::settings::{Scope, Setting};
 
@@ -83,15 +83,16 @@ impl Database {
         if !answer.succeeded || answer.responses.len() != ranges {
             return Err(self.etcd.answer("a transaction without conditions did not succeed"));
         }
-        let text = |bytes: Bytes64| String::from_utf8(bytes.0).map_err(|error| self.etcd.answer(error));
-        let mut entries = BTreeMap::new();
-        for entry in answer.responses.into_iter().flat_map(|response| response.response_range.kvs) {
-            let (changed, created) = (entry.mod_revision.0, entry.create_revision.0);
-            let found = Found { value: text(entry.value)?, changed, created };
-            entries.insert(text(entry.key)?, found);
-        }
-        Ok(entries)
+        Ok(answer.responses.into_iter().flat_map(|response| response.response_range.kvs).filter_map(entry).collect())
     }
+}
+
+/// A key and its value. A key that is no text is nobody's here, and a value that is none is read as one that is not understood: neither
+/// hides the others.
+fn entry(found: KeyValue) -> Option<(String, Found)> {
+    let (changed, created) = (found.mod_revision.0, found.create_revision.0);
+    let value = String::from_utf8_lossy(&found.value.0).into_owned();
+    Some((String::from_utf8(found.key.0).ok()?, Found { value, changed, created }))
 }
 
 /// The value of a key.
@@ -211,5 +212,23 @@ impl Tries {
         }
         tokio::time::sleep(PAUSE * (1 << self.0.min(8))).await;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_or_a_value_that_is_no_text_does_not_hide_the_others() {
+        let of = |key: &[u8], value: &[u8]| KeyValue {
+            key: Bytes64(key.to_vec()),
+            value: Bytes64(value.to_vec()),
+            ..KeyValue::default()
+        };
+        let found = [of(b"/pb/a/state", b"\xff"), of(b"/pb/\xff", b"{}"), of(b"/pb/b", b"{}")];
+        let entries: BTreeMap<_, _> = found.into_iter().filter_map(entry).collect();
+        assert_eq!(entries.keys().collect::<Vec<_>>(), ["/pb/a/state", "/pb/b"]);
+        assert_eq!((entries["/pb/a/state"].value.as_str(), entries["/pb/b"].value.as_str()), ("\u{fffd}", "{}"));
     }
 }

@@ -206,15 +206,20 @@ impl From<&str> for Bytes64 {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Header {
+    #[serde(deserialize_with = "or_default")]
     pub(super) revision: Int,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct KeyValue {
+    #[serde(deserialize_with = "or_default")]
     pub(super) key: Bytes64,
+    #[serde(deserialize_with = "or_default")]
     pub(super) value: Bytes64,
+    #[serde(deserialize_with = "or_default")]
     pub(super) mod_revision: Int,
+    #[serde(deserialize_with = "or_default")]
     pub(super) create_revision: Int,
 }
 
@@ -222,29 +227,34 @@ pub(super) struct KeyValue {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Range {
+    #[serde(deserialize_with = "or_default")]
     pub(super) kvs: Vec<KeyValue>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct TxnAnswer {
+    #[serde(deserialize_with = "or_default")]
     pub(super) header: Header,
+    #[serde(deserialize_with = "or_default")]
     pub(super) succeeded: bool,
+    #[serde(deserialize_with = "or_default")]
     pub(super) responses: Vec<Operation>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Operation {
+    #[serde(deserialize_with = "or_default")]
     pub(super) response_range: Range,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct LeaseAnswer {
-    #[serde(rename = "ID")]
+    #[serde(rename = "ID", deserialize_with = "or_default")]
     pub(super) id: Int,
-    #[serde(rename = "TTL")]
+    #[serde(rename = "TTL", deserialize_with = "or_default")]
     pub(super) ttl: Int,
 }
 
@@ -254,12 +264,29 @@ struct Wrapped {
     result: LeaseAnswer,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+/// What went wrong, as far as the gateway says.
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Complaint {
-    code: u32,
-    message: String,
-    error: Value,
+    /// Of gRPC.
+    code: Option<u64>,
+    words: Option<String>,
+}
+
+impl Complaint {
+    fn read(body: &[u8]) -> Self {
+        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        let words = |name: &str| match body.get(name)? {
+            Value::Null => None,
+            Value::String(words) => Some(words.clone()).filter(|words| !words.is_empty()),
+            other => Some(other.to_string()),
+        };
+        Self { code: body.get("code").and_then(Value::as_u64), words: words("message").or_else(|| words("error")) }
+    }
+}
+
+/// What is `null` is left out.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 /// Connections to etcd.
@@ -352,8 +379,7 @@ impl Etcd {
         if response.status().is_success() {
             return serde_json::from_slice(&body).map_err(|error| self.answer(error).into());
         }
-        let complaint: Complaint = serde_json::from_slice(&body).unwrap_or_default();
-        Err(self.complaint(complaint, response.status().as_u16()))
+        Err(self.complaint(Complaint::read(&body), response.status().as_u16()))
     }
 
     async fn read(&self, response: &mut Response) -> Result<Vec<u8>, DatabaseError> {
@@ -369,17 +395,12 @@ impl Etcd {
 
     /// By the codes of gRPC, which the gateway passes on.
     fn complaint(&self, complaint: Complaint, status: u16) -> Failure {
-        let words = match (complaint.message.as_str(), &complaint.error) {
-            ("", Value::String(error)) => error.clone(),
-            ("", Value::Null) => format!("HTTP status {status}"),
-            ("", error) => error.to_string(),
-            (message, _) => message.to_owned(),
-        };
+        let words = complaint.words.unwrap_or_else(|| format!("HTTP status {status}"));
         let reason: String = words.chars().take(MAX_WORDS).collect();
         match complaint.code {
-            16 => Failure::Stale(self.denied(reason)),
-            7 => self.denied(reason).into(),
-            1 | 4 | 14 => self.unreachable(io::Error::other(reason)).into(),
+            Some(16) => Failure::Stale(self.denied(reason)),
+            Some(7) => self.denied(reason).into(),
+            Some(1 | 4 | 14) => self.unreachable(io::Error::other(reason)).into(),
             _ if reason.contains("authentication failed") || reason.contains("user name is empty") => {
                 self.denied(reason).into()
             }
@@ -465,6 +486,28 @@ mod tests {
             (&b"foo"[..], &b"bar"[..], Int(2))
         );
         assert_eq!(serde_json::to_string(&Int(-3)).unwrap(), "\"-3\"");
+    }
+
+    #[test]
+    fn what_is_null_is_left_out() {
+        let text =
+            r#"{"header":null,"succeeded":true,"responses":[{"response_range":{"kvs":null}},{"response_range":null}]}"#;
+        let answer: TxnAnswer = serde_json::from_str(text).unwrap();
+        assert_eq!((answer.header.revision, answer.succeeded, answer.responses.len()), (Int(0), true, 2));
+        let lease: LeaseAnswer = serde_json::from_str(r#"{"ID":"7","TTL":null,"error":""}"#).unwrap();
+        assert_eq!((lease.id, lease.ttl), (Int(7), Int(0)));
+    }
+
+    #[test]
+    fn a_complaint_is_understood_as_far_as_it_goes() {
+        let read = |body: &str| {
+            let Complaint { code, words } = Complaint::read(body.as_bytes());
+            (code, words.unwrap_or_default())
+        };
+        assert_eq!(read(r#"{"error":"etcdserver: invalid auth token","code":16,"message":null}"#).0, Some(16));
+        assert_eq!(read(r#"{"error":{"a":1},"code":"16"}"#), (None, r#"{"a":1}"#.to_owned()));
+        assert_eq!(read(r#"{"message":"no","error":"x","code":7}"#), (Some(7), "no".to_owned()));
+        assert_eq!(read("<html>"), (None, String::new()));
     }
 
     #[test]
