@@ -65,7 +65,7 @@ impl Ledger {
     /// How far each member is, once all are past `past`.
     ///
     /// # Panics
-    /// When one ended, or does not get there within half a minute.
+    /// When one ended, or does not get there within two minutes.
     pub fn counters_past(&self, past: u64) -> Vec<u64> {
         let lines = run(&mut command("fixtures/demo/counters", ["--past", &past.to_string()]));
         lines.lines().filter_map(|line| line.split(' ').nth(1)?.parse().ok()).collect()

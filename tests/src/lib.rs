@@ -84,14 +84,17 @@ fn describe(command: &Command, output: &Output) -> String {
     )
 }
 
-/// Waits, at most half a minute, until something is so.
+/// How long a test waits for what should come about soon. Far longer than it takes: a machine that is busy is no failure.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Waits, at most for [`PATIENCE`], until something is so.
 ///
 /// # Panics
 /// When it does not become so.
 pub fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !so() {
-        assert!(start.elapsed() < Duration::from_secs(30), "it never came to this: {what}");
+        assert!(start.elapsed() < PATIENCE, "it never came to this: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::PATIENCE;
+
 /// A process that was there when it was looked at.
 #[derive(Debug, Clone)]
 pub struct Process {
@@ -37,17 +39,23 @@ impl Process {
         (state != "Z").then_some(Self { pid, parent, command, environment })
     }
 
+    /// Is it there still?
+    #[must_use]
+    pub fn is_still_there(&self) -> bool {
+        Self::read(self.pid).is_some_and(|now| now.command == self.command)
+    }
+
     /// Waits for a process for which `found` holds, looking about a thousand times a second.
     ///
     /// # Panics
-    /// When none appears within 30 seconds.
+    /// When none appears within [`PATIENCE`].
     pub fn wait_for(what: &str, found: impl Fn(&Self) -> bool) -> Self {
         let start = Instant::now();
         loop {
             if let Some(process) = Self::all().into_iter().find(&found) {
                 return process;
             }
-            assert!(start.elapsed() < Duration::from_secs(30), "{what} never appeared");
+            assert!(start.elapsed() < PATIENCE, "{what} never appeared");
             std::thread::sleep(Duration::from_millis(1));
         }
     }
