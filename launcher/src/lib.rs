@@ -23,6 +23,7 @@ mod fetch;
 mod guard;
 pub mod interval;
 mod lazy;
+mod leaving;
 mod mounts;
 mod observer;
 mod open_files;
@@ -53,11 +54,12 @@ pub use guard::{
     RollbackError, Surrender, Taken, guard, guard_state,
 };
 pub use lazy::{KEEP, LazyError, keep};
+pub use leaving::EvictError;
 pub use observer::{MemberStep, Observer, Phase};
 pub use open_files::{OpenFilesError, raise_open_files};
 pub use options::{RestoreOptions, WORK_DIR};
 pub use pages::PagesError;
-pub use preempt::{PreemptError, preempt};
+pub use preempt::{PreemptError, halt, preempt};
 pub use preflight::Problem;
 pub use receive::{Came, ReceiveDumpError, ReceiveOptions, ReceivedDump, Receiver, Way};
 pub use registry::Trust;

@@ -1,19 +1,22 @@
-//! Making room: an application is checkpointed, and only once that is permanent its containers are ended and taken away.
+//! Making room: an application is checkpointed, and its containers are ended and taken away only once that is permanent and was found to be
+//! restorable. Until then it runs on.
 //!
 //! Whoever is told that a machine goes away in so many seconds wants to know *before* anything is frozen whether that is enough: it
 //! is judged by how long the newest checkpoints of the line took.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use image_format::{ApplicationId, Timeline};
-use registry::{StoreError, catalogue};
+use image_format::{ApplicationId, Epoch, Timeline};
+use registry::{Selector, StoreError, catalogue};
 
 use crate::claims::Claims;
-use crate::engine::EngineError;
-use crate::guard::evict;
-use crate::restore::make_run_root;
+use crate::leaving::{EvictError, Leaving, Volumes};
+use crate::restore::{make_run_root, preflight_beside};
 use crate::{
-    CheckpointError, CheckpointErrorKind, CheckpointOptions, CheckpointReport, Destination, Wanted, Watcher, checkpoint,
+    CheckpointError, CheckpointErrorKind, CheckpointOptions, CheckpointReport, Destination, Phase, Problem,
+    RestoreError, RestoreErrorKind, RestoreOptions, Trust, Wanted, Watcher, checkpoint,
 };
 
 /// Checkpoints whose durations are looked at: one may have been a lucky one, and the first of a chain stores everything.
@@ -21,7 +24,7 @@ const LOOKED_AT: usize = 3;
 /// What is added to what they took, in percent: signing, tagging and ending containers are in no timeline.
 const MARGIN: u32 = 25;
 
-/// Why an application was not preempted. It runs on, but for [`PreemptError::Remove`].
+/// Why an application was not preempted. It runs on, but for [`PreemptError::Evict`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PreemptError {
@@ -54,15 +57,33 @@ pub enum PreemptError {
     /// The checkpoint failed.
     #[error(transparent)]
     Checkpoint(Box<CheckpointError>),
-    /// The checkpoint is permanent, and its containers are ended; they could not be taken away.
-    #[error("the checkpoint is permanent, but its containers cannot be taken away")]
-    Remove(#[source] EngineError),
+    /// The checkpoint is permanent, but could not be restored here.
+    #[error(
+        "epoch {epoch} is permanent, but cannot be restored: the containers and their volumes were left as they are"
+    )]
+    Unrestorable {
+        /// The checkpoint.
+        epoch: Epoch,
+        /// Why.
+        #[source]
+        source: Box<RestoreError>,
+    },
+    /// The checkpoint is permanent and can be restored; its containers could not be ended or taken away, or not all of them.
+    #[error("epoch {epoch} is permanent, but the containers cannot be ended or taken away")]
+    Evict {
+        /// The checkpoint.
+        epoch: Epoch,
+        /// Why.
+        #[source]
+        source: EvictError,
+    },
 }
 
-/// Checkpoints an application, and takes its containers away once that is permanent.
+/// Checkpoints an application, and takes its containers away, with the volumes that the checkpoint brings back, once that is permanent and
+/// can be restored: it is signed, whole, and this machine would take it.
 ///
 /// # Errors
-/// Whatever keeps it from being checkpointed, and too little time.
+/// Whatever keeps it from being checkpointed or restored, and too little time.
 pub async fn preempt(
     destination: &Destination,
     options: &CheckpointOptions,
@@ -77,7 +98,8 @@ pub async fn preempt(
         return Err(PreemptError::Guarded { application: application.clone() });
     }
     let cancel = options.cancel.child_token();
-    let own = CheckpointOptions { stop: true, cancel: cancel.clone(), ..options.clone() };
+    // It runs on until it is known that it comes back.
+    let own = CheckpointOptions { stop: false, cancel: cancel.clone(), ..options.clone() };
     let checkpointing = checkpoint(destination, &own, watcher);
     let report = match within {
         None => checkpointing.await,
@@ -108,10 +130,66 @@ pub async fn preempt(
         }
     };
     let report = report.map_err(|error| PreemptError::Checkpoint(Box::new(error)))?;
+    let (leaving, volumes) = restorable(destination, options, &report, watcher).await?;
+    leaving.evict(&volumes).await.map_err(|source| PreemptError::Evict { epoch: report.epoch, source })?;
+    Ok(report)
+}
+
+/// Checkpoints an application, and ends its containers, which stay where they are, once that is permanent and can be restored.
+///
+/// # Errors
+/// As [`preempt`]; the application runs on then.
+pub async fn halt(
+    destination: &Destination,
+    options: &CheckpointOptions,
+    watcher: &dyn Watcher,
+) -> Result<CheckpointReport, PreemptError> {
+    let own = CheckpointOptions { stop: false, ..options.clone() };
+    let report = checkpoint(destination, &own, watcher).await;
+    let report = report.map_err(|error| PreemptError::Checkpoint(Box::new(error)))?;
+    let (leaving, _) = restorable(destination, options, &report, watcher).await?;
+    let stopped = leaving.stop().await;
+    stopped.map_err(|error| PreemptError::Evict { epoch: report.epoch, source: error.into() })?;
+    Ok(report)
+}
+
+/// Whether a checkpoint that is permanent comes back: what would make room for it, and which volumes.
+async fn restorable(
+    destination: &Destination,
+    options: &CheckpointOptions,
+    report: &CheckpointReport,
+    watcher: &dyn Watcher,
+) -> Result<(Leaving, Volumes), PreemptError> {
+    let failed = |source: RestoreError| PreemptError::Unrestorable { epoch: report.epoch, source: Box::new(source) };
     let here = |container: &String, engine| Wanted { engine: Some(engine), ..Wanted::named(container.clone()) };
     let members: Vec<_> = report.members.iter().map(|member| here(&member.container, member.engine)).collect();
-    evict(&members).await.map_err(PreemptError::Remove)?;
-    Ok(report)
+    let leaving = Leaving::look(&members, BTreeSet::new()).await;
+    let leaving = leaving.map_err(|source| PreemptError::Evict { epoch: report.epoch, source: source.into() })?;
+    let trust = match &destination.signer {
+        Some(signer) => Trust::Keys(vec![signer.key.public_key()]),
+        None => Trust::InsecureNoVerify,
+    };
+    let bundles = options.members.iter().filter_map(|wanted| Some((wanted.id.clone()?, wanted.bundle.clone()?)));
+    let restore = RestoreOptions {
+        bundles: bundles.collect(),
+        run_root: options.run_root.clone(),
+        work_dir: options.work_dir.clone(),
+        jobs: options.jobs,
+        ..RestoreOptions::new(options.hook_program.clone(), trust)
+    };
+    let store = &destination.store;
+    let root = store.resolve(&Selector::Digest(report.digest)).await;
+    let root = root.map_err(|error| failed(RestoreError::new(Phase::Verify, error)))?;
+    let checked = preflight_beside(Arc::clone(store), root, &restore, &leaving, watcher).await;
+    let (problems, volumes) = checked.map_err(failed)?;
+    // Whoever restores says where a bundle is, and makes room on the disk then.
+    let momentary = |problem: &Problem| matches!(problem, Problem::NoBundle { .. } | Problem::Space { .. });
+    let problems: Vec<_> =
+        problems.into_iter().filter(|problem| !problem.is_warning() && !momentary(problem)).collect();
+    if !problems.is_empty() {
+        return Err(failed(RestoreError::new(Phase::Preflight, RestoreErrorKind::Preflight { problems })));
+    }
+    Ok((leaving, volumes))
 }
 
 async fn timelines(destination: &Destination, options: &CheckpointOptions) -> Result<Vec<Timeline>, PreemptError> {

@@ -19,6 +19,7 @@ use crate::engine::{Marks, Target};
 use crate::error::{RestoreError, RestoreErrorKind, chain};
 use crate::fetch::Counted;
 use crate::lazy::{self, Following, Keeper};
+use crate::leaving::{Leaving, Volumes};
 use crate::open_files::{raise_for, raise_open_files};
 use crate::plan::{Planned, plan};
 use crate::preflight::{Examined, examine, is_root};
@@ -69,14 +70,28 @@ pub async fn restore(
     options: &RestoreOptions,
     observer: &dyn Observer,
 ) -> Result<RestoreReport, RestoreError> {
+    prepare(store, root, options, &Leaving::default(), observer).await?.run().await
+}
+
+/// Does everything of a restore that can be done before its containers are made: verifies it, checks this machine as if what is leaving
+/// were gone, fetches every byte and pulls base images. Of what is leaving nothing is touched.
+///
+/// # Errors
+/// Whatever would keep the set from being restored.
+pub(crate) async fn prepare<'a>(
+    store: Arc<dyn Store>,
+    root: Descriptor,
+    options: &'a RestoreOptions,
+    leaving: &Leaving,
+    observer: &'a dyn Observer,
+) -> Result<Prepared<'a>, RestoreError> {
     check_rights()?;
     let set = trusted_set(&store, &root, options, observer).await?;
     let (planned, problems) = plan(&set, options);
 
     let in_phase = |phase| move |kind: RestoreErrorKind| RestoreError::new(phase, kind);
     raise_for(set.members.len()).map_err(|error| RestoreError::new(Phase::Preflight, error))?;
-    let claims = claim(&planned, options).map_err(in_phase(Phase::Preflight))?;
-    let (_claims, busy) = claims;
+    let (claims, busy) = claim(&planned, options).map_err(in_phase(Phase::Preflight))?;
     if !busy.is_empty() {
         // An engine answers no questions about a container that is being restored.
         let problems = problems.into_iter().chain(busy).collect();
@@ -89,8 +104,9 @@ pub async fn restore(
         .map_err(in_phase(Phase::Sweep))?;
 
     observer.phase(Phase::Preflight);
-    let examined = examine(&set, &planned, &store, options).await;
-    let Examined { problems: found, engines } = examined.map_err(|error| RestoreError::new(Phase::Preflight, error))?;
+    let examined = examine(&set, &planned, &store, options, leaving).await;
+    let Examined { problems: found, engines, volumes } =
+        examined.map_err(|error| RestoreError::new(Phase::Preflight, error))?;
     let (warnings, problems): (Vec<_>, Vec<_>) = problems.into_iter().chain(found).partition(Problem::is_warning);
     warnings.iter().for_each(|warning| observer.warning(&format!("{warning}; {}", warning.hint())));
     if !problems.is_empty() {
@@ -117,20 +133,20 @@ pub async fn restore(
     pull_images(&planned, &engines, observer).await.map_err(in_phase(Phase::Fetch))?;
 
     let record = Record::new(session, &run_root, targets);
-    Run {
-        set: &set,
+    Ok(Prepared {
+        set,
         store,
         workspace,
         record,
+        volumes,
         follows,
         following: Vec::new(),
         keeper: None,
         told: None,
         options,
         observer,
-    }
-    .attempts()
-    .await
+        _claims: claims,
+    })
 }
 
 /// Checks whether this process may restore at all: the one check that needs nothing of the set, so that nobody waits for a
@@ -156,12 +172,24 @@ pub async fn preflight(
     options: &RestoreOptions,
     observer: &dyn Observer,
 ) -> Result<Vec<Problem>, RestoreError> {
+    Ok(preflight_beside(store, root, options, &Leaving::default(), observer).await?.0)
+}
+
+/// The same as if what is leaving were gone; gives its volumes that have to go before the restore, too.
+pub(crate) async fn preflight_beside(
+    store: Arc<dyn Store>,
+    root: Descriptor,
+    options: &RestoreOptions,
+    leaving: &Leaving,
+    observer: &dyn Observer,
+) -> Result<(Vec<Problem>, Volumes), RestoreError> {
     let set = trusted_set(&store, &root, options, observer).await?;
     let (planned, mut problems) = plan(&set, options);
     observer.phase(Phase::Preflight);
-    let examined = examine(&set, &planned, &store, options).await;
-    problems.extend(examined.map_err(|error| RestoreError::new(Phase::Preflight, error))?.problems);
-    Ok(problems)
+    let examined = examine(&set, &planned, &store, options, leaving).await;
+    let examined = examined.map_err(|error| RestoreError::new(Phase::Preflight, error))?;
+    problems.extend(examined.problems);
+    Ok((problems, examined.volumes))
 }
 
 async fn trusted_set(
@@ -243,12 +271,14 @@ async fn pull_images(
     Ok(())
 }
 
-/// A set whose dumps are all here.
-struct Run<'a> {
-    set: &'a Set,
+/// A set that can be restored, as far as can be known before: its dumps are all here, or their memory follows. Dropped, it leaves nothing.
+pub(crate) struct Prepared<'a> {
+    set: Set,
     store: Arc<dyn Store>,
     workspace: Workspace,
     record: Record,
+    /// Volumes of what is leaving, which have to go first.
+    pub(crate) volumes: Volumes,
     /// What of each target's memory is to follow.
     follows: Vec<Option<Arc<LazyPages>>>,
     /// It follows. Let go of only when it is there, or the tasks are dead.
@@ -259,11 +289,16 @@ struct Run<'a> {
     told: Option<mpsc::UnboundedReceiver<(MemberId, u64)>>,
     options: &'a RestoreOptions,
     observer: &'a dyn Observer,
+    /// Of the containers' names.
+    _claims: Claims,
 }
 
-impl Run<'_> {
-    /// Tries until the set runs, or often enough.
-    async fn attempts(mut self) -> Result<RestoreReport, RestoreError> {
+impl Prepared<'_> {
+    /// Starts the members; tries until all of them run, or often enough.
+    ///
+    /// # Errors
+    /// As [`restore`].
+    pub(crate) async fn run(mut self) -> Result<RestoreReport, RestoreError> {
         let attempts = self.options.attempts.max(1);
         let mut attempt = 1;
         let mut wait = BACK_OFF;

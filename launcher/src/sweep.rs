@@ -22,6 +22,7 @@ use coordinator::SessionId;
 use crate::Observer;
 use crate::engine::{Marks, kill, wait_gone};
 use crate::error::chain;
+use crate::leaving::remove_volumes;
 use crate::mounts::remove_folder;
 use crate::workspace::{Purpose, Record, Workspace};
 
@@ -108,14 +109,18 @@ pub(crate) async fn remove_all(workspace: &mut Workspace, record: &mut Record) -
     // Nothing that this boot did not start can be meant when there was another boot since.
     let marks = record.since().map(|since| Marks { id: None, folder: None, since });
     let marks = marks.unwrap_or_else(Marks::nothing);
-    let removals = record.targets.iter().map(|target| {
-        let (marks, made) = (marks.clone(), record.made.contains(&target.member));
-        async move { (target, target.engine.driver().remove(target, &marks, made).await) }
-    });
+    let marks = &marks;
+    let removals =
+        record.targets.iter().map(|target| async move { (target, target.engine.driver().remove(target, marks).await) });
     for (target, removed) in futures_util::future::join_all(removals).await {
         if let Err(error) = removed {
             leftovers.push(format!("container {} of member {}: {}", target.container, target.member, chain(&error)));
         }
     }
+    // Only now: a volume goes when none of its containers is left, and members may share one.
+    let made = record.targets.iter().filter(|target| record.made.contains(&target.member));
+    let volumes = made.flat_map(|target| target.volumes.iter().map(|volume| (target.engine, volume.clone()))).collect();
+    let kept = remove_volumes(&volumes).await.into_iter();
+    leftovers.extend(kept.map(|(volume, error)| format!("volume {volume}: {}", chain(&error))));
     leftovers
 }

@@ -23,9 +23,10 @@ use crate::values::Time;
 
 /// Checkpoint an application, and free the machine of it once that is permanent
 ///
-/// Its containers are ended and removed, their named volumes included, only when all of it is in the store and tagged; if anything fails
-/// before, it runs on. `syncpoint resume` brings it back, here or on another host. With --within it is judged by the newest checkpoints of
-/// the line, before anything is frozen, whether there is time enough. Needs root.
+/// Its containers are ended and removed, with the named volumes that the checkpoint holds, only when all of it is in the store and tagged,
+/// its signature was verified, and this host would restore it; if anything fails before, it runs on. `syncpoint resume` brings it back, here
+/// or on another host. With --within it is judged by the newest checkpoints of the line, before anything is frozen, whether there is time
+/// enough. Needs root.
 #[derive(Debug, Args)]
 #[command(after_long_help = "With --json: what `syncpoint checkpoint` answers.")]
 pub struct PreemptArgs {
@@ -124,7 +125,8 @@ pub async fn run(args: PreemptArgs, context: &Context) -> Result<(), CommandErro
     context.output.print(args.format, &checkpoint::checkpointed(&to, report, true, true))
 }
 
-fn failed(application: &ApplicationId, error: PreemptError) -> CommandError {
+/// Why an application was not preempted, and what to do.
+pub fn failed(application: &ApplicationId, error: PreemptError) -> CommandError {
     let (exit, hint) = match error {
         PreemptError::Checkpoint(error) => return checkpoint::failed(application, *error),
         PreemptError::Guarded { .. } => (
@@ -133,6 +135,11 @@ fn failed(application: &ApplicationId, error: PreemptError) -> CommandError {
         ),
         PreemptError::TooShort { .. } => (Exit::Refused, Some("without --within it is tried nevertheless")),
         PreemptError::Late { .. } => (Exit::Aborted, None),
+        PreemptError::Unrestorable { ref source, .. } => {
+            let hint = source.hint();
+            let error = CommandError::new(Exit::Refused, error).context(format!("{application} is not preempted"));
+            return hint.into_iter().fold(error, CommandError::hint);
+        }
         PreemptError::Line(error) => {
             return CommandError::from(error).context(format!("{application} is not preempted"));
         }

@@ -433,7 +433,8 @@ fn broken_off(
 
 async fn stop(members: &[Member], digest: Digest, watcher: &dyn Watcher) -> Result<(), CheckpointError> {
     watcher.phase(Phase::Stop);
-    let stops = members.iter().map(|member| async move { (member, member.engine.driver().stop(&member.source).await) });
+    let stops =
+        members.iter().map(|member| async move { (member, member.engine.driver().stop(&member.source.id).await) });
     let mut failed = None;
     for (member, stopped) in futures_util::future::join_all(stops).await {
         if let Err(source) = stopped {

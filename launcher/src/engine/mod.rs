@@ -147,6 +147,13 @@ pub(crate) struct Container {
     pub(crate) state: String,
 }
 
+impl Container {
+    /// What people call it.
+    pub(crate) fn name(&self) -> &str {
+        self.names.first().unwrap_or(&self.id)
+    }
+}
+
 /// A network that an engine knows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Network {
@@ -201,6 +208,20 @@ pub(crate) struct Source {
     /// Where CRIU writes its log of a dump; `None` if that is for the dump to say.
     pub(crate) log: Option<PathBuf>,
     pub(crate) files: Files,
+}
+
+/// A container that is there, running or not: what it takes to watch it and to take it away. A restore that was cut off leaves containers of
+/// which an engine says little more than the id.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Present {
+    /// Container id, as the engine prints it.
+    pub(crate) id: String,
+    /// The name that people know it by.
+    pub(crate) container: String,
+    /// Pid of the container's init process, in the host's pid namespace; 0 if it does not run.
+    pub(crate) pid: i32,
+    /// Named volumes that it mounts, as far as the engine says.
+    pub(crate) volumes: BTreeSet<String>,
 }
 
 /// The files of a container that live outside CRIU's images.
@@ -307,8 +328,14 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
     /// The names and labels of the containers, running or not, that have a label of this name.
     async fn with_label(&self, label: &str) -> Result<Vec<Labelled>, EngineError>;
 
-    /// The container of this name or id, if there is one.
+    /// What a dump needs to know of the container of this name or id, if there is one.
+    ///
+    /// # Errors
+    /// An answer that leaves out something that the dump would then leave out too.
     async fn source(&self, container: &str) -> Result<Option<Source>, EngineError>;
+
+    /// The container of this name or id, if there is one.
+    async fn present(&self, container: &str) -> Result<Option<Present>, EngineError>;
 
     /// Dumps one container, which runs on; returns when all of the dump is written. `kill` ends the engine's program.
     async fn dump(
@@ -319,11 +346,25 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
         kill: &CancellationToken,
     ) -> Result<(), String>;
 
-    /// Ends a container.
-    async fn stop(&self, source: &Source) -> Result<(), EngineError>;
+    /// Ends the container of this id.
+    async fn stop(&self, id: &str) -> Result<(), EngineError>;
 
-    /// Takes away a container with its processes, whoever made it, and its volumes as far as nobody else uses them.
-    async fn evict(&self, source: &Source) -> Result<(), EngineError>;
+    /// Takes away a container with its processes, whoever made it. Its volumes stay.
+    async fn evict(&self, present: &Present) -> Result<(), EngineError>;
+
+    /// The containers, running or not, that mount this volume.
+    async fn volume_users(&self, volume: &str) -> Result<Vec<Container>, EngineError>;
+
+    /// Which other containers each of these cannot be without, such as the one whose network it shares, by their ids.
+    async fn dependencies(&self, _: &[Container]) -> Result<BTreeMap<String, Vec<String>>, EngineError> {
+        Ok(BTreeMap::new())
+    }
+
+    /// Takes away a volume; one that is not there is fine.
+    ///
+    /// # Errors
+    /// A container mounts it, or the engine refuses.
+    async fn remove_volume(&self, volume: &str) -> Result<(), EngineError>;
 
     /// CRIU's words about a restore that failed, as long as what is left of it was not removed.
     async fn log_lines(&self, target: &Target) -> Vec<String>;
@@ -340,8 +381,8 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
         Ok(all)
     }
 
-    /// Takes away the container with its processes, if it is the target's own, and its volumes, if `made_volumes`.
-    async fn remove(&self, target: &Target, marks: &Marks, made_volumes: bool) -> Result<(), EngineError>;
+    /// Takes away the container with its processes, if it is the target's own. Its volumes stay.
+    async fn remove(&self, target: &Target, marks: &Marks) -> Result<(), EngineError>;
 }
 
 /// Kills processes without holding up the runtime.

@@ -11,13 +11,13 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use serde::Deserialize;
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::program::{Program, ended, words_of};
 use super::{
     CRIU_CONFIG, CRIU_CONFIGS, Container, DumpInto, Engine, EngineError, Files, Found, Labelled, Lone, MARK, Marks,
-    RESTORE_LOG, Source, Survey, Target, kill_left, log_lines,
+    Present, RESTORE_LOG, Source, Survey, Target, is_alive, kill_left, log_lines,
 };
 use crate::attach::Attachment;
 use crate::error::chain;
@@ -27,15 +27,33 @@ use crate::mounts::unmount_all;
 #[derive(Debug)]
 pub(crate) struct Runc;
 
-/// `runc state`.
-#[derive(Debug, Deserialize)]
+/// `runc state`, or an entry of `runc list`: what it does not say is not known.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct State {
-    id: String,
-    #[serde(default)]
+    id: Option<String>,
     pid: i32,
-    status: String,
-    #[serde(default)]
+    status: Option<String>,
     annotations: BTreeMap<String, String>,
+}
+
+impl State {
+    fn read(answer: &Value) -> Self {
+        let text = |name: &str| answer.get(name).and_then(Value::as_str).map(str::to_owned);
+        let annotations = answer.get("annotations").and_then(Value::as_object).into_iter().flatten();
+        Self {
+            id: text("id"),
+            pid: answer.get("pid").and_then(Value::as_i64).and_then(|pid| pid.try_into().ok()).unwrap_or_default(),
+            status: text("status"),
+            annotations: annotations
+                .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
+                .collect(),
+        }
+    }
+
+    /// Whether it runs, as far as runc says in which state it is; otherwise its first process tells.
+    fn runs(&self) -> bool {
+        self.status.as_deref().map_or_else(|| is_alive(self.pid), |status| status == "running")
+    }
 }
 
 #[async_trait]
@@ -81,10 +99,10 @@ impl Engine for Runc {
         let Some(state) = state(container).await? else { return Ok(None) };
         let default = || Path::new(CRIU_CONFIGS).join("runc.conf");
         let criu_config = state.annotations.get(CRIU_CONFIG).map_or_else(default, PathBuf::from);
-        let pid = if state.status == "running" { state.pid } else { 0 };
+        let pid = if state.runs() { state.pid } else { 0 };
         Ok(Some(Source {
-            container: state.id.clone(),
-            id: state.id,
+            container: container.to_owned(),
+            id: container.to_owned(),
             labels: state.annotations,
             criu_config,
             pid,
@@ -92,6 +110,17 @@ impl Engine for Runc {
             // The root of a bundle is its maker's, and has no layers.
             files: Files::default(),
         }))
+    }
+
+    /// A container whose state runc cannot read, since a restore was cut off before that was written, is there all the same.
+    async fn present(&self, container: &str) -> Result<Option<Present>, EngineError> {
+        let ran = Program::new("runc", ["state", container]).ask().await?;
+        if !ran.status.success() && ran.words.contains(NOT_THERE) {
+            return Ok(None);
+        }
+        let state = serde_json::from_slice(&ran.answer).map(|answer| State::read(&answer)).unwrap_or_default();
+        let (id, pid) = (container.to_owned(), if state.runs() { state.pid } else { 0 });
+        Ok(Some(Present { container: id.clone(), id, pid, volumes: BTreeSet::new() }))
     }
 
     async fn dump(
@@ -117,14 +146,23 @@ impl Engine for Runc {
         Err(ended("runc", status, &said))
     }
 
-    async fn stop(&self, source: &Source) -> Result<(), EngineError> {
-        Program::new("runc", ["kill", &source.id, "KILL"]).answer().await?;
+    async fn stop(&self, id: &str) -> Result<(), EngineError> {
+        Program::new("runc", ["kill", id, "KILL"]).answer().await?;
         Ok(())
     }
 
-    async fn evict(&self, source: &Source) -> Result<(), EngineError> {
-        kill_left(&source.container, Marks { id: Some(source.id.clone()), ..Marks::default() }).await?;
-        forget("runc", &source.id).await
+    async fn evict(&self, present: &Present) -> Result<(), EngineError> {
+        kill_left(&present.container, Marks { id: Some(present.id.clone()), ..Marks::default() }).await?;
+        take_away("runc", &present.id).await
+    }
+
+    /// runc has no volumes.
+    async fn volume_users(&self, _: &str) -> Result<Vec<Container>, EngineError> {
+        Ok(Vec::new())
+    }
+
+    async fn remove_volume(&self, _: &str) -> Result<(), EngineError> {
+        Ok(())
     }
 
     async fn log_lines(&self, target: &Target) -> Vec<String> {
@@ -134,10 +172,10 @@ impl Engine for Runc {
     async fn find(&self, target: &Target) -> Result<Option<Found>, EngineError> {
         let Some(state) = state(&target.container).await? else { return Ok(None) };
         let ours = target.made(state.annotations.get(MARK).map(String::as_str));
-        Ok(Some(Found { running: state.status == "running", ours, id: state.id }))
+        Ok(Some(Found { running: state.runs(), ours, id: target.container.clone() }))
     }
 
-    async fn remove(&self, target: &Target, marks: &Marks, _: bool) -> Result<(), EngineError> {
+    async fn remove(&self, target: &Target, marks: &Marks) -> Result<(), EngineError> {
         let found = self.find(target).await?;
         if found.as_ref().is_some_and(|found| !found.ours) {
             return Ok(());
@@ -156,10 +194,12 @@ pub(super) async fn forget(runtime: &'static str, id: &str) -> Result<(), Engine
         Err(error) if error.is_missing() => return Ok(()),
         ran => ran?,
     };
-    let state = serde_json::from_slice::<State>(&ran.answer);
-    if ran.status.success() && state.is_ok_and(|state| state.status == "running") {
-        return Ok(());
-    }
+    let state = serde_json::from_slice(&ran.answer).map(|answer| State::read(&answer)).unwrap_or_default();
+    if ran.status.success() && state.runs() { Ok(()) } else { take_away(runtime, id).await }
+}
+
+/// Ends what still runs of a container, and makes its runtime forget it.
+async fn take_away(runtime: &'static str, id: &str) -> Result<(), EngineError> {
     let root = Path::new(id).join("criu-root");
     unmount_all(|point| point.ends_with(&root))
         .map_err(|source| EngineError::Kill { container: id.to_owned(), source })?;
@@ -174,7 +214,8 @@ async fn state(container: &str) -> Result<Option<State>, EngineError> {
     if !ran.status.success() {
         return Ok(None);
     }
-    serde_json::from_slice(&ran.answer).map(Some).map_err(|source| EngineError::Answer { command, source })
+    let answer = serde_json::from_slice(&ran.answer).map_err(|source| EngineError::Answer { command, source })?;
+    Ok(Some(State::read(&answer)))
 }
 
 fn dump_command(source: &Source, folder: &Path) -> Program {
@@ -188,6 +229,9 @@ fn dump_command(source: &Source, folder: &Path) -> Program {
 }
 
 const RUNC_LOG: &str = "runc.log";
+
+/// What runc and crun say of a container that they do not know.
+const NOT_THERE: &str = "does not exist";
 
 fn restore_command(target: &Target, lone: &Lone) -> Program {
     let lazily = target.follows.as_ref().map(|_| "--lazy-pages");
@@ -213,9 +257,13 @@ fn version(answer: &[u8]) -> String {
 
 /// `runc list`; `null` when there are none.
 fn containers(answer: &[u8]) -> Result<Vec<Container>, serde_json::Error> {
-    let states: Option<Vec<State>> = serde_json::from_slice(answer)?;
-    let container = |State { id, status, .. }| Container { names: vec![id.clone()], id, state: status };
-    Ok(states.unwrap_or_default().into_iter().map(container).collect())
+    let entries: Option<Vec<Value>> = serde_json::from_slice(answer)?;
+    let container = |entry: &Value| {
+        let State { id, status, .. } = State::read(entry);
+        let id = id?;
+        Some(Container { names: vec![id.clone()], id, state: status.unwrap_or_default() })
+    };
+    Ok(entries.unwrap_or_default().iter().filter_map(container).collect())
 }
 
 #[cfg(test)]
@@ -230,7 +278,29 @@ mod tests {
         let expected = Container { id: "lone".to_owned(), names: vec!["lone".to_owned()], state: "running".to_owned() };
         assert_eq!(containers(answer).unwrap(), [expected]);
         assert_eq!(containers(b"null").unwrap(), []);
+        let odd = br#"[null, {"pid":3}, {"id":"lone","status":7,"annotations":null,"pid":"x"}]"#;
+        let lone = Container { id: "lone".to_owned(), names: vec!["lone".to_owned()], state: String::new() };
+        assert_eq!(containers(odd).unwrap(), [lone], "an entry that cannot be read does not hide the others");
         assert!(containers(b"{}").is_err());
+    }
+
+    #[test]
+    fn a_state_with_a_field_less_is_a_state() {
+        let whole = br#"{"ociVersion":"1.2.0","id":"lone","pid":570,"status":"running","annotations":{"a":"b","c":1}}"#;
+        let whole: Value = serde_json::from_slice(whole).unwrap();
+        assert!(State::read(&whole).runs());
+        for key in whole.as_object().unwrap().keys() {
+            let mut answer = whole.clone();
+            answer[key] = Value::Null;
+            let nulled = State::read(&answer);
+            answer.as_object_mut().unwrap().remove(key);
+            assert_eq!(State::read(&answer), nulled, "{key}");
+        }
+        let mut alive = whole;
+        alive["status"] = Value::Null;
+        alive["pid"] = std::process::id().into();
+        assert!(State::read(&alive).runs(), "its process says so");
+        assert!(!State::read(&Value::Null).runs());
     }
 
     #[test]

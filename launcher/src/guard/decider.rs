@@ -10,20 +10,25 @@
 //!        │                                ▼                  ▼
 //!        └──────────────────────────▶ Down: back-off ◀───────┘
 //!                                         │   ▲
-//!                                    over │   │ it failed: the same again, or the one before
+//!                                    over │   │ it failed: the same again, the one before, or from the newest on again
 //!                                         ▼   │
 //!                                     RollingBack ──────▶ Running, on probation
 //!                                         │
-//!                                         ▼ nothing older is left, or it was tried too often
+//!                                         ▼ no checkpoint can ever be restored, or it was tried too often
 //!                                     GivenUp
 //! ```
 //!
-//! **Which checkpoint** is said by a bound: the newest one with an epoch below it. There is none at first. A checkpoint that
-//! cannot be restored, or after which the application dies on probation, sets the bound to its own epoch, so that the next
-//! attempt goes further back. A checkpoint that becomes permanent lifts the bound.
+//! **Which checkpoint** is said by a bound: the newest one with an epoch below it. There is none at first. A rollback that fails goes on
+//! with the checkpoint before, in one of two ways:
+//!
+//! - *for good*: the checkpoint is damaged or not signed, or the application died on probation after it. It is not tried again until a
+//!   checkpoint becomes permanent, which lifts the bound.
+//! - *for now*: this machine or the store refuses the checkpoint, or its members did not come up. When no older one is left, the next round
+//!   begins with it again.
 //!
 //! **How often**: each attempt waits twice as long as the one before, and there are at most [`Limits::attempts`] until a checkpoint becomes
-//! permanent after a probation that was survived. The driver (`super`) does what is asked, and says what came of it.
+//! permanent after a probation that was survived. A checkpoint that is passed over before anything was ended is no attempt, and the next
+//! one is tried at once. The driver (`super`) does what is asked, and says what came of it.
 
 use std::time::{Duration, Instant};
 
@@ -32,7 +37,7 @@ use image_format::Epoch;
 /// How far a guard goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Rollbacks in a row before the guard gives up.
+    /// Attempts in a row to roll back before the guard gives up.
     pub attempts: u32,
     /// The wait before the second one; doubled for each further one.
     pub back_off: Duration,
@@ -61,7 +66,7 @@ pub(super) enum Action {
     Checkpoint,
     /// Cancel the one that is under way; it is said nevertheless how it ended.
     Cancel,
-    /// End what is left of the application, and restore the newest checkpoint that is older than the bound.
+    /// Restore the newest checkpoint that is older than the bound; once it is known to be good, end what is left of the application first.
     RollBack {
         /// Only epochs below this one, if there is a bound.
         below: Option<Epoch>,
@@ -86,10 +91,14 @@ pub enum Surrender {
 /// How a rollback failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// This checkpoint cannot be restored: blobs are missing, a signature, or CRIU refuses it.
-    Checkpoint(Epoch),
-    /// It says nothing about a checkpoint: the store does not answer, an engine does not.
-    Surroundings,
+    /// This checkpoint can never be restored: it is damaged, or not signed. Nothing was ended.
+    Unfit(Epoch),
+    /// This machine, or the store, refuses this checkpoint, and perhaps not others. Nothing was ended.
+    Refused(Epoch),
+    /// What was left of the application was ended, and the members of this checkpoint did not come up.
+    Broken(Epoch),
+    /// It says nothing about a checkpoint: the store does not answer, an engine does not. The epoch says which one was tried.
+    Surroundings(Option<Epoch>),
     /// No checkpoint is older than the bound.
     NothingLeft,
 }
@@ -110,8 +119,13 @@ pub(super) struct Decider {
     interval: Duration,
     state: State,
     next_tick: Instant,
+    /// Nothing from this epoch on is tried, for good.
     below: Option<Epoch>,
-    /// Rollbacks since the last good sign.
+    /// The same for now.
+    passed: Option<Epoch>,
+    /// What was tried last when the surroundings failed.
+    doubted: Option<Epoch>,
+    /// Attempts to roll back since the last good sign.
     attempts: u32,
     /// What was restored last, and until when it is on probation.
     restored: Option<(Epoch, Instant)>,
@@ -129,6 +143,8 @@ impl Decider {
             state: State::Running,
             next_tick: now + interval,
             below: None,
+            passed: None,
+            doubted: None,
             attempts: 0,
             restored: None,
             skipped: 0,
@@ -179,15 +195,34 @@ impl Decider {
         match outcome {
             Ok(epoch) => {
                 self.restored = Some((epoch, now + self.limits.probation));
+                (self.passed, self.doubted) = (None, None);
                 self.state = State::Running;
                 self.next_tick = now + self.interval;
             }
-            Err(Failure::NothingLeft) => self.give_up(Surrender::NothingLeft),
-            Err(Failure::Checkpoint(epoch)) => {
-                self.below = Some(epoch);
+            Err(Failure::NothingLeft) if self.passed.is_none() => self.give_up(Surrender::NothingLeft),
+            Err(Failure::NothingLeft) => {
+                // One that was passed over for now may do yet.
+                (self.passed, self.doubted) = (None, None);
                 self.wait(now);
             }
-            Err(Failure::Surroundings) => self.wait(now),
+            Err(Failure::Unfit(epoch)) if self.passed.is_none() => {
+                self.below = Some(epoch);
+                self.go_on(now);
+            }
+            Err(Failure::Unfit(epoch) | Failure::Refused(epoch)) => {
+                self.passed = Some(epoch);
+                self.go_on(now);
+            }
+            Err(Failure::Broken(epoch)) => {
+                self.passed = Some(epoch);
+                self.wait(now);
+            }
+            Err(Failure::Surroundings(tried)) => {
+                // Once is an accident. Whose blobs a store never gives twice in a row is passed over.
+                let again = tried.is_some() && tried == self.doubted;
+                (self.passed, self.doubted) = if again { (tried, None) } else { (self.passed, tried) };
+                self.wait(now);
+            }
         }
     }
 
@@ -215,7 +250,8 @@ impl Decider {
             State::Down { until } if now >= until => {
                 self.attempts += 1;
                 self.state = State::RollingBack;
-                self.asked = Some(Action::RollBack { below: self.below });
+                let below = self.below.into_iter().chain(self.passed).min();
+                self.asked = Some(Action::RollBack { below });
             }
             State::Running | State::Checkpointing { .. } | State::Down { .. } | State::RollingBack | State::GivenUp => {
             }
@@ -238,6 +274,12 @@ impl Decider {
             }
         }
         self.wait(now);
+    }
+
+    /// The next one is tried at once: nothing was ended for this one.
+    fn go_on(&mut self, now: Instant) {
+        self.attempts = self.attempts.saturating_sub(1);
+        self.state = State::Down { until: now };
     }
 
     fn wait(&mut self, now: Instant) {
@@ -325,7 +367,7 @@ mod tests {
         let mut decider = running(now);
         decider.handle_loss(now);
         wake(&mut decider, &mut now);
-        decider.handle_rollback(Err(Failure::Checkpoint(Epoch(7))), now);
+        decider.handle_rollback(Err(Failure::Unfit(Epoch(7))), now);
         assert_eq!(wake(&mut decider, &mut now), Some(Action::RollBack { below: Some(Epoch(7)) }));
         decider.handle_rollback(Ok(Epoch(6)), now);
         now += 4 * SECOND;
@@ -350,7 +392,7 @@ mod tests {
             match wake(&mut decider, &mut now).or_else(|| decider.poll_action()) {
                 Some(Action::RollBack { below: None }) => {
                     waits.push((now - before).as_secs());
-                    decider.handle_rollback(Err(Failure::Surroundings), now);
+                    decider.handle_rollback(Err(Failure::Surroundings(None)), now);
                 }
                 Some(Action::GiveUp(surrender)) => break surrender,
                 other => panic!("{other:?}"),
@@ -367,13 +409,74 @@ mod tests {
         assert_eq!(decider.poll_action(), Some(Action::GiveUp(Surrender::NothingLeft)));
     }
 
+    /// Rolls back as long as it is asked to, and gives every bound and the end.
+    fn rounds(
+        decider: &mut Decider,
+        now: &mut Instant,
+        mut fails: impl FnMut(u64) -> Failure,
+    ) -> (Vec<u64>, Surrender) {
+        let mut tried = Vec::new();
+        loop {
+            match wake(decider, now).or_else(|| decider.poll_action()) {
+                Some(Action::RollBack { below }) => {
+                    let newest = below.map_or(5, |below| below.0 - 1);
+                    tried.push(newest);
+                    decider.handle_rollback(Err(if newest == 0 { Failure::NothingLeft } else { fails(newest) }), *now);
+                }
+                Some(Action::GiveUp(surrender)) => return (tried, surrender),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_that_cannot_be_is_no_attempt() {
+        let start = Instant::now();
+        let mut now = start;
+        let mut decider = running(now);
+        decider.handle_loss(now);
+        let (tried, surrender) = rounds(&mut decider, &mut now, |newest| Failure::Unfit(Epoch(newest)));
+        assert_eq!((tried, surrender), (vec![5, 4, 3, 2, 1, 0], Surrender::NothingLeft), "more than three attempts");
+        assert_eq!(now, start, "none of them is waited for");
+    }
+
+    #[test]
+    fn what_is_refused_now_is_tried_again_when_nothing_older_does() {
+        let mut now = Instant::now();
+        let mut decider = running(now);
+        decider.handle_loss(now);
+        let refused = |newest| match newest {
+            3 => Failure::Unfit(Epoch(3)),
+            newest => Failure::Refused(Epoch(newest)),
+        };
+        let (tried, surrender) = rounds(&mut decider, &mut now, refused);
+        let round = [5, 4, 3, 2, 1, 0];
+        assert_eq!(tried, [round, round, round].concat());
+        assert_eq!(surrender, Surrender::TooOften { attempts: 3 });
+    }
+
+    #[test]
+    fn what_the_store_never_gives_is_passed_over_and_what_does_not_come_up_too() {
+        let mut now = Instant::now();
+        let mut decider = Decider::new(Limits { attempts: 6, ..limits() }, SECOND, now);
+        decider.handle_loss(now);
+        let fails = |newest| match newest {
+            5 => Failure::Surroundings(Some(Epoch(5))),
+            4 => Failure::Refused(Epoch(4)),
+            newest => Failure::Broken(Epoch(newest)),
+        };
+        let (tried, surrender) = rounds(&mut decider, &mut now, fails);
+        assert_eq!(tried, [5, 5, 4, 3, 2, 1, 0], "each but 4 is an attempt");
+        assert_eq!(surrender, Surrender::TooOften { attempts: 6 });
+    }
+
     #[derive(Debug, Clone)]
     enum Event {
         Wake(u8),
         Loss,
         Checkpoint(bool),
         Restored(bool),
-        Unrestorable(u8),
+        NotRestored(Failure),
     }
 
     fn event() -> impl Strategy<Value = Event> {
@@ -382,7 +485,17 @@ mod tests {
             Just(Event::Loss),
             any::<bool>().prop_map(Event::Checkpoint),
             any::<bool>().prop_map(Event::Restored),
-            (1..9_u8).prop_map(Event::Unrestorable),
+            failure().prop_map(Event::NotRestored),
+        ]
+    }
+
+    fn failure() -> impl Strategy<Value = Failure> {
+        let epoch = || (1..9_u64).prop_map(Epoch);
+        prop_oneof![
+            epoch().prop_map(Failure::Unfit),
+            epoch().prop_map(Failure::Refused),
+            epoch().prop_map(Failure::Broken),
+            proptest::option::of(epoch()).prop_map(Failure::Surroundings),
         ]
     }
 
@@ -407,13 +520,13 @@ mod tests {
                     }
                     Event::Restored(well) if matches!(busy, Some(Action::RollBack { .. })) => {
                         busy = None;
-                        decider.handle_rollback(if well { Ok(Epoch(3)) } else { Err(Failure::Surroundings) }, now);
+                        decider.handle_rollback(if well { Ok(Epoch(3)) } else { Err(Failure::NothingLeft) }, now);
                     }
-                    Event::Unrestorable(epoch) if matches!(busy, Some(Action::RollBack { .. })) => {
+                    Event::NotRestored(failure) if matches!(busy, Some(Action::RollBack { .. })) => {
                         busy = None;
-                        decider.handle_rollback(Err(Failure::Checkpoint(Epoch(epoch.into()))), now);
+                        decider.handle_rollback(Err(failure), now);
                     }
-                    Event::Checkpoint(_) | Event::Restored(_) | Event::Unrestorable(_) => {}
+                    Event::Checkpoint(_) | Event::Restored(_) | Event::NotRestored(_) => {}
                 }
                 match decider.poll_action() {
                     Some(action @ (Action::Checkpoint | Action::RollBack { .. })) => {

@@ -3,9 +3,12 @@
 //! ```text
 //!              ┌── tick ─▶ checkpoint() ─▶ permanent, or counted as failed; the application runs on either way
 //!   watch ─────┤
-//!  (handles of └── a member is gone ─▶ newest checkpoint that is not out of the question ─▶ end the rest ─▶ restore()
-//!   processes)                              ▲ the one before, if it cannot be restored ──────────────┘
+//!  (handles of └── a member is gone ─▶ newest checkpoint that is not out of the question ─▶ prepare() ─▶ end the rest ─▶ run()
+//!   processes)                              ▲ the one before, if it cannot be restored ───────┘
 //! ```
+//!
+//! What is left of the application is ended only when a checkpoint is verified, preflighted and fetched. Until then what still runs goes on,
+//! with its volumes; so it does when no checkpoint can be restored and the guard gives up.
 //!
 //! When which of it is done is for [`decider`] to say, which knows neither containers nor clocks; this is its driver. What must
 //! outlive the guard stands in a file ([`state`]): one that is killed and started again finds an application that does not run as
@@ -16,6 +19,7 @@ mod members;
 mod metrics;
 mod state;
 
+use std::collections::BTreeSet;
 use std::future::pending;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
@@ -23,9 +27,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use coordinator::{Fence, FenceError};
-use image_format::{ApplicationId, Digest, Epoch, MemberId};
+use image_format::{ApplicationId, Digest, Epoch, MemberId, UnpackError};
 use registry::{
-    Catalogue, Listed, PassedOver, Policy, Progress, PruneError, PruneOptions, PruneReport, StoreError, catalogue,
+    Catalogue, CatalogueError, Listed, PassedOver, Policy, Progress, PruneError, PruneOptions, PruneReport, StoreError,
+    catalogue,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -33,18 +38,18 @@ use tokio_util::sync::CancellationToken;
 use self::decider::{Action, Decider, Failure};
 pub use self::decider::{Limits, Surrender};
 pub use self::members::LookError;
-pub(crate) use self::members::evict;
-use self::members::{Look, Running, look};
+use self::members::{Look, Running, look, running};
 pub use self::metrics::GuardMetrics;
 use self::state::StateFile;
 pub use self::state::{GuardState, Taken, guard_state};
 use crate::claims::Claims;
 use crate::error::chain;
+use crate::leaving::{EvictError, Leaving};
 use crate::preflight::is_root;
-use crate::restore::make_run_root;
+use crate::restore::{make_run_root, prepare};
 use crate::{
-    CheckpointError, CheckpointOptions, CheckpointReport, Destination, MemberStep, Observer, Phase, RestoreError,
-    RestoreErrorKind, RestoreOptions, checkpoint, restore,
+    CheckpointError, CheckpointOptions, CheckpointReport, Destination, LoadError, MemberStep, Observer, Phase, Problem,
+    RestoreError, RestoreErrorKind, RestoreOptions, checkpoint,
 };
 
 /// Where guards keep what they know, unless it is said otherwise.
@@ -134,7 +139,7 @@ pub enum GuardEvent<'a> {
         /// Between the instant of the checkpoint and the loss, if this guard took it.
         undone: Option<Duration>,
     },
-    /// A rollback failed; nothing of the application runs.
+    /// A rollback failed. What was left of the application is as it was, unless the error says otherwise.
     RollbackFailed {
         /// The checkpoint, if it came to one.
         epoch: Option<Epoch>,
@@ -169,12 +174,31 @@ pub enum RollbackError {
         /// Only those before this one were looked at.
         below: Option<Epoch>,
     },
-    /// What is left of the application could not be ended.
-    #[error("what is left of the application cannot be ended")]
-    Evict(#[source] crate::EngineError),
-    /// The restore failed.
+    /// There is none that is left to be tried of those that the store gives, and it does not give all.
+    #[error("there is no checkpoint of it{} in {store} that can be read, and the tag {tag} may be one", bound(*below))]
+    Withheld {
+        /// The store.
+        store: String,
+        /// Only those before this one were looked at.
+        below: Option<Epoch>,
+        /// The tag that the store does not give.
+        tag: String,
+        /// In the store's words.
+        #[source]
+        source: CatalogueError,
+    },
+    /// The checkpoint cannot be restored, or not here and now. Nothing was ended.
+    #[error("the checkpoint cannot be restored, and what is left of the application was not touched")]
+    Refused(#[source] Box<RestoreError>),
+    /// The guard lost its right to act meanwhile. Nothing was ended.
     #[error(transparent)]
-    Restore(Box<RestoreError>),
+    Fenced(#[from] FenceError),
+    /// What is left of the application could not be ended.
+    #[error("what is left of the application cannot be taken away")]
+    Evict(#[source] EvictError),
+    /// The restore failed, after what was left of the application had been ended.
+    #[error("what was left of the application was ended, and its members did not come up again{}", left(_0))]
+    Restore(#[source] Box<RestoreError>),
     /// The members ran, and are gone already.
     #[error("it was restored, but {} did not run on", containers.join(", "))]
     Died {
@@ -188,6 +212,11 @@ pub enum RollbackError {
 
 fn bound(below: Option<Epoch>) -> String {
     below.map(|epoch| format!(" before epoch {epoch}")).unwrap_or_default()
+}
+
+fn left(error: &RestoreError) -> String {
+    let left = error.leftovers.join("; ");
+    if left.is_empty() { String::new() } else { format!(" (still there: {left})") }
 }
 
 /// Why a guard ended, other than by being told to.
@@ -241,13 +270,23 @@ pub enum GuardError {
         #[source]
         source: std::io::Error,
     },
+    /// It was told to end before an application that had failed ran again.
+    #[error("the guard of {application} was told to end before the application ran again; {}", as_it_is(running))]
+    Down {
+        /// The application.
+        application: ApplicationId,
+        /// The containers that still run, and are left as they are.
+        running: Vec<String>,
+    },
     /// There is nothing more to be done.
-    #[error("the guard gives {application} up: {}", words(*surrender))]
+    #[error("the guard gives {application} up: {}; {}", words(*surrender), as_it_is(running))]
     GaveUp {
         /// The application.
         application: ApplicationId,
         /// Why.
         surrender: Surrender,
+        /// The containers that still run, and are left as they are.
+        running: Vec<String>,
     },
 }
 
@@ -259,12 +298,20 @@ fn does(containers: &[String]) -> String {
 fn words(surrender: Surrender) -> String {
     match surrender {
         Surrender::NothingLeft => "no checkpoint is left that was not tried".to_owned(),
-        Surrender::TooOften { attempts } => format!("it was rolled back {attempts} times without getting anywhere"),
+        Surrender::TooOften { attempts } => format!("{attempts} attempts to roll it back got nowhere"),
+    }
+}
+
+fn as_it_is(running: &[String]) -> String {
+    match running {
+        [] => "nothing of it runs".to_owned(),
+        [one] => format!("{one} still runs, and is left as it is"),
+        several => format!("{} still run, and are left as they are", several.join(", ")),
     }
 }
 
 /// Guards an application until it is told to stop. The application runs on then, also if the guard fails, but for
-/// [`GuardError::GaveUp`].
+/// [`GuardError::GaveUp`] and [`GuardError::Down`].
 ///
 /// Checkpoints that cannot be sent are not kept: the next one is newer.
 ///
@@ -298,8 +345,9 @@ pub async fn guard(
     }
     let state_file = StateFile::new(&options.state_dir, &application);
     let known = state_file.read().map_err(file(&state_file.path().to_owned()))?;
-    let found = look(&options.checkpoint.members).await?;
-    if let (None, Look::Missing(containers)) = (&known, found) {
+    if known.is_none()
+        && let Look::Missing(containers) = look(&options.checkpoint.members).await?
+    {
         return Err(GuardError::NotRunning { application, containers });
     }
     let mut state = known.unwrap_or_else(|| state_file.begin(&application));
@@ -352,7 +400,7 @@ impl Guard<'_> {
     async fn run(mut self, mut orders: watch::Receiver<Orders>) -> Result<(), GuardError> {
         let stop = self.options.checkpoint.cancel.clone();
         let mut ordered = *orders.borrow_and_update();
-        let found = look(&self.options.checkpoint.members).await?;
+        let found = self.look(&stop).await?;
         let mut decider = Decider::new(self.options.limits, ordered.interval, Instant::now());
         match found {
             Look::All(running) => self.watch(running),
@@ -382,13 +430,15 @@ impl Guard<'_> {
                 }
                 Some(Action::RollBack { below }) => {
                     cancel = stop.child_token();
-                    work = Some(Box::pin(roll_back(self.options, self.watcher, below, cancel.clone())));
+                    let volumes = self.state.volumes.clone();
+                    work = Some(Box::pin(roll_back(self.options, self.watcher, below, volumes, cancel.clone())));
                     continue;
                 }
                 Some(Action::GiveUp(surrender)) => {
                     self.metrics.gave_up();
                     let application = self.options.checkpoint.application.clone();
-                    return Err(GuardError::GaveUp { application, surrender });
+                    let running = running(&self.options.checkpoint.members).await;
+                    return Err(GuardError::GaveUp { application, surrender, running });
                 }
                 None => {}
             }
@@ -402,7 +452,7 @@ impl Guard<'_> {
                         let done = work.await;
                         self.finish(done, &mut decider, ordered.failure);
                     }
-                    return Ok(());
+                    return self.leave().await;
                 }
                 Woken::Orders => {
                     let before = std::mem::replace(&mut ordered, *orders.borrow_and_update());
@@ -434,6 +484,32 @@ impl Guard<'_> {
                 }
             }
         }
+    }
+
+    /// Which members run. An engine that does not answer is asked again: it may be busy with what a guard that was killed had begun.
+    async fn look(&self, stop: &CancellationToken) -> Result<Look, LookError> {
+        let Limits { attempts, back_off, .. } = self.options.limits;
+        for _ in 1..attempts {
+            match look(&self.options.checkpoint.members).await {
+                Ok(found) => return Ok(found),
+                Err(error) => self.watcher.event(GuardEvent::Warning { warning: &chain(&error) }),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(back_off) => {}
+                () = stop.cancelled() => break,
+            }
+        }
+        look(&self.options.checkpoint.members).await
+    }
+
+    /// It was told to end. An application that does not run as a whole is not said to run on.
+    async fn leave(&self) -> Result<(), GuardError> {
+        if self.running.is_some() {
+            return Ok(());
+        }
+        let application = self.options.checkpoint.application.clone();
+        let running = running(&self.options.checkpoint.members).await;
+        Err(GuardError::Down { application, running })
     }
 
     /// Tells what came of it, notes it, and lets the decider know.
@@ -483,6 +559,10 @@ impl Guard<'_> {
     fn watch(&mut self, running: Running) {
         self.watcher.event(GuardEvent::Watching { members: self.options.checkpoint.members.len() });
         self.metrics.running(true);
+        if self.state.volumes != running.volumes {
+            self.state.volumes.clone_from(&running.volumes);
+            self.note();
+        }
         self.running = Some(running);
     }
 
@@ -584,6 +664,7 @@ async fn roll_back(
     options: &GuardOptions,
     watcher: &dyn GuardWatcher,
     below: Option<Epoch>,
+    volumes: BTreeSet<String>,
     cancel: CancellationToken,
 ) -> Done {
     let found = find(options, watcher, below).await;
@@ -592,7 +673,7 @@ async fn roll_back(
         Err(error) => return Done::Rollback(Err((None, error))),
     };
     let (epoch, digest) = (listed.global.epoch(), listed.root.digest);
-    let restored = restore_one(options, watcher, listed, cancel).await;
+    let restored = restore_one(options, watcher, listed, volumes, cancel).await;
     Done::Rollback(restored.map(|running| (epoch, digest, running)).map_err(|error| (Some(epoch), error)))
 }
 
@@ -605,31 +686,56 @@ async fn find(
     let store = &options.destination.store;
     let catalogue = catalogue(&**store, &options.restore.trust, options.restore.jobs).await;
     let Catalogue { listed, passed_over } = catalogue.map_err(RollbackError::List)?;
-    for PassedOver { tag, why } in passed_over {
-        let warning = format!("the tag {tag} is passed over: {}", chain(&why));
+    for PassedOver { tag, why } in &passed_over {
+        let warning = format!("the tag {tag} is passed over: {}", chain(why));
         watcher.event(GuardEvent::Warning { warning: &warning });
     }
     let ours = listed.into_iter().filter(|listed| *listed.global.application() == options.checkpoint.application);
     let ours = ours.filter(|listed| below.is_none_or(|below| listed.global.epoch() < below));
-    let nothing = || RollbackError::NothingLeft { store: store.name().to_owned(), below };
-    ours.max_by_key(|listed| listed.global.epoch()).ok_or_else(nothing)
+    let newest = ours.max_by_key(|listed| listed.global.epoch());
+    newest.ok_or_else(|| {
+        let store = store.name().to_owned();
+        match passed_over.into_iter().find(|PassedOver { why, .. }| is_withheld(why)) {
+            Some(PassedOver { tag, why: source }) => RollbackError::Withheld { store, below, tag, source },
+            None => RollbackError::NothingLeft { store, below },
+        }
+    })
 }
 
+/// Whether a store that answers otherwise the next time may have a checkpoint there.
+fn is_withheld(why: &CatalogueError) -> bool {
+    let CatalogueError::Store(error) = why else { return false };
+    !matches!(error, StoreError::NotFound { .. } | StoreError::Corrupt { .. } | StoreError::TooLarge { .. })
+}
+
+/// `volumes` are known to be the members'.
 async fn restore_one(
     options: &GuardOptions,
     watcher: &dyn GuardWatcher,
     listed: Listed,
+    volumes: BTreeSet<String>,
     cancel: CancellationToken,
 ) -> Result<Running, RollbackError> {
     let (epoch, digest) = (listed.global.epoch(), listed.root.digest);
     watcher.event(GuardEvent::RollingBack { epoch, digest: &digest });
-    // Nothing of this incarnation may run beside the next one; only now, since until here it might have gone on.
-    evict(&options.checkpoint.members).await.map_err(RollbackError::Evict)?;
+    let members = &options.checkpoint.members;
     let own = RestoreOptions { cancel, ..options.restore.clone() };
     let store = Arc::clone(&options.destination.store);
-    let restored = restore(store, listed.root, &own, &Quiet(watcher)).await;
-    restored.map_err(|error| RollbackError::Restore(Box::new(error)))?;
-    match look(&options.checkpoint.members).await? {
+    let quiet = Quiet(watcher);
+    let leaving = Leaving::look(members, volumes.clone()).await.map_err(LookError::from)?;
+    let prepared = prepare(store, listed.root, &own, &leaving, &quiet).await;
+    let prepared = prepared.map_err(|error| RollbackError::Refused(Box::new(error)))?;
+    // That took its time. What runs may be a newer guard's by now, or this one may have been told to end.
+    own.fence.as_ref().map_or(Ok(()), Fence::check)?;
+    if own.cancel.is_cancelled() {
+        let cancelled = RestoreError::new(Phase::Fetch, RestoreErrorKind::Cancelled);
+        return Err(RollbackError::Refused(Box::new(cancelled)));
+    }
+    // Nothing of this incarnation may run beside the next one.
+    let leaving = Leaving::look(members, volumes).await.map_err(LookError::from)?;
+    leaving.evict(&prepared.volumes).await.map_err(RollbackError::Evict)?;
+    prepared.run().await.map_err(|error| RollbackError::Restore(Box::new(error)))?;
+    match look(members).await? {
         Look::All(running) => Ok(running),
         Look::Missing(containers) => Err(RollbackError::Died { containers }),
     }
@@ -637,38 +743,62 @@ async fn restore_one(
 
 /// Whose fault it is: another checkpoint may do where this one does not, but not where the store or this machine does not.
 fn blame(epoch: Option<Epoch>, error: &RollbackError) -> Failure {
-    let of_checkpoint = match error {
-        RollbackError::NothingLeft { .. } => return Failure::NothingLeft,
-        RollbackError::List(_) | RollbackError::Evict(_) | RollbackError::Look(_) => false,
-        RollbackError::Died { .. } => true,
-        RollbackError::Restore(error) => match &*error.kind {
-            RestoreErrorKind::Untrusted { .. }
-            | RestoreErrorKind::Fetch { .. }
-            | RestoreErrorKind::Load(_)
-            | RestoreErrorKind::Aborted { .. }
-            | RestoreErrorKind::Preflight { .. } => !unreachable(error),
-            RestoreErrorKind::Store(StoreError::NotFound { .. } | StoreError::Corrupt { .. }) => true,
-            _ => false,
-        },
-    };
-    match epoch.filter(|_| of_checkpoint) {
-        Some(epoch) => Failure::Checkpoint(epoch),
-        None => Failure::Surroundings,
+    match (error, epoch) {
+        (RollbackError::NothingLeft { .. }, _) => Failure::NothingLeft,
+        (RollbackError::Refused(error), Some(epoch)) => blame_refusal(epoch, error),
+        (RollbackError::Evict(EvictError::Held { .. }), Some(epoch)) => Failure::Refused(epoch),
+        (RollbackError::Restore(_) | RollbackError::Died { .. }, Some(epoch)) => Failure::Broken(epoch),
+        _ => Failure::Surroundings(None),
     }
 }
 
-/// Whether a store that does not answer is at the bottom of an error.
-fn unreachable(error: &RestoreError) -> bool {
+/// The same of a checkpoint for which nothing was ended.
+fn blame_refusal(epoch: Epoch, error: &RestoreError) -> Failure {
+    if let Some(error) = of_store(error) {
+        return match error {
+            StoreError::NotFound { .. } | StoreError::Corrupt { .. } | StoreError::TooLarge { .. } => {
+                Failure::Unfit(epoch)
+            }
+            // The store answers; it may give another one.
+            StoreError::Denied { .. } | StoreError::Refused { .. } => Failure::Refused(epoch),
+            _ => Failure::Surroundings(Some(epoch)),
+        };
+    }
+    match &*error.kind {
+        RestoreErrorKind::Load(LoadError::Interrupted(_)) => Failure::Surroundings(Some(epoch)),
+        RestoreErrorKind::Fetch { source, .. } if matches!(**source, UnpackError::Write(_)) => {
+            Failure::Surroundings(Some(epoch))
+        }
+        RestoreErrorKind::Untrusted { .. } | RestoreErrorKind::Load(_) | RestoreErrorKind::Fetch { .. } => {
+            Failure::Unfit(epoch)
+        }
+        RestoreErrorKind::Preflight { problems } if problems.iter().any(Problem::is_of_checkpoint) => {
+            Failure::Unfit(epoch)
+        }
+        RestoreErrorKind::Preflight { .. }
+        | RestoreErrorKind::OpenFiles(_)
+        | RestoreErrorKind::Pull { .. }
+        | RestoreErrorKind::OtherImage { .. }
+        | RestoreErrorKind::Bundle { .. } => Failure::Refused(epoch),
+        _ => Failure::Surroundings(Some(epoch)),
+    }
+}
+
+/// The error of a store that is at the bottom of another.
+fn of_store(error: &RestoreError) -> Option<&StoreError> {
+    if let RestoreErrorKind::Store(error) | RestoreErrorKind::Load(LoadError::Store(error)) = &*error.kind {
+        return Some(error);
+    }
     let mut next = std::error::Error::source(error);
     while let Some(error) = next {
         let carried = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
         let store = error.downcast_ref::<StoreError>().or_else(|| carried.and_then(|inner| inner.downcast_ref()));
-        if let Some(StoreError::Unreachable { .. } | StoreError::Denied { .. } | StoreError::Refused { .. }) = store {
-            return true;
+        if store.is_some() {
+            return store;
         }
         next = error.source();
     }
-    false
+    None
 }
 
 /// Passes on what is worth attention, and nothing else: a guard does the same things day and night.

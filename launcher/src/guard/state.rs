@@ -1,6 +1,6 @@
 //! What a guard knows beyond its own life: a file, so that one that was killed goes on where it was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -33,6 +33,9 @@ pub struct GuardState {
     /// The containers that it is made of, by the members that they are.
     #[serde(default)]
     pub members: BTreeMap<MemberId, String>,
+    /// The named volumes that these containers mounted when they ran last. A rollback replaces them, also where a container is gone.
+    #[serde(default)]
+    pub volumes: BTreeSet<String>,
 }
 
 /// One checkpoint.
@@ -58,6 +61,7 @@ impl GuardState {
             rollbacks: 0,
             failure: None,
             members: BTreeMap::new(),
+            volumes: BTreeSet::new(),
         }
     }
 

@@ -130,7 +130,7 @@ fn check_engine(want: &Want, survey: &Survey, problems: &mut Vec<Problem>) {
 fn check_names(want: &Want, survey: &Survey, problems: &mut Vec<Problem>) {
     let same = |id: &str, names: &[String]| names.contains(&want.container) || want.id.as_deref() == Some(id);
     for other in survey.containers.iter().filter(|other| same(&other.id, &other.names)) {
-        let container = other.names.first().unwrap_or(&other.id).clone();
+        let container = other.name().to_owned();
         let (member, state) = (want.member.clone(), other.state.clone());
         problems.push(Problem::ContainerExists { member, container, state });
     }

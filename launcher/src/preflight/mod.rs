@@ -19,8 +19,9 @@ pub(crate) use self::check::{BaseImage, Want};
 use self::host::Host;
 pub(crate) use self::host::{Room, is_root};
 pub use self::problem::Problem;
-use crate::engine::Survey;
+use crate::engine::{EngineError, Survey};
 use crate::error::chain;
+use crate::leaving::{Leaving, Volumes};
 use crate::plan::Planned;
 use crate::set::Set;
 use crate::{EngineKind, RestoreOptions};
@@ -30,24 +31,44 @@ use crate::{EngineKind, RestoreOptions};
 pub(crate) struct Examined {
     pub(crate) problems: Vec<Problem>,
     pub(crate) engines: BTreeMap<EngineKind, Survey>,
+    /// Volumes that are there and must go first, with what is leaving.
+    pub(crate) volumes: Volumes,
 }
 
-/// Looks at everything.
+/// Looks at everything, as if what is leaving were gone.
 pub(crate) async fn examine(
     set: &Set,
     planned: &[Planned],
     store: &Arc<dyn Store>,
     options: &RestoreOptions,
+    leaving: &Leaving,
 ) -> Result<Examined, StoreError> {
     let wants: Vec<Want> = planned.iter().map(|planned| planned.want.clone()).collect();
     let mut problems = missing_blobs(set, store, options.jobs).await?;
-    let (engines, unusable) = survey(&wants).await;
+    let (mut engines, unusable) = survey(&wants).await;
     problems.extend(unusable);
+    let mut volumes = Volumes::new();
+    for (engine, survey) in &mut engines {
+        let its = wants.iter().filter(|want| want.engine == *engine);
+        let brought = its.flat_map(|want| want.volumes.iter().map(|volume| (volume, &want.member)));
+        let brought: BTreeMap<_, _> = brought.filter(|(volume, _)| survey.volumes.contains(*volume)).collect();
+        let asked = async {
+            let users = leaving.users(*engine, brought.keys().copied()).await?;
+            let (gone, held) = leaving.subtract(*engine, survey, &brought, &users);
+            volumes.extend(gone.into_iter().map(|volume| (*engine, volume)));
+            problems.extend(held);
+            problems.extend(leaving.needed(*engine, &survey.containers).await?);
+            Ok::<_, EngineError>(())
+        };
+        if let Err(error) = asked.await {
+            problems.push(Problem::Engine { engine: *engine, reason: chain(&error) });
+        }
+    }
     let missing = host::missing(wants.iter().flat_map(|want| want.mounts.keys()));
     problems.extend(check::check(&wants, &Host::look().await, &engines, &missing));
     problems.extend(own_files(options));
     problems.extend(rooms(&wants, &engines, &options.work_dir));
-    Ok(Examined { problems, engines })
+    Ok(Examined { problems, engines, volumes })
 }
 
 async fn missing_blobs(set: &Set, store: &Arc<dyn Store>, jobs: usize) -> Result<Vec<Problem>, StoreError> {

@@ -222,6 +222,24 @@ pub enum Problem {
         /// The volume's name.
         volume: String,
     },
+    /// A volume that is to be restored belongs to a member as it is, and to somebody else too: it cannot be taken away.
+    #[error("member {member}: volume {volume} is held by container {holder} too, which is no member")]
+    VolumeHeld {
+        /// The member.
+        member: MemberId,
+        /// The volume's name.
+        volume: String,
+        /// Who holds it, running or not.
+        holder: String,
+    },
+    /// A container that is to be taken away cannot be, since another one, which is no member, needs it.
+    #[error("container {container} cannot make room: container {by}, which is no member, needs it")]
+    ContainerNeeded {
+        /// The container's name.
+        container: String,
+        /// Who needs it: its network, its volumes or something else of it.
+        by: String,
+    },
     /// podman restores a volume with the first container and then refuses the second.
     #[error("members {first} and {second} share the volume {volume}, which podman cannot restore")]
     SharedVolume {
@@ -303,6 +321,11 @@ impl Problem {
         matches!(self, Self::OlderKernel { .. })
     }
 
+    /// Whether it lies in the checkpoint, so that no other machine restores it either, and this one never will.
+    pub(crate) fn is_of_checkpoint(&self) -> bool {
+        matches!(self, Self::BlobMissing { .. } | Self::BlobSize { .. } | Self::BadName { .. })
+    }
+
     /// What to do about it.
     #[must_use]
     pub fn hint(&self) -> String {
@@ -342,6 +365,10 @@ impl Problem {
                     "its content would not be the checkpoint's: keep what you need of it, then `podman volume rm {volume}`"
                 )
             }
+            Self::VolumeHeld { volume, holder, .. } => {
+                format!("remove {holder}, or let it use another volume than {volume}")
+            }
+            Self::ContainerNeeded { by, .. } => format!("remove {by}"),
             Self::SharedVolume { .. } => {
                 "restore them with podman one by one, the second with --ignore-volumes".to_owned()
             }

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use self::http::Shown;
 use self::log::Log;
 use crate::chain::Chains;
-use crate::commands::checkpoint;
+use crate::commands::preempt;
 use crate::commands::sign::Identity;
 use crate::context::Context;
 use crate::error::{CommandError, While};
@@ -39,9 +39,10 @@ use crate::values::{Time, words};
 /// Checkpoint an application every so often, and roll it back when a container dies
 ///
 /// A service in the foreground. Every interval it takes a checkpoint of the plan's containers, as `syncpoint checkpoint` does. When the
-/// first process of one of them ends, for whatever reason, what is left of the application is ended and the newest checkpoint that
-/// can be restored and is signed by the plan's key is restored, or the one before. A guard that is killed goes on where it was when it
-/// is started again. SIGTERM ends it; the application runs on, or is preempted. Needs root.
+/// first process of one of them ends, for whatever reason, the newest checkpoint that can be restored and is signed by the plan's key is
+/// restored, or the one before. What is left of the application is ended once that checkpoint is verified, fetched and known to fit; if
+/// there is none, it is left as it is. A guard that is killed goes on where it was when it is started again. SIGTERM ends it; the
+/// application runs on, or is preempted. Needs root.
 ///
 /// The plan is that of `syncpoint checkpoint`, with interval, on-terminate and [guard] besides; docs/guide/plan.md has them all.
 #[derive(Debug, Args)]
@@ -104,7 +105,7 @@ pub struct GuardArgs {
 }
 
 /// How long the address of a guard that was killed may still be taken: what it was about to start has the socket until it is started.
-const LINGERING: Duration = Duration::from_secs(2);
+const LINGERING: Duration = Duration::from_secs(10);
 
 /// How events are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -250,11 +251,12 @@ async fn options(
     ))
 }
 
-/// The last checkpoint, after which the containers end. The signal that ended the guard does not end this; a second one does.
+/// The last checkpoint, after which the containers end, if it can be restored. The signal that ended the guard does not end
+/// this; a second one does.
 async fn preempt(options: &GuardOptions, log: &Log) -> Result<(), CommandError> {
-    let last = CheckpointOptions { stop: true, cancel: CancellationToken::new(), ..options.checkpoint.clone() };
-    let report = launcher::checkpoint(&options.destination, &last, &()).await;
-    let report = report.map_err(|error| checkpoint::failed(&last.application, error))?;
+    let last = CheckpointOptions { cancel: CancellationToken::new(), ..options.checkpoint.clone() };
+    let report = launcher::halt(&options.destination, &last, &()).await;
+    let report = report.map_err(|error| preempt::failed(&last.application, error))?;
     log.ended(&format!("preempted: epoch {} is permanent, and the containers are stopped", report.epoch));
     Ok(())
 }
@@ -269,6 +271,9 @@ fn failed(error: GuardError) -> CommandError {
             Exit::Refused,
             Some("start the application, or bring it back with `syncpoint restore`, before it is guarded"),
         ),
+        GuardError::Down { .. } => {
+            (Exit::Aborted, Some("start the guard again, or bring the application back with `syncpoint restore`"))
+        }
         GuardError::GaveUp { .. } => (
             Exit::Aborted,
             Some("the log says what each attempt failed with; `syncpoint list` shows what there is to restore"),

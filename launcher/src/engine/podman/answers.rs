@@ -1,4 +1,8 @@
 //! podman's JSON, as far as it is needed. Seen with podman 5.4.
+//!
+//! What a dump is made from must be said whole ([`Inspected`]): a volume that podman does not mention would be missing in the checkpoint.
+//! Every other question is answered by what is there. A field that is missing, `null` or of another type is not known, and an entry that
+//! cannot be read does not hide the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -6,18 +10,34 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Error as _};
+use serde_json::Value;
 
-use crate::engine::{Container, Labelled, Network};
+use crate::engine::{Container, Labelled, Network, Subnet};
 
 /// `podman info`.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Info {
-    pub(super) version: String,
-    pub(super) runtime: String,
-    pub(super) storage: PathBuf,
+    pub(super) version: Option<String>,
+    pub(super) runtime: Option<String>,
+    pub(super) storage: Option<PathBuf>,
 }
 
-/// `podman container inspect`.
+/// A container, as far as `podman container inspect` says something of it: all that it takes to watch it and to take it away.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) id: String,
+    pub(super) name: Option<String>,
+    pub(super) runtime: Option<String>,
+    /// Where its runtime's configuration is. A container that podman made and its runtime never saw has none.
+    pub(super) config_path: Option<PathBuf>,
+    pub(super) status: Option<String>,
+    pub(super) pid: i32,
+    /// `None` if podman does not say which it has.
+    pub(super) annotations: Option<BTreeMap<String, String>>,
+    pub(super) volumes: BTreeSet<String>,
+}
+
+/// `podman container inspect` of a container that is to be dumped.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Inspected {
@@ -78,111 +98,80 @@ impl Inspected {
     }
 }
 
+impl Seen {
+    /// A container as `podman ps` lists it.
+    fn listed(entry: &Value) -> Option<Self> {
+        Some(Self {
+            id: text(entry, "/Id")?.to_owned(),
+            name: names(entry).into_iter().next(),
+            status: text(entry, "/State").map(str::to_owned),
+            pid: pid(entry, "/Pid"),
+            ..Self::default()
+        })
+    }
+
+    /// `None` without an id.
+    fn read(entry: &Value) -> Option<Self> {
+        let volumes = list(entry, "/Mounts").iter().filter(|mount| text(mount, "/Type") == Some("volume"));
+        Some(Self {
+            id: text(entry, "/Id")?.to_owned(),
+            name: text(entry, "/Name").map(str::to_owned),
+            runtime: text(entry, "/OCIRuntime").map(str::to_owned),
+            config_path: text(entry, "/OCIConfigPath").map(PathBuf::from),
+            status: text(entry, "/State/Status").map(str::to_owned),
+            pid: pid(entry, "/State/Pid"),
+            annotations: entry.get("Config").map(|config| texts(config, "/Annotations")),
+            volumes: volumes.filter_map(|volume| text(volume, "/Name")).map(str::to_owned).collect(),
+        })
+    }
+
+    pub(super) fn annotation(&self, name: &str) -> Option<&str> {
+        self.annotations.as_ref()?.get(name).map(String::as_str)
+    }
+}
+
 pub(super) fn info(answer: &[u8]) -> Result<Info, serde_json::Error> {
-    #[derive(Deserialize)]
-    struct Answer {
-        host: Host,
-        store: Store,
-        version: Version,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Host {
-        oci_runtime: Runtime,
-    }
-    #[derive(Deserialize)]
-    struct Runtime {
-        name: String,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Store {
-        graph_root: PathBuf,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Version {
-        version: String,
-    }
-    let Answer { host, store, version: Version { version } } = serde_json::from_slice(answer)?;
-    Ok(Info { version, runtime: host.oci_runtime.name, storage: store.graph_root })
+    let answer: Value = serde_json::from_slice(answer)?;
+    Ok(Info {
+        version: text(&answer, "/version/Version").map(str::to_owned),
+        runtime: text(&answer, "/host/ociRuntime/name").map(str::to_owned),
+        storage: text(&answer, "/store/graphRoot").map(PathBuf::from),
+    })
 }
 
 /// `podman ps`; `Names` is `null` for a container that only the storage knows.
 pub(super) fn containers(answer: &[u8]) -> Result<Vec<Container>, serde_json::Error> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Entry {
-        id: String,
-        names: Option<Vec<String>>,
-        state: String,
-    }
-    let entries: Option<Vec<Entry>> = serde_json::from_slice(answer)?;
-    let container = |Entry { id, names, state }| Container { id, names: names.unwrap_or_default(), state };
-    Ok(entries.unwrap_or_default().into_iter().map(container).collect())
+    let container = |entry: &Value| {
+        let state = text(entry, "/State").unwrap_or_default().to_owned();
+        Some(Container { id: text(entry, "/Id")?.to_owned(), names: names(entry), state })
+    };
+    Ok(entries(answer)?.iter().filter_map(container).collect())
 }
 
 /// `podman ps`, with the labels of each.
 pub(super) fn labels(answer: &[u8]) -> Result<Vec<Labelled>, serde_json::Error> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Entry {
-        names: Option<Vec<String>>,
-        labels: Option<BTreeMap<String, String>>,
-    }
-    let entries: Option<Vec<Entry>> = serde_json::from_slice(answer)?;
-    let named = |Entry { names, labels }| Some((names?.into_iter().next()?, labels.unwrap_or_default()));
-    Ok(entries.unwrap_or_default().into_iter().filter_map(named).collect())
+    let labelled = |entry: &Value| Some((names(entry).into_iter().next()?, texts(entry, "/Labels")));
+    Ok(entries(answer)?.iter().filter_map(labelled).collect())
 }
 
 pub(super) fn volumes(answer: &[u8]) -> Result<BTreeSet<String>, serde_json::Error> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Entry {
-        name: String,
-    }
-    let entries: Option<Vec<Entry>> = serde_json::from_slice(answer)?;
-    Ok(entries.unwrap_or_default().into_iter().map(|entry| entry.name).collect())
+    Ok(entries(answer)?.iter().filter_map(|entry| text(entry, "/Name")).map(str::to_owned).collect())
 }
 
 /// `podman network inspect` of one network. Before podman 5 it does not say who has which address.
 pub(super) fn network(answer: &[u8]) -> Result<Network, serde_json::Error> {
-    #[derive(Deserialize)]
-    struct Entry {
-        subnets: Option<Vec<Range>>,
-        containers: Option<BTreeMap<String, Member>>,
-    }
-    #[derive(Deserialize)]
-    struct Range {
-        subnet: String,
-    }
-    #[derive(Deserialize)]
-    struct Member {
-        name: String,
-        interfaces: Option<BTreeMap<String, Interface>>,
-    }
-    #[derive(Deserialize)]
-    struct Interface {
-        subnets: Option<Vec<Address>>,
-    }
-    #[derive(Deserialize)]
-    struct Address {
-        ipnet: String,
-    }
-    let Entry { subnets, containers } = only(answer)?;
-    let mut network = Network::default();
-    for Range { subnet } in subnets.unwrap_or_default() {
-        let parsed = subnet.parse().map_err(|()| serde_json::Error::custom(format!("{subnet:?} is not a subnet")));
-        network.subnets.push(parsed?);
-    }
-    for Member { name, interfaces } in containers.unwrap_or_default().into_values() {
-        let addresses =
-            interfaces.unwrap_or_default().into_values().filter_map(|interface| interface.subnets).flatten();
-        for Address { ipnet } in addresses {
-            let address = ipnet.split_once('/').and_then(|(address, _)| address.parse::<IpAddr>().ok());
-            let address = address.ok_or_else(|| serde_json::Error::custom(format!("{ipnet:?} is not an address")));
-            network.taken.insert(address?, name.clone());
-        }
+    let entry: Value = only(answer)?;
+    let subnets = list(&entry, "/subnets").iter().map(|range| text(range, "/subnet")?.parse().ok());
+    // Where one of them is not understood, no address is known to be outside.
+    let subnets: Option<Vec<Subnet>> = subnets.collect();
+    let mut network = Network { subnets: subnets.unwrap_or_default(), ..Network::default() };
+    let members = entry.get("containers").and_then(Value::as_object).into_iter().flatten();
+    for (id, member) in members {
+        let owner = text(member, "/name").unwrap_or(id);
+        let interfaces = member.get("interfaces").and_then(Value::as_object).into_iter().flatten();
+        let addresses = interfaces.flat_map(|(_, interface)| list(interface, "/subnets"));
+        let addresses = addresses.filter_map(|address| text(address, "/ipnet")?.split_once('/')?.0.parse().ok());
+        network.taken.extend(addresses.map(|address: IpAddr| (address, owner.to_owned())));
     }
     Ok(network)
 }
@@ -191,9 +180,58 @@ pub(super) fn container(answer: &[u8]) -> Result<Inspected, serde_json::Error> {
     only(answer)
 }
 
-/// `podman container inspect` of several.
-pub(super) fn inspected(answer: &[u8]) -> Result<Vec<Inspected>, serde_json::Error> {
-    serde_json::from_slice(answer)
+/// `podman container inspect` of one, for whoever needs no more than what is there.
+pub(super) fn seen(answer: &[u8]) -> Result<Seen, serde_json::Error> {
+    Seen::read(&only(answer)?).ok_or_else(|| serde_json::Error::missing_field("Id"))
+}
+
+/// The container of this name or id among those of `podman ps`.
+pub(super) fn listed(answer: &[u8], container: &str) -> Result<Option<Seen>, serde_json::Error> {
+    let entries = entries(answer)?;
+    let same =
+        |entry: &&Value| text(entry, "/Id") == Some(container) || names(entry).iter().any(|name| name == container);
+    Ok(entries.iter().find(same).and_then(Seen::listed))
+}
+
+/// `podman container inspect` of several, `None` for those that cannot be told apart.
+pub(super) fn all_seen(answer: &[u8]) -> Result<Vec<Option<Seen>>, serde_json::Error> {
+    Ok(entries(answer)?.iter().map(Seen::read).collect())
+}
+
+/// What each of several containers cannot be without, by their ids.
+pub(super) fn dependencies(answer: &[u8]) -> Result<BTreeMap<String, Vec<String>>, serde_json::Error> {
+    let of = |entry: &Value| {
+        let needed = list(entry, "/Dependencies").iter().filter_map(Value::as_str).map(str::to_owned).collect();
+        Some((text(entry, "/Id")?.to_owned(), needed))
+    };
+    Ok(entries(answer)?.iter().filter_map(of).collect())
+}
+
+/// podman says `null` for an empty list.
+fn entries(answer: &[u8]) -> Result<Vec<Value>, serde_json::Error> {
+    serde_json::from_slice::<Option<_>>(answer).map(Option::unwrap_or_default)
+}
+
+fn text<'a>(entry: &'a Value, pointer: &str) -> Option<&'a str> {
+    entry.pointer(pointer)?.as_str().filter(|text| !text.is_empty())
+}
+
+fn pid(entry: &Value, pointer: &str) -> i32 {
+    entry.pointer(pointer).and_then(Value::as_i64).and_then(|pid| pid.try_into().ok()).unwrap_or_default()
+}
+
+fn list<'a>(entry: &'a Value, pointer: &str) -> &'a [Value] {
+    entry.pointer(pointer).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
+
+/// A map of texts; what is none of them is left out.
+fn texts(entry: &Value, pointer: &str) -> BTreeMap<String, String> {
+    let all = entry.pointer(pointer).and_then(Value::as_object).into_iter().flatten();
+    all.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
+}
+
+fn names(entry: &Value) -> Vec<String> {
+    list(entry, "/Names").iter().filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
 /// podman answers every `inspect` with a list.
@@ -215,9 +253,9 @@ mod tests {
             "store":{"graphDriverName":"overlay","graphRoot":"/var/lib/containers/storage","graphRootUsed":244},
             "version":{"APIVersion":"5.4.2","Version":"5.4.2","OsArch":"linux/amd64"}}"#;
         let expected = Info {
-            version: "5.4.2".to_owned(),
-            runtime: "runc".to_owned(),
-            storage: "/var/lib/containers/storage".into(),
+            version: Some("5.4.2".to_owned()),
+            runtime: Some("runc".to_owned()),
+            storage: Some("/var/lib/containers/storage".into()),
         };
         assert_eq!(info(info_answer).unwrap(), expected);
         let volumes_answer = br#"[{"Name":"ledger-data","Driver":"local","MountCount":0},{"Name":"b"}]"#;
@@ -250,12 +288,80 @@ mod tests {
     }
 
     #[test]
-    fn other_shapes_are_errors() {
+    fn what_containers_cannot_be_without() {
+        let answer = br#"[{"Id":"1","Dependencies":["2",7]},{"Id":"2","Dependencies":null},{"Id":"3"},{"Name":"x"}]"#;
+        let expected = [("1", vec!["2".to_owned()]), ("2", Vec::new()), ("3", Vec::new())];
+        assert_eq!(dependencies(answer).unwrap(), expected.map(|(id, needed)| (id.to_owned(), needed)).into());
+    }
+
+    #[test]
+    fn what_is_not_an_answer_is_an_error() {
         assert!(network(b"[]").is_err());
-        assert!(network(br#"[{"subnets":[{"subnet":"x"}]}]"#).is_err());
         assert_eq!(network(br#"[{"name":"none"}]"#).unwrap(), Network::default(), "podman 4, and no subnet");
-        assert!(info(b"{}").is_err());
-        assert!(containers(b"{").is_err());
+        assert!(containers(b"{").is_err() && containers(b"{}").is_err() && info(b"").is_err());
+        assert!(seen(br#"[{"Name":"auditor"}]"#).unwrap_err().to_string().contains("missing field `Id`"));
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_read_does_not_hide_the_others() {
+        let answer = br#"[null, 7, {"Names":["x"]}, {"Id":"241c","Names":["consumer",7],"State":null,"Labels":{"a":"b","c":1}}]"#;
+        let consumer = Container { id: "241c".to_owned(), names: vec!["consumer".to_owned()], state: String::new() };
+        assert_eq!(containers(answer).unwrap(), [consumer]);
+        let label = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
+        assert_eq!(labels(answer).unwrap(), [("x".to_owned(), BTreeMap::new()), ("consumer".to_owned(), label)]);
+        assert_eq!(volumes(br#"[{"Driver":"local"},{"Name":"b"},null]"#).unwrap(), BTreeSet::from(["b".to_owned()]));
+        let found = all_seen(br#"[{"Id":"241c"},{"Name":"y"}]"#).unwrap();
+        assert_eq!(found, [Some(Seen { id: "241c".to_owned(), ..Seen::default() }), None]);
+        let network = network(
+            br#"[{"subnets":[{"subnet":"x"},{"subnet":"10.90.0.0/24"}],"containers":{"241c":{"interfaces":
+            {"eth0":{"subnets":[{"ipnet":"x"},{"ipnet":"10.90.0.10/24"}]}}},"e008":null}}]"#,
+        )
+        .unwrap();
+        assert!(network.subnets.is_empty(), "no address is outside of what is not known");
+        assert_eq!(network.taken, BTreeMap::from([("10.90.0.10".parse().unwrap(), "241c".to_owned())]));
+        assert_eq!(info(b"{}").unwrap(), Info::default());
+        assert_eq!(info(br#"{"host":null,"version":{"Version":5}}"#).unwrap(), Info::default());
+    }
+
+    /// What podman 5.4.2 says of a container; the field that each name leads to is taken away in turn, or is another type.
+    #[test]
+    fn a_container_is_known_by_its_id_whatever_else_is_missing() {
+        let whole: Value = serde_json::from_str(
+            r#"{"Id":"241c","Created":"2026-11-30T10:00:00Z","Path":"/bin/ledger","State":{"OciVersion":"1.2.0",
+            "Status":"running","Running":true,"Pid":125,"ExitCode":0},"Image":"d3b4","Name":"auditor","RestartCount":0,
+            "OCIConfigPath":"/var/lib/x/userdata/config.json","OCIRuntime":"runc","GraphDriver":{"Name":"overlay",
+            "Data":{"UpperDir":"/u","LowerDir":"/a:/b"}},"Mounts":[{"Type":"volume","Name":"data","Source":"/v"},
+            {"Type":"bind","Source":"/h"}],"NetworkSettings":{"Networks":{}},"Config":{"Hostname":"auditor",
+            "Annotations":{"org.criu.config":"/run/c"},"Labels":null},"HostConfig":{}}"#,
+        )
+        .unwrap();
+        fn pointers(value: &Value, at: &str, found: &mut Vec<String>) {
+            for (key, inner) in value.as_object().into_iter().flatten() {
+                let pointer = format!("{at}/{key}");
+                pointers(inner, &pointer, found);
+                found.push(pointer);
+            }
+        }
+        let mut all = Vec::new();
+        pointers(&whole, "", &mut all);
+        assert!(all.len() > 25, "{all:?}");
+        let read = |entry: &Value| seen(serde_json::to_vec(&[entry]).unwrap().as_slice());
+        let known = read(&whole).unwrap();
+        assert_eq!((known.pid, known.volumes.len(), known.annotation("org.criu.config")), (125, 1, Some("/run/c")));
+        for pointer in all.iter().filter(|pointer| *pointer != "/Id") {
+            for other in
+                [None, Some(Value::Null), Some(Value::from(7)), Some(Value::from("x")), Some(Value::from([true]))]
+            {
+                let mut entry = whole.clone();
+                let (parent, key) = pointer.rsplit_once('/').unwrap();
+                let parent = entry.pointer_mut(parent).and_then(Value::as_object_mut).unwrap();
+                match other {
+                    None => drop(parent.remove(key)),
+                    Some(other) => drop(parent.insert(key.to_owned(), other)),
+                }
+                assert_eq!(read(&entry).unwrap_or_else(|error| panic!("{pointer}: {error}")).id, "241c");
+            }
+        }
     }
 
     #[test]
@@ -268,8 +374,9 @@ mod tests {
                 "Mounts":[{{"Type":"volume","Name":"data","Source":"/v"}},{{"Type":"bind","Source":"/h"}}]}}]"#
             )
         };
-        let found = container(answer(r#"{"org.criu.config":"/run/c"}"#).as_bytes()).unwrap();
-        assert_eq!((found.annotation("org.criu.config"), found.state.status.as_str()), (Some("/run/c"), "created"));
+        let found = seen(answer(r#"{"org.criu.config":"/run/c"}"#).as_bytes()).unwrap();
+        assert_eq!((found.annotation("org.criu.config"), found.status.as_deref()), (Some("/run/c"), Some("created")));
+        assert_eq!(seen(answer("null").as_bytes()).unwrap().annotations, Some(BTreeMap::new()), "it has none");
         let found = container(answer("null").as_bytes()).unwrap();
         assert_eq!(found.annotation("org.criu.config"), None);
         assert!(found.labels().is_empty());

@@ -8,7 +8,7 @@
 
 mod answers;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::program::{Program, ProgramError};
 use super::{
-    CRIU_CONFIG, CRIU_CONFIGS, DumpInto, Engine, EngineError, Files, Found, Labelled, Layers, MARK, Marks, RESTORE_LOG,
-    Source, Survey, Target, is_alive, kill_left, log_lines, runc,
+    CRIU_CONFIG, CRIU_CONFIGS, Container, DumpInto, Engine, EngineError, Files, Found, Labelled, Layers, MARK, Marks,
+    Present, RESTORE_LOG, Source, Survey, Target, is_alive, kill_left, log_lines, runc,
 };
-use answers::Inspected;
+use answers::{Inspected, Seen};
 
 use crate::attach::Attachment;
 use crate::error::chain;
@@ -56,9 +56,9 @@ impl Engine for Podman {
             )?;
         let there = |(name, found): (String, Option<_>)| Some((name, found?));
         Ok(Survey {
-            version: info.version,
-            runtime: Some(info.runtime),
-            storage: Some(info.storage),
+            version: info.version.unwrap_or_default(),
+            runtime: info.runtime,
+            storage: info.storage,
             containers,
             volumes,
             networks: networks.into_iter().filter_map(there).collect(),
@@ -87,7 +87,11 @@ impl Engine for Podman {
     }
 
     async fn source(&self, container: &str) -> Result<Option<Source>, EngineError> {
-        Ok(inspect_container(container).await?.map(source))
+        Ok(inspect("container", container, answers::container).await?.map(source))
+    }
+
+    async fn present(&self, container: &str) -> Result<Option<Present>, EngineError> {
+        Ok(see(container).await?.map(|seen| present(seen, container)))
     }
 
     async fn dump(
@@ -106,26 +110,40 @@ impl Engine for Podman {
         dump_command(source).attached(attachment).finish(pipe.into(), kill).await
     }
 
-    async fn stop(&self, source: &Source) -> Result<(), EngineError> {
+    async fn stop(&self, id: &str) -> Result<(), EngineError> {
         // Its state is kept; nobody is to begin with tidying up.
-        podman(["stop", "--time", "0", &source.id]).answer().await?;
+        podman(["stop", "--time", "0", id]).answer().await?;
         Ok(())
     }
 
-    async fn evict(&self, source: &Source) -> Result<(), EngineError> {
-        kill_left(&source.container, Marks { id: Some(source.id.clone()), ..Marks::default() }).await?;
-        remove_container(&source.id).await?;
-        for volume in source.files.volumes.keys() {
-            if exists("volume", volume).await? {
-                // podman refuses while another container has it, as whoever is evicted next may.
-                let ran = podman(["volume", "rm", volume]).ask().await?;
-                if !ran.status.success() && ran.status.code() != Some(IN_USE) {
-                    let command = format!("podman volume rm {volume}");
-                    return Err(ProgramError::Failed { command, status: ran.status, words: ran.words }.into());
-                }
-            }
+    async fn evict(&self, present: &Present) -> Result<(), EngineError> {
+        kill_left(&present.container, Marks { id: Some(present.id.clone()), ..Marks::default() }).await?;
+        remove_container(&present.id).await
+    }
+
+    async fn volume_users(&self, volume: &str) -> Result<Vec<Container>, EngineError> {
+        let filter = format!("volume={volume}");
+        ask(["ps", "--all", "--filter", &filter, "--format", "json"], answers::containers).await
+    }
+
+    async fn dependencies(&self, containers: &[Container]) -> Result<BTreeMap<String, Vec<String>>, EngineError> {
+        if containers.is_empty() {
+            return Ok(BTreeMap::new());
         }
-        Ok(())
+        let ids = containers.iter().map(|container| container.id.as_str());
+        let question = podman(["container", "inspect"].into_iter().chain(ids));
+        let command = question.line();
+        // One that is gone by now, or that only the storage knows, makes podman fail; it tells of the others all the same.
+        let ran = question.ask().await?;
+        answers::dependencies(&ran.answer).map_err(|source| EngineError::Answer { command, source })
+    }
+
+    async fn remove_volume(&self, volume: &str) -> Result<(), EngineError> {
+        let removed = podman(["volume", "rm", volume]).answer().await;
+        if removed.is_err() && !exists("volume", volume).await? {
+            return Ok(());
+        }
+        removed.map(drop).map_err(EngineError::from)
     }
 
     async fn log_lines(&self, target: &Target) -> Vec<String> {
@@ -137,28 +155,31 @@ impl Engine for Podman {
             // What goes wrong before there is a container is in podman's own words.
             Ok(None) => Vec::new(),
             Ok(Some(found)) if !is_ours(&found, target) => Vec::new(),
-            Ok(Some(found)) => log_lines(&restore_log(&found)),
+            // podman tells its runtime to write CRIU's log beside its configuration.
+            Ok(Some(found)) => {
+                found.config_path.map_or_else(Vec::new, |config| log_lines(&config.with_file_name(RESTORE_LOG)))
+            }
             Err(error) => vec![format!("CRIU's log cannot be found: {}", chain(&error))],
         }
     }
 
     async fn find(&self, target: &Target) -> Result<Option<Found>, EngineError> {
-        Ok(find(target).await?.map(|inspected| found(inspected, target)))
+        Ok(find(target).await?.map(|seen| found(seen, target)))
     }
 
     async fn find_all(&self, targets: &[&Target]) -> Result<Vec<Option<Found>>, EngineError> {
         let question = ["container", "inspect"].into_iter().chain(targets.iter().map(|target| name(target)));
-        match ask(question, answers::inspected).await {
-            Ok(all) if all.len() == targets.len() => {
-                Ok(all.into_iter().zip(targets).map(|(inspected, target)| Some(found(inspected, target))).collect())
+        match ask(question, answers::all_seen).await {
+            Ok(all) if all.len() == targets.len() && all.iter().all(Option::is_some) => {
+                Ok(all.into_iter().zip(targets).map(|(seen, target)| Some(found(seen?, target))).collect())
             }
             // One of them is missing, or cannot be looked at: which one?
             _ => try_join_all(targets.iter().map(|target| self.find(target))).await,
         }
     }
 
-    async fn remove(&self, target: &Target, marks: &Marks, made_volumes: bool) -> Result<(), EngineError> {
-        let found = find(target).await?;
+    async fn remove(&self, target: &Target, marks: &Marks) -> Result<(), EngineError> {
+        let found = see(name(target)).await?;
         if found.as_ref().is_some_and(|found| !is_ours(found, target)) {
             return Ok(());
         }
@@ -168,15 +189,8 @@ impl Engine for Podman {
             remove_container(&found.id).await?;
         }
         if let Some(id) = id {
-            let runtime = found.as_ref().map_or("runc", |found| &found.runtime);
-            runc::forget(if runtime == "crun" { "crun" } else { "runc" }, &id).await?;
-        }
-        if made_volumes {
-            for volume in &target.volumes {
-                if exists("volume", volume).await? {
-                    podman(["volume", "rm", volume]).answer().await?;
-                }
-            }
+            let runtime = found.and_then(|found| found.runtime);
+            runc::forget(if runtime.as_deref() == Some("crun") { "crun" } else { "runc" }, &id).await?;
         }
         Ok(())
     }
@@ -266,29 +280,42 @@ async fn exists(kind: &str, name: &str) -> Result<bool, EngineError> {
     }
 }
 
-/// How `podman volume rm` ends when a container has the volume.
-const IN_USE: i32 = 2;
-
 /// The container's id, which stays when somebody renames it, or its name where the id is podman's to choose.
 fn name(target: &Target) -> &str {
     target.id.as_deref().unwrap_or(&target.container)
 }
 
-async fn find(target: &Target) -> Result<Option<Inspected>, EngineError> {
-    inspect_container(name(target)).await
+async fn find(target: &Target) -> Result<Option<Seen>, EngineError> {
+    see(name(target)).await
 }
 
-fn found(inspected: Inspected, target: &Target) -> Found {
-    Found {
-        running: inspected.state.status == "running" && is_alive(inspected.state.pid),
-        ours: is_ours(&inspected, target),
-        id: inspected.id,
+fn found(seen: Seen, target: &Target) -> Found {
+    Found { running: runs(&seen) && is_alive(seen.pid), ours: is_ours(&seen, target), id: seen.id }
+}
+
+fn present(seen: Seen, container: &str) -> Present {
+    let pid = if runs(&seen) { seen.pid } else { 0 };
+    let Seen { id, name, volumes, .. } = seen;
+    Present { id, container: name.unwrap_or_else(|| container.to_owned()), pid, volumes }
+}
+
+/// Whether it runs, as far as podman says in which state it is; otherwise its first process tells.
+fn runs(seen: &Seen) -> bool {
+    seen.status.as_deref().is_none_or(|status| status == "running")
+}
+
+/// The container of this name or id, if there is one. One whose restore was cut off before its configuration was written whole cannot be
+/// inspected; podman lists it all the same.
+async fn see(container: &str) -> Result<Option<Seen>, EngineError> {
+    let seen = inspect("container", container, answers::seen).await;
+    let Err(error @ (EngineError::Answer { .. } | EngineError::Program(ProgramError::Failed { .. }))) = seen else {
+        return seen;
+    };
+    let list = ["ps", "--all", "--external", "--no-trunc", "--format", "json"];
+    match ask(list, |answer| answers::listed(answer, container)).await {
+        Ok(Some(listed)) => Ok(Some(listed)),
+        Ok(None) | Err(_) => Err(error),
     }
-}
-
-/// The container of this name or id, if there is one.
-async fn inspect_container(container: &str) -> Result<Option<Inspected>, EngineError> {
-    inspect("container", container, answers::container).await
 }
 
 /// What podman says of something, if it is there. Only where it says nothing is it asked whether that is so: each podman takes a tenth of
@@ -318,13 +345,13 @@ async fn remove_container(id: &str) -> Result<(), EngineError> {
     removed.map(drop).map_err(EngineError::from)
 }
 
-fn is_ours(found: &Inspected, target: &Target) -> bool {
-    target.made(found.annotation(MARK))
-}
-
-/// CRIU's log: podman's runtime is told to write it beside its configuration.
-fn restore_log(found: &Inspected) -> PathBuf {
-    found.oci_config_path.with_file_name(RESTORE_LOG)
+/// The mark of a restore is in the annotations. Where podman does not say which a container has, it is known by its id: nobody else was to
+/// make one of that id, which was not there before.
+fn is_ours(found: &Seen, target: &Target) -> bool {
+    match &found.annotations {
+        Some(_) => target.made(found.annotation(MARK)),
+        None => target.id.as_deref() == Some(&found.id),
+    }
 }
 
 #[cfg(test)]
