@@ -367,6 +367,12 @@ fn a_store_that_fails_does_not_stop_the_application_and_is_caught_up_with() {
     run(&mut registry.syncpoint(["list", &to]));
 }
 
+/// A container that is no member, and never runs.
+fn stay_with(name: &str, options: &[&str]) {
+    let image = run(&mut command("podman", ["inspect", "--format", "{{.ImageName}}", "consumer"]));
+    run(command("podman", ["create", "--name", name]).args(options).args([image.trim(), "/bin/ledger"]));
+}
+
 #[test]
 fn what_still_runs_is_left_alone_until_a_checkpoint_is_known_to_be_good() {
     let registry = Registry::start(5070);
@@ -396,16 +402,16 @@ fn what_still_runs_is_left_alone_until_a_checkpoint_is_known_to_be_good() {
     untouched();
     guarded.write_plan(&to, &keys, limits);
 
-    // Somebody else has a volume that would have to go: it stays, and so does everything.
-    let image = run(&mut command("podman", ["inspect", "--format", "{{.ImageName}}", "consumer"]));
-    let squatter = ["create", "--name", "squatter", "--volume", "ledger-data:/data", image.trim(), "/bin/ledger"];
-    run(&mut command("podman", squatter));
+    // Others have a volume that would have to go, and a network: these stay, and so does everything.
+    stay_with("squatter", &["--volume", "ledger-data:/data"]);
+    stay_with("sidecar", &["--network", "container:consumer"]);
     let started = guarded.words().len();
     guarded.start(&registry);
     let (code, words) = guarded.wait_for_the_end(started);
     assert_eq!((code, words.contains("volume ledger-data is held by container squatter")), (8, true), "{words}");
+    assert!(words.contains("container consumer cannot make room: container sidecar"), "{words}");
     untouched();
-    run(command("podman", ["rm", "squatter"]).stdout(Stdio::null()));
+    run(&mut command("podman", ["rm", "squatter", "sidecar"]));
 
     // A member that somebody removed, and left its volume: that goes too.
     for member in ["auditor", "consumer"] {
@@ -496,6 +502,13 @@ fn a_preempted_application_makes_room_only_when_there_is_time_and_a_checkpoint()
     assert_eq!(code, 9, "{words}");
     assert_eq!(Ledger::running(), ["auditor", "consumer", "producer"]);
     registry.restart();
+
+    // What could not be restored is not ended: a volume that somebody else has would be in the way.
+    stay_with("squatter", &["--volume", "ledger-data:/data"]);
+    let (code, words) = run_failing(&mut preempt(&[]));
+    assert_eq!((code, words.contains("volume ledger-data")), (7, true), "{words}");
+    assert_eq!(Ledger::running(), ["auditor", "consumer", "producer"]);
+    run(&mut command("podman", ["rm", "squatter"]));
 
     let said = ledger.said().into_iter().max().unwrap();
     run(&mut preempt(&["--within", "2m"]));
