@@ -70,14 +70,20 @@ impl Expected {
         artifact: &Artifact,
         signatures: &[GoodSignature],
     ) -> Vec<String> {
-        let mut against = match artifact {
-            Artifact::Global(global) => self.against_global(global),
-            Artifact::Member(_) => self.against_member(),
+        let tag = tag(reference);
+        let epoch = tag.as_ref().and_then(epoch_of);
+        let global = match artifact {
+            Artifact::Global(global) => global,
+            Artifact::Member(_) => {
+                // Members have tags of their own, and are signed under that of their checkpoint.
+                let mut against = self.against_member();
+                against.extend(epoch.map(|epoch| format!("the tag of epoch {epoch} names the image of one member")));
+                return against;
+            }
         };
-        let Some(tag) = tag(reference) else { return against };
-        if let (Some(epoch), Artifact::Global(global)) = (epoch_of(&tag), artifact)
-            && epoch != global.epoch()
-        {
+        let mut against = self.against_global(global);
+        let Some(tag) = tag else { return against };
+        if epoch.is_some_and(|epoch| epoch != global.epoch()) {
             against.push(format!("the tag {tag} names epoch {}", global.epoch()));
         }
         let prefix = format!("{}:", store.repository());

@@ -188,7 +188,7 @@ fn unexpected(reference: &Reference, against: Vec<String>, digest: Digest) -> Co
     let pinned = store::pinned(reference, digest);
     CommandError::new(Exit::Unverified, format!("{reference} is not what is asked for"))
         .details(against)
-        .hint(format!("to restore just this, name its digest: {pinned}; one member's image also needs --member-alone"))
+        .hint(format!("name the digest to restore just this: {pinned}; a member's image needs --member-alone"))
 }
 
 /// Restores what was found under a reference.

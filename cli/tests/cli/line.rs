@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::common::{MEMBERS, World, fixture, link, pack_members};
+use crate::common::{World, fixture, link, pack_members};
 use crate::forge::{NAME, forge};
 
 /// Three members, linked and signed twice.
@@ -72,9 +72,12 @@ fn a_tag_is_compared_with_what_is_signed() {
 #[test]
 fn a_member_is_no_application() {
     let world = made();
-    move_tag(&world, "blessed", MEMBERS[0].0);
     let ran = world.run(&verify("oci:layout:consumer", &[]));
+    assert_eq!(ran.code, 0, "{}", ran.err);
     assert!(ran.err.contains("the image of the member consumer alone"), "{}", ran.err);
+    move_tag(&world, "epoch-2", "consumer");
+    let said = world.bad(5, &verify("oci:layout:epoch-2", &[]));
+    assert!(said.contains("the tag of epoch 2 names the image of one member"), "{said}");
     let said = world.bad(5, &verify("oci:layout:consumer", &["--application", "ledger"]));
     assert!(said.contains("the image of one member"), "{said}");
 }
