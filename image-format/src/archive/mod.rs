@@ -27,7 +27,7 @@ pub(crate) use decode::Decoder;
 pub(crate) use encode::Encoder;
 pub(crate) use frames::{SAMPLE, SAMPLES, Trial};
 pub(crate) use guard::{Guard, parent, stays_inside};
-pub(crate) use header::{END, TarEntry, TarKind, padding, write_header};
+pub(crate) use header::{DETOUR, END, TarEntry, TarKind, padding, write_header, write_removal};
 pub(crate) use read::ArchiveReader;
 pub(crate) use sparse::sparse_map;
 

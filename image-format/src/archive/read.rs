@@ -28,6 +28,7 @@ pub(crate) struct ArchiveReader<R> {
     /// Zeros that follow it.
     padding: u64,
     done: bool,
+    comments: bool,
 }
 
 /// What extension headers say about the entry that follows them.
@@ -41,7 +42,12 @@ struct Extensions {
 impl<R: Read> ArchiveReader<R> {
     pub fn new(input: R, limits: &Limits) -> Self {
         let header_bytes = limits.header_bytes;
-        Self { input, header_bytes, allowance: 0, runs: VecDeque::new(), padding: 0, done: false }
+        Self { input, header_bytes, allowance: 0, runs: VecDeque::new(), padding: 0, done: false, comments: false }
+    }
+
+    /// Passes over global headers that hold a comment alone. Programs disagree about other ones.
+    pub fn with_comments(self) -> Self {
+        Self { comments: true, ..self }
     }
 
     /// The input, once the last entry was given: read to its end.
@@ -69,6 +75,12 @@ impl<R: Read> ArchiveReader<R> {
                 EntryType::XHeader => {
                     let records = parse_pax(&self.read_extension(header)?)?;
                     set_once(&mut extensions.pax, records)?;
+                }
+                EntryType::XGlobalHeader if self.comments && extensions == Extensions::default() => {
+                    let records = parse_pax(&self.read_extension(header)?)?;
+                    if records.keys().any(|key| key != b"comment") {
+                        return Err(malformed("a global header that says more than a comment"));
+                    }
                 }
                 _ => return self.begin(header, extensions).map(Some),
             }

@@ -1,6 +1,7 @@
 //! Writes trees of files as the tar that podman's restore extracts.
 
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
@@ -11,14 +12,15 @@ use rustix::io::pread;
 use super::node::{Folder, Node, Step, Walk, Xattrs, changed, failed, joined, open_file};
 use super::sparse::stretches;
 use super::{FilesError, Writers};
-use crate::archive::{CHUNK, END, TarEntry, TarKind, padding, sparse_map};
+use crate::archive::{CHUNK, DETOUR, END, TarEntry, TarKind, padding, sparse_map, write_removal};
 
 /// Writes a plain tar of what a folder holds, in sorted order, the folder itself first.
 ///
 /// It is what `containers/storage` writes of a volume or `/dev/shm`, and extracts again: names start with `./`; owners are
 /// numbers; modes, modification times (to the nanosecond), hard links, symbolic links, devices and pipes are kept; sockets
 /// are left out. Of the extended attributes it keeps `user.*`, `trusted.*`, `security.capability`, `security.ima` and
-/// POSIX access control lists: others (SELinux labels) belong to the host.
+/// POSIX access control lists: others (SELinux labels) belong to the host. A symbolic link that leads out of the folder is
+/// written in a way that podman takes.
 ///
 /// Long stretches of zeros are left out, as holes of a sparse file (PAX format 1.0, which Go's `archive/tar` reads). What the
 /// filesystem says of holes makes the reading of them quick and changes nothing: equal contents give equal bytes, whatever
@@ -29,8 +31,9 @@ use crate::archive::{CHUNK, END, TarEntry, TarKind, padding, sparse_map};
 /// # Errors
 /// What cannot be read, with its path; what changes meanwhile; a writer that fails.
 pub fn archive_folder(folder: &Path, out: &mut dyn Write) -> Result<(), FilesError> {
-    let mut walk = Walk::new(Folder::open(folder)?, Writers::Frozen);
-    let mut tar = Tar::new(out);
+    let root = Folder::open(folder)?;
+    let mut tar = Tar::new(out, Detour::around([&root])?);
+    let mut walk = Walk::new(root, Writers::Frozen);
     while let Some(step) = walk.step()? {
         if let (Step::Enter(node) | Step::Leaf(node), Some(folder)) = (step, walk.folder()) {
             let xattrs = xattrs_of(folder, &node)?;
@@ -45,12 +48,13 @@ pub(super) struct Tar<'a> {
     out: &'a mut dyn Write,
     /// Under which name a file that has further names was written.
     links: HashMap<(u64, u64), Vec<u8>>,
+    detour: Detour,
     buf: Vec<u8>,
 }
 
 impl<'a> Tar<'a> {
-    pub fn new(out: &'a mut dyn Write) -> Self {
-        Self { out, links: HashMap::new(), buf: vec![0; CHUNK] }
+    pub fn new(out: &'a mut dyn Write, detour: Detour) -> Self {
+        Self { out, links: HashMap::new(), detour, buf: vec![0; CHUNK] }
     }
 
     /// Writes something of a folder, with those of its extended attributes that archives keep.
@@ -76,7 +80,13 @@ impl<'a> Tar<'a> {
             FileType::Symlink => {
                 let target =
                     readlinkat(&folder.fd, &*node.file_name, Vec::new()).map_err(failed("read", &node.path))?;
-                self.head(node, &name, TarKind::Symlink { target: target.to_bytes() }, &xattrs)
+                let link = TarKind::Symlink { target: target.to_bytes() };
+                if !leads_out(&node.name, target.to_bytes()) {
+                    return self.head(node, &name, link, &xattrs);
+                }
+                let deep = self.detour.next(target.to_bytes());
+                self.head(node, &deep, link, &xattrs)?;
+                self.head(node, &name, TarKind::HardLink { target: &deep }, &Xattrs::new())
             }
             FileType::CharacterDevice => {
                 self.head(node, &name, TarKind::CharDevice { major: device.0, minor: device.1 }, &xattrs)
@@ -90,7 +100,10 @@ impl<'a> Tar<'a> {
     }
 
     /// Ends the archive.
-    pub fn finish(self) -> Result<(), FilesError> {
+    pub fn finish(mut self) -> Result<(), FilesError> {
+        if let Some(folder) = self.detour.used() {
+            write_removal(folder, &mut self.out).map_err(FilesError::Write)?;
+        }
         self.out.write_all(&END).and_then(|()| self.out.flush()).map_err(FilesError::Write)
     }
 
@@ -135,6 +148,70 @@ impl<'a> Tar<'a> {
     }
 }
 
+/// The way of symbolic links that lead out of their tree, past podman's refusal of them (`containers/storage`, `pkg/archive`).
+///
+/// podman follows a link by its text alone, from the folder that the link is in, and refuses the archive when that leads out of
+/// the folder it extracts to. So such a link is written first into a folder that lies as deep as the link has `..`; a hard link
+/// gives it its own name; and the folder is removed again by the archive's last entry, see [`write_removal`].
+///
+/// ```text
+/// symbolic link  ./.syncpoint-links/-/-/0 -> ../../etc/x
+/// hard link      ./out                    to ./.syncpoint-links/-/-/0
+/// ...
+/// removal        ./.syncpoint-links
+/// ```
+pub(super) struct Detour {
+    /// A name that nothing in the tree has.
+    folder: Vec<u8>,
+    count: u64,
+}
+
+impl Detour {
+    /// Finds a name that is free in all of these folders.
+    pub fn around<'a>(folders: impl IntoIterator<Item = &'a Folder> + Clone) -> Result<Self, FilesError> {
+        let mut folder = DETOUR.to_vec();
+        loop {
+            // It has no NUL.
+            let name = CString::new(folder.clone()).unwrap_or_default();
+            let mut taken = false;
+            for root in folders.clone() {
+                taken |= root.look(&name)?.is_some();
+            }
+            if !taken {
+                return Ok(Self { folder: joined(b".", &folder), count: 0 });
+            }
+            folder.push(b'-');
+        }
+    }
+
+    /// Where a link with this target is written first.
+    fn next(&mut self, target: &[u8]) -> Vec<u8> {
+        let depth = target.split(|byte| *byte == b'/').filter(|part| *part == b"..").count();
+        let number = self.count.to_string();
+        self.count += 1;
+        [&self.folder[..], &b"/-".repeat(depth), b"/", number.as_bytes()].concat()
+    }
+
+    fn used(&self) -> Option<&[u8]> {
+        (self.count > 0).then_some(&self.folder)
+    }
+}
+
+/// Whether a link, followed by its text alone, leaves the tree on its way. An absolute one does not: its first `/` counts for
+/// nothing there.
+fn leads_out(name: &[u8], target: &[u8]) -> bool {
+    let mut depth = name.iter().filter(|byte| **byte == b'/').count();
+    for part in target.split(|byte| *byte == b'/') {
+        match (part, depth) {
+            (b"" | b".", _) => {}
+            (b"..", 0) => return true,
+            (b"..", _) => depth -= 1,
+            _ => depth += 1,
+        }
+    }
+    false
+}
+
 /// The extended attributes of something in a tree at rest.
 pub(super) fn xattrs_of(folder: &Folder, node: &Node) -> Result<Xattrs, FilesError> {
     folder.xattrs(node)?.ok_or_else(|| FilesError::Changed { path: node.path.clone() })
@@ -151,4 +228,43 @@ pub(super) fn is_content(xattr: &[u8]) -> bool {
 /// Whether overlay keeps a note of its own in an extended attribute.
 pub(super) fn is_of_overlay(xattr: &[u8]) -> bool {
     xattr.starts_with(b"trusted.overlay.") || xattr.starts_with(b"user.overlay.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_that_lead_out() {
+        for (name, target, out) in [
+            ("a", "b", false),
+            ("a", "..", true),
+            ("a", "../x", true),
+            ("a/b", "../x", false),
+            ("a/b", "..", false),
+            ("a/b", "../../x", true),
+            ("a/b", "x/../../y", false),
+            ("a/b", "x/../../../y", true),
+            ("a/b", ".//./../x", false),
+            // It comes back by its folder's name, which is another one where it is extracted.
+            ("a", "../_data/x", true),
+            ("a", "/etc/x", false),
+            ("a", "/../x", true),
+            ("a", "...", false),
+        ] {
+            assert_eq!(leads_out(name.as_bytes(), target.as_bytes()), out, "{name} -> {target}");
+        }
+    }
+
+    #[test]
+    fn the_detour_lies_as_deep_as_a_link_leads_up() {
+        let mut detour = Detour { folder: b"./.d".to_vec(), count: 0 };
+        assert_eq!(detour.used(), None);
+        for (number, target) in ["..", "../../../etc/x", "a/../../b"].into_iter().enumerate() {
+            let at = detour.next(target.as_bytes());
+            assert!(at.ends_with(format!("/{number}").as_bytes()));
+            assert!(!leads_out(&at[b"./".len()..], target.as_bytes()), "{target}");
+        }
+        assert_eq!(detour.used(), Some(&b"./.d"[..]));
+    }
 }

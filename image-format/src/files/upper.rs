@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::fs::FileType;
 
-use super::archive::{Tar, xattrs_of};
+use super::archive::{Detour, Tar, xattrs_of};
 use super::node::{Folder, Node, Step, Walk, Xattrs, as_path, joined};
 use super::{FilesError, Writers};
 
@@ -25,8 +25,9 @@ use super::{FilesError, Writers};
 /// `metacopy`), which overlay filesystems only make if they are told to; deleted names that are no UTF-8.
 pub fn archive_upper(upper: &Path, lower: &[&Path], out: &mut dyn Write) -> Result<Vec<String>, FilesError> {
     let lower = lower.iter().map(|path| Folder::open(path)).collect::<Result<Vec<_>, _>>()?;
-    let mut walk = Walk::new(Folder::open(upper)?, Writers::Frozen);
-    let mut tar = Tar::new(out);
+    let root = Folder::open(upper)?;
+    let mut tar = Tar::new(out, Detour::around(lower.iter().chain([&root]))?);
+    let mut walk = Walk::new(root, Writers::Frozen);
     let mut deleted = BTreeSet::new();
     // Of each folder on the way down: whether what lies below it is hidden.
     let mut opaque = Vec::new();

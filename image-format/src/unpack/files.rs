@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 use super::{Layers, UnpackError};
-use crate::archive::{ArchiveReader, CHUNK, Entries, Entry};
+use crate::archive::{ArchiveReader, CHUNK, DETOUR, Entries, Entry, EntryKind};
 use crate::image::CheckpointImage;
 use crate::{BlobSource, Digest, HashReader, Limits};
 
@@ -78,12 +78,23 @@ impl Files {
 
     /// Reads an archive in the layer.
     fn archive(&mut self, name: &str, place: &str, from: &mut impl Read, limits: &Limits) -> io::Result<()> {
-        let mut archive = ArchiveReader::new(HashReader::new(from), limits);
+        let mut archive = ArchiveReader::new(HashReader::new(from), limits).with_comments();
+        let mut links = BTreeMap::new();
         let understood = loop {
             match archive.next_entry() {
                 Ok(Some(entry)) => {
                     let content = content(&mut archive)?;
-                    self.add(&entry.name, place, FileState::There(of(&entry, content)))?;
+                    let digest = of(&entry, content);
+                    // A link on a detour is there under its other name only.
+                    if matches!(entry.kind, EntryKind::Symlink { .. }) && is_detour(&entry.name) {
+                        links.insert(entry.name, digest);
+                        continue;
+                    }
+                    let link = match &entry.kind {
+                        EntryKind::HardLink { target } => links.get(target).copied(),
+                        _ => None,
+                    };
+                    self.add(&entry.name, place, FileState::There(link.unwrap_or(digest)))?;
                 }
                 Ok(None) => break true,
                 // Such as a pipe; or the layer cannot be read, which shows when its rest is.
@@ -104,6 +115,10 @@ impl Files {
         let names: Vec<String> = serde_json::from_slice(&text)?;
         names.iter().try_for_each(|name| self.add(name.as_bytes(), "/", FileState::Deleted))
     }
+}
+
+fn is_detour(name: &[u8]) -> bool {
+    name.strip_prefix(b"./").unwrap_or(name).starts_with(DETOUR)
 }
 
 fn content(from: &mut impl Read) -> io::Result<Digest> {

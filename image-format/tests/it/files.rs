@@ -374,6 +374,52 @@ fn an_upper_folder_is_what_podman_takes() {
     assert_eq!(names, expected);
 }
 
+/// podman refuses an archive in which a link leads out of the folder that it extracts to.
+#[test]
+fn links_that_lead_out_take_a_detour() {
+    let folder = tempfile::tempdir().unwrap();
+    let (root, lower, to) = (folder.path().join("root"), folder.path().join("lower"), folder.path().join("to"));
+    fs::create_dir_all(root.join("etc/deep")).unwrap();
+    fs::create_dir_all(lower.join(".syncpoint-links-")).unwrap();
+    fs::write(root.join(".syncpoint-links"), b"the container's own").unwrap();
+    symlink("../../../outside", root.join("etc/out")).unwrap();
+    chown(&root.join("etc/out"), 7, 8);
+    touch(&root.join("etc/out"), 1_700_000_000, 123_456_789);
+    fs::hard_link(root.join("etc/out"), root.join("etc/same")).unwrap();
+    symlink("../..", root.join("up")).unwrap();
+    symlink("../../up", root.join("etc/deep/in")).unwrap();
+    let mut tar = Vec::new();
+    let deleted = archive_upper(&root, &[&lower], &mut tar).unwrap();
+    assert_eq!(deleted, [""; 0]);
+
+    extract(&tar, &to);
+    // GNU tar does not remove what podman does.
+    fs::remove_dir_all(to.join(".syncpoint-links--")).unwrap();
+    let (mut before, mut after) = (tree(&root), tree(&to));
+    for times in [&mut before, &mut after] {
+        times.get_mut(Path::new("")).unwrap().mtime = (0, 0);
+    }
+    assert_eq!(after, before);
+
+    let removal = tar.windows(20).position(|part| part.starts_with(b"./.syncpoint-links--\0".get(..20).unwrap()));
+    assert!(removal.is_some());
+    let mut depth = 0;
+    for entry in tar::Archive::new(&tar[..]).entries().unwrap() {
+        let entry = entry.unwrap();
+        let (path, kind) = (entry.path().unwrap().into_owned(), entry.header().entry_type());
+        if kind.is_symlink() {
+            // By its text alone, as podman follows it.
+            depth = path.components().count() as i64 - 1;
+            for part in entry.link_name().unwrap().unwrap().components() {
+                depth += if part == std::path::Component::ParentDir { -1 } else { 1 };
+                assert!(depth >= 0, "{path:?}");
+            }
+        }
+        assert!(!kind.is_dir() || !path.starts_with(".syncpoint-links--"), "podman sets times of folders at its end");
+    }
+    assert!(depth > 0);
+}
+
 #[test]
 fn an_upper_folder_that_needs_its_lower_ones_is_refused() {
     for attribute in ["redirect", "metacopy"] {
