@@ -181,7 +181,11 @@ impl Engine for Runc {
             return Ok(());
         }
         kill_left(&target.container, Marks { id: Some(target.container.clone()), ..marks.clone() }).await?;
-        forget("runc", &target.container).await
+        match found {
+            // Whatever still runs of it is in no control group of its name, and is its runtime's to end.
+            Some(_) => take_away("runc", &target.container).await,
+            None => forget("runc", &target.container).await,
+        }
     }
 }
 
