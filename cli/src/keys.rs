@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use coordinator::is_open_to_others;
 use registry::Trust;
 use registry::sign::{Password, PrivateKey, PublicKey};
 
@@ -21,6 +22,7 @@ pub const PASS_PHRASE: Question = Question { what: "pass phrase", instead: "set 
 /// Reads a private key. The pass phrase is `COSIGN_PASSWORD`'s, or asked for.
 pub async fn private(file: &Path, context: &Context) -> Result<PrivateKey, CommandError> {
     let text = read(file)?;
+    warn_if_open(file, context);
     let password = match context.environment.password() {
         Some(Secret(password)) => password,
         None if text.contains("ENCRYPTED") => PASS_PHRASE.ask_secret(&context.cancel).await?,
@@ -29,6 +31,15 @@ pub async fn private(file: &Path, context: &Context) -> Result<PrivateKey, Comma
     // Opening a key is slow on purpose.
     let loaded = blocking(move || Ok(PrivateKey::load(&text, &Password::new(password))?)).await;
     loaded.doing(|| format!("the private key in {} cannot be used", file.display()))
+}
+
+/// Says so where others may read a private key. It is used all the same: there are places that cannot have it otherwise, such as
+/// volumes of secrets.
+pub fn warn_if_open(file: &Path, context: &Context) {
+    if is_open_to_others(file) {
+        let file = file.display();
+        context.reporter.warn(&format!("the private key {file} is open to others than its owner: `chmod 600 {file}`"));
+    }
 }
 
 /// Reads public keys.

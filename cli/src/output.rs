@@ -3,6 +3,7 @@
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
 
+use image_format::is_format;
 use serde::Serialize;
 
 use crate::error::CommandError;
@@ -104,11 +105,6 @@ pub fn visible(text: &str) -> String {
         }
     }
     shown
-}
-
-/// Characters that reorder or hide the text around them.
-fn is_format(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 /// A count of bytes as people say it: `512 B`, `3.4 MiB`.

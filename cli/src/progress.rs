@@ -74,7 +74,8 @@ impl Reporter {
 
     /// Standard error may be closed or full; nothing can be said about that anywhere.
     fn line(&self, text: &str) {
-        let text = visible(text);
+        // Each call says one line, and what others wrote into it begins none.
+        let text = visible(text).replace('\n', "\\n");
         let write = || {
             let _ = writeln!(io::stderr().lock(), "{text}");
         };

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use image_format::{Artifact, CheckpointImage, Descriptor, Digest, Document};
-use registry::{Create, Reference, Selector, Store, StoreError, Tag};
+use registry::{Create, Reference, Selector, Store, StoreError, Tag, cancellable};
 
 use crate::context::Context;
 use crate::error::{About, CommandError, While};
+use crate::keys;
 use crate::transport::Transport;
 
 /// The tag that is read where none is named, as podman does.
@@ -18,7 +19,7 @@ pub async fn open(
     transport: &Transport,
     context: &Context,
 ) -> Result<Arc<dyn Store>, CommandError> {
-    Ok(registry::open(reference.location(), &transport.settings(&context.environment)?, Create::No).await?)
+    opened(reference, transport, context, Create::No).await
 }
 
 /// Opens the store of a reference that is written; a layout is made if there is none.
@@ -27,7 +28,29 @@ pub async fn create(
     transport: &Transport,
     context: &Context,
 ) -> Result<Arc<dyn Store>, CommandError> {
-    Ok(registry::open(reference.location(), &transport.settings(&context.environment)?, Create::Layout).await?)
+    opened(reference, transport, context, Create::Layout).await
+}
+
+/// Whatever it is asked ends when the command is told to stop.
+async fn opened(
+    reference: &Reference,
+    transport: &Transport,
+    context: &Context,
+    create: Create,
+) -> Result<Arc<dyn Store>, CommandError> {
+    let settings = transport.settings(&context.environment)?;
+    if let Some((_, key)) = &settings.client_cert {
+        keys::warn_if_open(key, context);
+    }
+    let opening = registry::open(reference.location(), &settings, create);
+    let token = context.cancel.token();
+    tokio::select! {
+        store = opening => Ok(cancellable(store?, token)),
+        () = token.cancelled() => {
+            let store = reference.location().to_string();
+            Err(StoreError::Cancelled { store, operation: "opening it".to_owned() }.into())
+        }
+    }
 }
 
 /// What a reference names now; `latest` if it names no tag or digest.

@@ -40,6 +40,9 @@ pub(crate) struct Ticket {
     /// The session's deadlines, in milliseconds.
     pub gather_ms: u64,
     pub hold_ms: u64,
+    /// Whether the launcher of this host is waited for too ([`life`](crate::life)).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub life: bool,
 }
 
 /// Where a rendezvous listens.
@@ -65,7 +68,8 @@ pub struct Remote {
 impl Ticket {
     pub(crate) fn new(invitation: &Invitation, place: Place, member: MemberId, secret: Option<Secret>) -> Self {
         let Invitation { kind, session, epoch, gather_ms, hold_ms } = *invitation;
-        Self { version: wire::VERSION, kind, session, epoch, member, place, secret, fence: None, gather_ms, hold_ms }
+        let (version, fence, life) = (wire::VERSION, None, false);
+        Self { version, kind, session, epoch, member, place, secret, fence, gather_ms, hold_ms, life }
     }
 
     pub(crate) fn to_json(&self) -> io::Result<Vec<u8>> {

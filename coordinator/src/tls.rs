@@ -5,6 +5,7 @@
 //! rendezvous takes client certificates of one authority only; the hook takes a server certificate of the same authority
 //! for the host that it connects to. TLS 1.3 alone: both ends are this project's.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -89,6 +90,16 @@ pub enum TlsError {
 }
 
 impl TlsFiles {
+    /// A member's, where `{id}` in the paths stands for the member.
+    #[must_use]
+    pub fn of(&self, member: &MemberId) -> Self {
+        // A path that is no text has no place for an id either.
+        let file = |path: &PathBuf| {
+            path.to_str().map_or_else(|| path.clone(), |text| text.replace("{id}", member.as_str()).into())
+        };
+        Self { ca: file(&self.ca), certificate: file(&self.certificate), key: file(&self.key) }
+    }
+
     /// The rendezvous' side: only who shows a certificate of the authority is heard at all.
     ///
     /// # Errors
@@ -145,6 +156,12 @@ impl TlsFiles {
     fn bad_pair(&self, source: rustls::Error) -> TlsError {
         TlsError::Pair { certificate: self.certificate.clone(), key: self.key.clone(), source }
     }
+}
+
+/// Whether others than its owner may read a file, which a private key is not to be; also those that are not there are not.
+#[must_use]
+pub fn is_open_to_others(path: &Path) -> bool {
+    path.metadata().is_ok_and(|facts| facts.permissions().mode() & 0o077 != 0)
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -26,6 +26,7 @@ mod limits;
 mod pack;
 pub mod page_server;
 mod pages;
+mod text;
 mod timeline;
 mod timestamp;
 mod unpack;
@@ -49,6 +50,7 @@ pub use kind::{Compression, DumpKind, LayerContent, ParseKindError};
 pub use layer::LayerInfo;
 pub use limits::Limits;
 pub use pack::{Layout, PackError, PackOptions, PackedImage, pack};
+pub use text::{is_format, one_line};
 pub use timeline::{BarrierTime, MemberTimeline, Span, Timeline, TimelineError};
 pub use timestamp::{rfc3339, rfc3339_seconds};
 pub use unpack::{

@@ -10,6 +10,7 @@ use coordinator::{Hook, RendezvousError};
 use image_format::{MemberId, UnpackError};
 use registry::StoreError;
 use registry::sign::Finding;
+use tokio_util::sync::CancellationToken;
 
 use crate::engine::EngineError;
 use crate::set::LoadError;
@@ -160,6 +161,21 @@ impl RestoreError {
         }
     }
 
+    /// What a store said when it was not to be waited for any longer is that.
+    pub(crate) fn or_cancelled(mut self, cancel: &CancellationToken) -> Self {
+        let of_store = matches!(
+            *self.kind,
+            RestoreErrorKind::Store(_)
+                | RestoreErrorKind::Load(_)
+                | RestoreErrorKind::Untrusted { .. }
+                | RestoreErrorKind::Fetch { .. }
+        );
+        if of_store && cancel.is_cancelled() {
+            *self.kind = RestoreErrorKind::Cancelled;
+        }
+        self
+    }
+
     /// What to do about it, where that can be said.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
@@ -207,13 +223,38 @@ fn after(attempts: u32) -> String {
     if attempts > 1 { format!(" in {attempts} attempts") } else { String::new() }
 }
 
-/// An error with all its causes in one line.
+/// An error with all its causes in one line. A cause that the error before it has told in its own words is not told again.
 pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
+    let mut last = error.to_string();
+    let mut text = last.clone();
     let mut source = error.source();
     while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
+        let words = cause.to_string();
+        if !last.contains(&words) {
+            text.push_str(&format!(": {words}"));
+            last = words;
+        }
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{words}")]
+    struct Told {
+        words: &'static str,
+        source: Option<Box<Told>>,
+    }
+
+    #[test]
+    fn nothing_is_told_twice() {
+        let told = |words, source: Option<Told>| Told { words, source: source.map(Box::new) };
+        assert_eq!(chain(&told("one", Some(told("two", Some(told("three", None)))))), "one: two: three");
+        assert_eq!(chain(&told("nothing: two", Some(told("two", Some(told("three", None)))))), "nothing: two: three");
+        assert_eq!(chain(&told("one", Some(told("one", None)))), "one");
+    }
 }

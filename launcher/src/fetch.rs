@@ -10,7 +10,7 @@ use image_format::{
     BlobSource, CheckpointImage, Compression, Descriptor, LazyPages, MemberId, UnpackError, UnpackOptions,
     unpack_archive, unpack_archive_lazily, unpack_folder, unpack_folder_lazily,
 };
-use registry::{Bridge, Store, touched};
+use registry::{Bridge, Store, cancellable, touched};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -64,6 +64,7 @@ pub(crate) async fn fetch(
     }
     // Cancelled by an error as well.
     let stop = cancel.child_token();
+    let store = &cancellable(Arc::clone(store), stop.clone());
     let mut follows: Vec<Option<Arc<LazyPages>>> = vec![None; targets.len()];
     let (tell, mut told) = mpsc::unbounded_channel();
     let mut waiting = set.members.iter().zip(planned).zip(targets);

@@ -39,6 +39,8 @@ mod serve;
 mod session;
 mod set;
 mod streamer;
+#[cfg(test)]
+mod stuck;
 mod sweep;
 mod workspace;
 

@@ -49,7 +49,7 @@ pub enum PreemptError {
         within: Duration,
     },
     /// It took longer than was expected.
-    #[error("the checkpoint was not permanent within {within:.1?}, and was given up")]
+    #[error("there was no permanent checkpoint within {within:.1?}, and it was given up")]
     Late {
         /// How long it might take.
         within: Duration,
@@ -105,7 +105,8 @@ pub async fn preempt(
         None => checkpointing.await,
         Some(within) => {
             let until = tokio::time::Instant::now() + within;
-            match expected(&timelines(destination, options).await?) {
+            let known = tokio::time::timeout_at(until, timelines(&destination.until(&cancel), options)).await;
+            match expected(&known.unwrap_or(Err(PreemptError::Late { within }))?) {
                 Some(expected) if expected > within => return Err(PreemptError::TooShort { expected, within }),
                 Some(_) => {}
                 None => watcher.warning("nothing is known of how long a checkpoint of it takes: it is tried"),
@@ -160,6 +161,7 @@ async fn restorable(
     report: &CheckpointReport,
     watcher: &dyn Watcher,
 ) -> Result<(Leaving, Volumes), PreemptError> {
+    let destination = &destination.until(&options.cancel);
     let failed = |source: RestoreError| PreemptError::Unrestorable { epoch: report.epoch, source: Box::new(source) };
     let here = |container: &String, engine| Wanted { engine: Some(engine), ..Wanted::named(container.clone()) };
     let members: Vec<_> = report.members.iter().map(|member| here(&member.container, member.engine)).collect();

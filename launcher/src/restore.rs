@@ -11,7 +11,7 @@ use coordinator::{Rendezvous, SessionId, SessionKind, SessionPlan};
 use futures_util::stream::StreamExt;
 use image_format::{Descriptor, Epoch, LazyPages, MemberId};
 use registry::sign::{Depth, verify};
-use registry::{Store, put_touched};
+use registry::{Store, cancellable, put_touched};
 use tokio::sync::mpsc;
 
 use crate::claims::Claims;
@@ -79,6 +79,18 @@ pub async fn restore(
 /// # Errors
 /// Whatever would keep the set from being restored.
 pub(crate) async fn prepare<'a>(
+    store: Arc<dyn Store>,
+    root: Descriptor,
+    options: &'a RestoreOptions,
+    leaving: &Leaving,
+    observer: &'a dyn Observer,
+) -> Result<Prepared<'a>, RestoreError> {
+    let store = cancellable(store, options.cancel.clone());
+    let prepared = prepare_from(store, root, options, leaving, observer).await;
+    prepared.map_err(|error| error.or_cancelled(&options.cancel))
+}
+
+async fn prepare_from<'a>(
     store: Arc<dyn Store>,
     root: Descriptor,
     options: &'a RestoreOptions,
@@ -183,7 +195,9 @@ pub(crate) async fn preflight_beside(
     leaving: &Leaving,
     observer: &dyn Observer,
 ) -> Result<(Vec<Problem>, Volumes), RestoreError> {
-    let set = trusted_set(&store, &root, options, observer).await?;
+    let store = cancellable(store, options.cancel.clone());
+    let set = trusted_set(&store, &root, options, observer).await;
+    let set = set.map_err(|error| error.or_cancelled(&options.cancel))?;
     let (planned, mut problems) = plan(&set, options);
     observer.phase(Phase::Preflight);
     let examined = examine(&set, &planned, &store, options, leaving).await;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use base64::{alphabet, engine::DecodePaddingMode};
+use image_format::one_line;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::io::AsyncWriteExt;
@@ -16,6 +17,10 @@ use zeroize::Zeroizing;
 
 use crate::Settings;
 use crate::reference::{HUB, canonical_host};
+
+/// Variables of the environment that hold secrets, which no program that is started needs: what outlives this one, such as the monitor
+/// of a container, would show them for as long as it runs.
+pub const SECRET_VARIABLES: &[&str] = &["COSIGN_PASSWORD", "SDP_CONFIG_PASSWORD"];
 
 /// A helper may ask a keyring, or a person; not for ever.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -333,14 +338,18 @@ impl Helper {
         CredentialError::Helper { helper: self.program.clone(), reason }
     }
 
+    fn command(&self, action: &str) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(&self.program);
+        command.arg(action).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        for name in SECRET_VARIABLES {
+            command.env_remove(name);
+        }
+        command
+    }
+
     async fn run(&self, action: &str, input: &[u8]) -> Result<(bool, Zeroizing<Vec<u8>>), CredentialError> {
         let run = async {
-            let mut child = tokio::process::Command::new(&self.program)
-                .arg(action)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .kill_on_drop(true)
-                .spawn()?;
+            let mut child = self.command(action).spawn()?;
             if let Some(mut stdin) = child.stdin.take() {
                 match stdin.write_all(input).await {
                     // A helper that answers without having read its input is judged by its answer.
@@ -364,8 +373,7 @@ fn is_nothing_there(said: &str) -> bool {
 }
 
 fn first_line(said: &str) -> String {
-    let line = said.lines().next().unwrap_or_default();
-    let line: String = line.chars().filter(|c| !c.is_control()).take(200).collect();
+    let line = one_line(said.lines().next().unwrap_or_default(), 200);
     if line.is_empty() { "it ended with an error and said nothing".to_owned() } else { line }
 }
 
@@ -470,5 +478,13 @@ mod tests {
     fn helpers_are_programs_not_paths() {
         assert!(Helper::new("secretservice").is_ok());
         assert!(Helper::new("../../tmp/x").is_err());
+    }
+
+    #[tokio::test]
+    async fn helpers_get_no_secrets() {
+        let command = Helper::new("secretservice").unwrap().command("get");
+        let removed: Vec<_> =
+            command.as_std().get_envs().filter(|(_, value)| value.is_none()).map(|(name, _)| name).collect();
+        assert_eq!(removed, SECRET_VARIABLES);
     }
 }

@@ -3,6 +3,7 @@
 mod artifact;
 mod base;
 mod bridge;
+mod cancellable;
 mod catalogue;
 mod copy;
 mod credentials;
@@ -25,11 +26,12 @@ mod verify;
 
 pub use base::{FindBaseError, find_base};
 pub use bridge::Bridge;
+pub use cancellable::cancellable;
 pub use catalogue::{
     Catalogue, CatalogueError, Completeness, Listed, Newest, PassedOver, Sizes, catalogue, newest, sizes, under_tag,
 };
 pub use copy::{CopyError, CopyOptions, CopyReport, copy};
-pub use credentials::CredentialError;
+pub use credentials::{CredentialError, SECRET_VARIABLES};
 pub use layout::LayoutStore;
 pub use login::{LoginError, login, logout};
 pub use open::{Create, open};

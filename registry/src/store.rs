@@ -77,6 +77,14 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Somebody did not want to wait any longer ([`cancellable`](crate::cancellable)).
+    #[error("{store}: {operation} was cancelled")]
+    Cancelled {
+        /// The store's name.
+        store: String,
+        /// What was being done.
+        operation: String,
+    },
     /// Certificates, credentials or other settings for this store cannot be used.
     #[error("{store} cannot be reached with these settings")]
     Settings {

@@ -278,6 +278,9 @@ pub async fn run(mut args: CheckpointArgs, context: &Context) -> Result<(), Comm
     }
     let mut wanted = args.containers.wanted()?;
     let elsewhere = args.elsewhere.take()?;
+    if let Some(elsewhere) = &elsewhere {
+        keys::warn_if_open(&elsewhere.listen.tls.key, context);
+    }
     if let Some(plan) = args.plan.take() {
         wanted = follow(&mut args, plan::read(&plan)?);
     }

@@ -9,6 +9,7 @@ use image_format::{ApplicationId, Epoch};
 
 use crate::context::Context;
 use crate::error::{CommandError, While};
+use crate::keys;
 use crate::values::Time;
 
 /// Let the hooks of several hosts wait for each other
@@ -56,6 +57,7 @@ pub struct CoordinatorArgs {
 /// Serves.
 pub async fn run(args: CoordinatorArgs, context: &Context) -> Result<(), CommandError> {
     let CoordinatorArgs { listen, ca, certificate, key, application, epoch, gather_timeout, hold_timeout } = args;
+    keys::warn_if_open(&key, context);
     let plan = ServicePlan {
         listen: Listen { address: listen, tls: TlsFiles { ca, certificate, key } },
         application,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use clap::Args;
-use coordinator::TlsFiles;
+use coordinator::{Deadlines, TlsFiles};
 use image_format::{ApplicationId, Compression, Digest, Epoch};
 use launcher::{CheckpointErrorKind, CheckpointOptions, Destination, JoinReport, Joining, Pages, Phase};
 use registry::Reference;
@@ -18,7 +18,7 @@ use crate::keys;
 use crate::output::{Format, Report};
 use crate::store;
 use crate::transport::Transport;
-use crate::values::words;
+use crate::values::{Time, words};
 
 /// Take part, with containers of this host, in checkpoints that another host takes
 ///
@@ -69,6 +69,10 @@ pub struct JoinArgs {
     /// Take part in one checkpoint and end, also if nothing comes of it
     #[arg(long)]
     once: bool,
+
+    /// Let no container of this host stand frozen for longer, also where the other host would: then all members run on, and there is no checkpoint
+    #[arg(long, value_name = "TIME", default_value = "60s")]
+    freeze_timeout: Time,
 
     /// How layers are compressed
     #[arg(long, value_name = "HOW", default_value = "zstd", value_parser = words(Compression::ALL, Compression::as_str))]
@@ -131,6 +135,10 @@ pub async fn run(args: JoinArgs, context: &Context) -> Result<(), CommandError> 
         certificate: absolute(&args.tls_certificate)?,
         key: absolute(&args.tls_key)?,
     };
+    let ids = members.iter().filter_map(|member| member.id.as_ref());
+    let mut own: Vec<PathBuf> = ids.map(|id| tls.of(id).key).collect();
+    own.dedup();
+    own.iter().for_each(|key| keys::warn_if_open(key, context));
     let joining = Joining { address: args.coordinator.clone(), tls, once: args.once };
     let store = store::create(&args.to, &args.transport, context).await?;
     let trust = keys::of_line(None, args.key.iter().map(PathBuf::as_path), context)?;
@@ -138,6 +146,7 @@ pub async fn run(args: JoinArgs, context: &Context) -> Result<(), CommandError> 
     let usual = CheckpointOptions::new(args.application.clone(), context.environment.hook_program());
     let mut options = CheckpointOptions {
         members,
+        deadlines: Deadlines { hold: args.freeze_timeout.0, ..usual.deadlines },
         compression: args.compression,
         chain: (&args.chains).into(),
         pages: args.pages,

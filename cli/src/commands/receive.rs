@@ -11,6 +11,7 @@ use launcher::{Came, ReceiveOptions, ReceivedDump, Receiver, Way};
 use super::pack::{Packed, Packer, Packing};
 use crate::context::Context;
 use crate::error::{CommandError, While};
+use crate::keys;
 use crate::output::{Format, size};
 use crate::terminal::blocking;
 use crate::transport::Transport;
@@ -87,6 +88,9 @@ pub async fn run(args: ReceiveArgs, context: &Context) -> Result<(), CommandErro
         (Some(ca), Some(certificate), Some(key)) => Some(TlsFiles { ca, certificate, key }),
         _ => None,
     };
+    if let Some(tls) = &tls {
+        keys::warn_if_open(&tls.key, context);
+    }
     let way = match args.listen {
         Some(address) => Way::Pages { address, tls, member: args.packing.member().cloned() },
         None => Way::Streamer,

@@ -148,6 +148,20 @@ async fn a_hook_that_dies_on_the_other_host_and_a_rendezvous_that_dies_are_abort
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_gives_up_lets_its_own_members_go_whatever_the_other_one_says() {
+    let pair = Pair::of(SessionKind::Dump).await;
+    pair.pass(Hook::PreDump);
+    // The other host says nothing: one member is still awaited there.
+    let waiting = pair.far(Hook::NetworkLock);
+    std::thread::sleep(Duration::from_millis(200));
+    let since = Instant::now();
+    pair.outpost.give_up();
+    assert_refused(&end(waiting), "the launcher of this host gave up");
+    assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
+    assert_refused(&end(pair.far(Hook::PostDump)), "the launcher of this host gave up");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_is_wrong_between_the_hosts_stops_the_member() {
     // In the place of the rendezvous: one that takes everything and never answers, and one that is not there.
     let silent = TcpListener::bind("127.0.0.1:0").expect("a port");

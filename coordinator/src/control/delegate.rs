@@ -43,7 +43,7 @@ impl Delegate {
         loop {
             match self.reports.recv().await {
                 Some(Report::Stored(stored)) => return Ok(stored),
-                Some(Report::Failed(failure)) => return Err(failure.bounded()),
+                Some(Report::Failed(failure)) => return Err(failure),
                 Some(Report::Captured | Report::Alive) => {}
                 None => return Err(Failure::new("the connection to its host ended", &[])),
             }
@@ -69,7 +69,7 @@ impl Delegate {
             if let Report::Failed(failure) = report
                 && (last.is_none() || !failure.log_lines.is_empty())
             {
-                last = Some(failure.bounded());
+                last = Some(failure);
             }
         }
         last

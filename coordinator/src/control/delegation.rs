@@ -7,7 +7,7 @@ use image_format::{Digest, Epoch, MemberId, MemberTimeline};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -22,6 +22,9 @@ use crate::wire::control::{Attend, Failure, First, Permanent, Report, Said, Stor
 
 /// How long it may take to connect, to shake hands, and to be noted; each of them.
 const STEP: Duration = Duration::from_secs(5);
+
+/// How long the coordinating host may take to say what it makes of a failure here.
+const OBEDIENCE: Duration = Duration::from_secs(2);
 
 /// What came of a checkpoint after the release; why it is not permanent is a fragment.
 pub type Ending = Result<Lasting, String>;
@@ -48,9 +51,14 @@ pub struct Delegation {
     capture: watch::Receiver<bool>,
     outcome: watch::Receiver<Option<Outcome>>,
     verdict: watch::Receiver<Option<Ending>>,
+    /// To the one that brings the words together.
+    tell: mpsc::UnboundedSender<Heard>,
     /// One for each connection, and the one that brings their words together.
     tasks: JoinSet<()>,
 }
+
+/// A member and what it was told; `None`: its connection ended.
+type Heard = (MemberId, Option<Word>);
 
 /// Why a member does not take part.
 #[derive(Debug, thiserror::Error)]
@@ -127,7 +135,7 @@ impl Delegation {
             judge,
         };
         tasks.spawn(ears.run(words));
-        Ok(Self { seats, summons, capture, outcome, verdict, tasks })
+        Ok(Self { seats, summons, capture, outcome, verdict, tell, tasks })
     }
 
     /// Waits until the session begins, for as long as the coordinating host waits for other members, and says what each member is to
@@ -165,6 +173,7 @@ impl Delegation {
     /// A member of this host does not come any further: an abort for all before the release, no permanent checkpoint after it.
     pub fn failed(&self, member: &MemberId, failure: Failure) {
         if let Some(seat) = self.seats.get(member) {
+            self.decide_anyway(&failure.reason);
             // Who is gone has been told so by that.
             let _ = seat.send(Report::Failed(failure));
         }
@@ -172,7 +181,21 @@ impl Delegation {
 
     /// This host gives up.
     pub fn cancel(&self, reason: &str) {
+        self.decide_anyway(reason);
         self.report_all(&Report::Failed(Failure::new(reason, &[])));
+    }
+
+    /// What was not decided is an abort here before long, also if the coordinating host does not say so.
+    fn decide_anyway(&self, reason: &str) {
+        let Some(member) = self.seats.keys().next().cloned() else { return };
+        let (tell, word) = (self.tell.downgrade(), Word::Reply(Reply::Abort { reason: reason.to_owned() }));
+        tokio::spawn(async move {
+            sleep(OBEDIENCE).await;
+            if let Some(tell) = tell.upgrade() {
+                // Whoever listened no longer has heard the end.
+                let _ = tell.send((member, Some(word)));
+            }
+        });
     }
 
     /// Waits until it is decided, which is within the session's deadlines, and says what. Only the coordinating host knows the times.
@@ -206,6 +229,7 @@ impl Delegation {
     /// Says what is still to be said, and goes.
     pub async fn close(mut self) {
         self.seats.clear();
+        drop(self.tell);
         // Whoever does not listen by then does not want to.
         let _ = timeout(GOODBYE * 2, async { while self.tasks.join_next().await.is_some() {} }).await;
     }
@@ -232,7 +256,7 @@ struct Ears {
 }
 
 impl Ears {
-    async fn run(mut self, mut words: mpsc::UnboundedReceiver<(MemberId, Option<Word>)>) {
+    async fn run(mut self, mut words: mpsc::UnboundedReceiver<Heard>) {
         while let Some((member, word)) = words.recv().await {
             self.hear(member, word);
         }

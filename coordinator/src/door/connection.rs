@@ -5,11 +5,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, split};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::waiting::{Waiting, send};
-use super::{Call, Keys, PATIENCE, Told};
+use super::{Call, Keys, Known, PATIENCE, Told};
 use crate::control::converse;
 use crate::proto::{ConnectionId, Message, Reply};
 use crate::tls;
@@ -35,17 +34,21 @@ pub(super) async fn serve_here(
     }
 }
 
-/// A peer on another host. Who shows no certificate of the authority gets no further than the handshake; who shows one
-/// speaks for the member that it names and for no other.
+/// A peer on another host, which has shown a certificate of the authority. It speaks for the member that this names and for no
+/// other.
 pub(super) async fn serve_elsewhere(
     id: ConnectionId,
-    stream: TcpStream,
-    acceptor: TlsAcceptor,
+    mut stream: TlsStream<TcpStream>,
+    known: &Known,
     calls: &mpsc::UnboundedSender<Call>,
 ) {
-    let Ok(Ok(mut stream)) = timeout(PATIENCE, acceptor.accept(stream)).await else { return };
+    let member = certified(&stream);
+    let Some(_place) = known.enter(member.as_ref()) else {
+        let reason = "there are too many connections with this certificate already".to_owned();
+        return answer(&mut stream, Reply::Abort { reason }).await;
+    };
     let Some(asked) = hear(&mut stream).await else { return };
-    let Some(member) = certified(&stream) else {
+    let Some(member) = member else {
         let reason = "the certificate names no member, or more than one".to_owned();
         return answer(&mut stream, Reply::Abort { reason }).await;
     };

@@ -5,6 +5,7 @@
 
 mod connection;
 mod keys;
+mod known;
 mod waiting;
 
 use std::io;
@@ -23,15 +24,21 @@ use tokio_rustls::TlsAcceptor;
 
 pub(crate) use self::connection::body;
 pub(crate) use self::keys::Keys;
+use self::known::Known;
 pub(crate) use self::waiting::{Waiting, answer_all, send};
 use crate::proto::{ConnectionId, Message};
+use crate::strangers::Strangers;
 use crate::tls::{TlsError, TlsFiles};
 use crate::wire::control::{Attend, Report, Word};
 use crate::wire::{Invitation, Join};
 
-/// Connections beyond this many for each member, and some, wait in the socket's queue.
+/// Connections for each member, and some more. Of this host's, further ones wait in the socket's queue; of other hosts there are as
+/// many places for strangers, and as many again for those who have shown a certificate.
 const CONNECTIONS_EACH: usize = 2;
 const CONNECTIONS_MORE: usize = 64;
+
+/// Connections that have shown the certificate of the same member; a hook uses one at a time, and its launcher one more.
+const CONNECTIONS_OF_ONE: usize = 8;
 
 /// How long a peer may take to prove who it is, to send its request, or to take its answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -109,6 +116,9 @@ pub(crate) struct Door {
     // Apart, so that strangers of other hosts do not take the places of this one's hooks.
     from_here: JoinSet<()>,
     from_elsewhere: JoinSet<()>,
+    /// Those of other hosts who have not shown a certificate yet.
+    strangers: Strangers,
+    known: Known,
 }
 
 struct Remote {
@@ -125,14 +135,17 @@ impl std::fmt::Debug for Remote {
 impl Door {
     /// A closed one, for sessions of this many members.
     pub(crate) fn new(members: usize, calls: mpsc::UnboundedSender<Call>) -> Self {
+        let most = members * CONNECTIONS_EACH + CONNECTIONS_MORE;
         Self {
             local: None,
             remote: None,
             calls,
             next_connection: 0,
-            most: members * CONNECTIONS_EACH + CONNECTIONS_MORE,
+            most,
             from_here: JoinSet::new(),
             from_elsewhere: JoinSet::new(),
+            strangers: Strangers::new(most),
+            known: Known::new(most),
         }
     }
 
@@ -162,11 +175,11 @@ impl Door {
                     // Out of descriptors, say: the hooks in the queue wait, those that are here go on.
                     Err(_) => sleep(Duration::from_millis(20)).await,
                 },
-                accepted = accept_elsewhere(self.remote.as_ref()), if self.from_elsewhere.len() < self.most => {
-                    match accepted {
-                        Ok((stream, acceptor)) => self.welcome_elsewhere(stream, acceptor),
-                        Err(_) => sleep(Duration::from_millis(20)).await,
-                    }
+                accepted = accept_elsewhere(self.remote.as_ref()) => match accepted {
+                    Ok((stream, acceptor)) => self.welcome_elsewhere(stream, acceptor),
+                    // Out of descriptors, say, which strangers are not to hold.
+                    Err(_) if self.strangers.push_out_oldest() => sleep(Duration::from_millis(1)).await,
+                    Err(_) => sleep(Duration::from_millis(20)).await,
                 },
                 Some(_) = self.from_here.join_next() => {}
                 Some(_) = self.from_elsewhere.join_next() => {}
@@ -195,8 +208,13 @@ impl Door {
         // Without either the connection still works, if later and for longer.
         let _ = stream.set_nodelay(true);
         let _ = keep_alive(&stream);
-        let (id, calls) = (self.next_id(), self.calls.clone());
-        self.from_elsewhere.spawn(async move { connection::serve_elsewhere(id, stream, acceptor, &calls).await });
+        let (id, calls, known) = (self.next_id(), self.calls.clone(), self.known.clone());
+        let shaken = self.strangers.host(PATIENCE, async move { acceptor.accept(stream).await.ok() });
+        self.from_elsewhere.spawn(async move {
+            if let Some(Some(stream)) = shaken.await {
+                connection::serve_elsewhere(id, stream, &known, &calls).await;
+            }
+        });
     }
 
     fn next_id(&mut self) -> ConnectionId {

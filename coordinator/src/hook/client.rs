@@ -1,5 +1,6 @@
 //! A hook's connection to the rendezvous: its requests, the answers, and an eye on everyone who could die meanwhile.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -38,6 +39,8 @@ pub(crate) enum Lost {
     Criu,
     #[error("the tasks have gone")]
     Tasks,
+    #[error("the launcher of this host gave up, or has gone")]
+    Launcher,
 }
 
 impl From<SecureError> for Lost {
@@ -51,10 +54,12 @@ impl From<SecureError> for Lost {
 pub(crate) struct Watch<'a> {
     pub(super) criu: Option<&'a Process>,
     pub(super) tasks: Option<&'a Tasks>,
+    /// The launcher of this host, where the rendezvous is on another one.
+    pub(super) launcher: Option<&'a File>,
 }
 
 impl Watch<'_> {
-    pub(crate) const NOBODY: Self = Self { criu: None, tasks: None };
+    pub(crate) const NOBODY: Self = Self { criu: None, tasks: None, launcher: None };
 }
 
 /// A connection that ends, at the latest, at its deadline.
@@ -168,7 +173,8 @@ impl Client {
         let mut fds = vec![PollFd::from_borrowed_fd(stream, PollFlags::IN)];
         let criu = watch.criu.map(|criu| (criu.handle(), Lost::Criu));
         let tasks = watch.tasks.map(|tasks| (tasks.init.handle(), Lost::Tasks));
-        let (handles, mut deaths): (Vec<_>, Vec<_>) = criu.into_iter().chain(tasks).unzip();
+        let launcher = watch.launcher.map(|launcher| (launcher.as_fd(), Lost::Launcher));
+        let (handles, mut deaths): (Vec<_>, Vec<_>) = criu.into_iter().chain(tasks).chain(launcher).unzip();
         fds.extend(handles.into_iter().map(|handle| PollFd::from_borrowed_fd(handle, PollFlags::IN)));
         loop {
             let left = left(self.deadline)?;

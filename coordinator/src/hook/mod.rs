@@ -16,7 +16,7 @@
 //! it waits at post-dump it holds the tasks by their cgroup too, so that the death of CRIU does not let go of them half undone.
 //!
 //! Three deaths are watched for while it waits: that of the rendezvous (the connection ends), of CRIU (its parent), and
-//! of the tasks. Its own, by `kill -9`, is watched for by a guard: at pre-resume, where CRIU would take it for a
+//! of the tasks; where the rendezvous is on another host also that of the own host's launcher (`life`). Its own, by `kill -9`, is watched for by a guard: at pre-resume, where CRIU would take it for a
 //! script that failed and let the tasks go, a second process kills them when the first ends without a word.
 
 mod client;
@@ -51,6 +51,7 @@ use self::standalone::{JoinError, Stopped};
 pub use self::tasks::children;
 use self::tasks::{Held, Tasks};
 use crate::fence::{Fence, FenceError};
+use crate::life;
 use crate::plan::SessionId;
 use crate::proto::{Duty, Hook, Message, Reply, SessionKind, Verdict, Vote};
 use crate::ticket::{HOOK, Place, TICKET, Ticket};
@@ -443,6 +444,11 @@ impl<'a> Member<'a> {
 
     fn vote(&self, vote: Vote, tasks: Option<&Tasks>, deadline: Instant) -> Result<(), HookError> {
         let criu = Process::parent().map_err(HookError::Watch)?;
+        let launcher = match self.ticket.life {
+            // Whatever is wrong with the pipe, nobody would say that this member need not wait any longer.
+            true => Some(life::watch(self.folder).map_err(|_| HookError::Lost(Lost::Launcher))?),
+            false => None,
+        };
         let mut client = match self.joined.take() {
             Some(mut client) => {
                 client.until(deadline);
@@ -459,7 +465,7 @@ impl<'a> Member<'a> {
         };
         let secret = self.ticket.secret.clone();
         client.send(&wire::Request { version: wire::VERSION, secret, message }).map_err(HookError::Lost)?;
-        let watch = Watch { criu: Some(&criu), tasks };
+        let watch = Watch { criu: Some(&criu), tasks, launcher: launcher.as_ref() };
         match client.receive::<wire::Answer>(watch).map_err(HookError::Lost)?.reply {
             Reply::Proceed => Ok(()),
             Reply::Abort { reason } => Err(HookError::Aborted { reason }),

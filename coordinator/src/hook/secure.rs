@@ -1,6 +1,6 @@
 //! TLS to a rendezvous on another host: blocking, with a bound on every step.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::mpsc;
@@ -10,6 +10,7 @@ use rustls::ClientConnection;
 use rustls_pki_types::{InvalidDnsNameError, ServerName};
 
 use super::client::{Elsewhere, read_some};
+use crate::bounded::Bounded;
 use crate::door::keep_alive;
 use crate::ticket::Remote;
 use crate::tls::TlsError;
@@ -135,42 +136,6 @@ pub(crate) fn server_name(address: &str) -> Result<ServerName<'static>, SecureEr
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let name = ServerName::try_from(host.to_owned());
     name.map_err(|source| SecureError::Name { address: address.to_owned(), source })
-}
-
-/// A stream of which all reads and writes together end at a deadline, however slowly the bytes come.
-struct Bounded<'a> {
-    stream: &'a TcpStream,
-    deadline: Instant,
-}
-
-impl Bounded<'_> {
-    fn left(&self) -> io::Result<Duration> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
-    }
-}
-
-/// A socket's own time-out is told as "would block".
-fn timed(error: io::Error) -> io::Error {
-    if error.kind() == io::ErrorKind::WouldBlock { io::ErrorKind::TimedOut.into() } else { error }
-}
-
-impl Read for Bounded<'_> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(Some(self.left()?))?;
-        self.stream.read(into).map_err(timed)
-    }
-}
-
-impl Write for Bounded<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(Some(self.left()?))?;
-        self.stream.write(bytes).map_err(timed)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 fn step(deadline: Instant) -> io::Result<Duration> {

@@ -134,7 +134,7 @@ fn seat(
 
 fn join(settings: &Settings, kind: SessionKind, place: &Place) -> Result<(Client, Invitation), JoinError> {
     let criu = Process::parent().map_err(JoinError::Run)?;
-    let watch = Watch { criu: Some(&criu), tasks: None };
+    let watch = Watch { criu: Some(&criu), tasks: None, launcher: None };
     let mut client = Client::connect(place, Instant::now() + FIRST_WORD)?;
     let join = Join { kind, member: settings.member.clone(), dependencies: settings.dependencies.clone() };
     client.send(&JoinRequest { version: wire::VERSION, join })?;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use image_format::{Epoch, MemberId};
-use serde::{Deserialize, Serialize};
+use image_format::{Epoch, MemberId, one_line};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::hook::Hook;
 use crate::plan::SessionId;
@@ -54,6 +54,14 @@ pub struct Message {
     pub vote: Vote,
 }
 
+/// The longest reason, in bytes.
+pub(crate) const LONGEST_REASON: usize = 4096;
+
+/// What a peer says in its own words, which are shown and logged: one line of them, whatever it sent.
+pub(crate) fn said<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    String::deserialize(from).map(|text| one_line(&text, LONGEST_REASON))
+}
+
 /// A member's word at a hook.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -63,6 +71,7 @@ pub enum Vote {
     /// It cannot.
     No {
         /// Why, as a fragment.
+        #[serde(deserialize_with = "said")]
         reason: String,
     },
 }
@@ -76,6 +85,7 @@ pub enum Reply {
     /// It is over, for everybody.
     Abort {
         /// Why, as a fragment that names the member.
+        #[serde(deserialize_with = "said")]
         reason: String,
     },
 }

@@ -31,4 +31,5 @@ pub use message::{
     Action, Cause, ConnectionId, Event, Finished, Message, Missing, Moment, Outcome, Passage, Refusal, Reply, Span,
     Step, Timings, Vote,
 };
+pub(crate) use message::{LONGEST_REASON, said};
 pub use session::Session;

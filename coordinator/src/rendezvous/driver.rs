@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use image_format::MemberId;
+use image_format::{MemberId, one_line};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::control::Seat;
 use crate::door::{Call, Door, Told, Waiting, answer_all};
-use crate::proto::{Action, ConnectionId, Event, Finished, Moment, Outcome, Reply, Session};
-use crate::wire::control::{LONGEST_REASON, Report, Word, cut};
+use crate::proto::{Action, ConnectionId, Event, Finished, LONGEST_REASON, Moment, Outcome, Reply, Session};
+use crate::wire::control::{Report, Word};
 use crate::wire::{Invitation, Join};
 
 /// What the launcher tells.
@@ -118,7 +118,7 @@ impl Driver {
         match &report {
             Report::Captured => self.captured(now, Some(member)),
             Report::Failed(failure) => {
-                let reason = failure.bounded().reason;
+                let reason = failure.reason.clone();
                 // Kept for whoever wants to know more of it.
                 let _ = seat.reports.send(report);
                 self.lose(now, &member, reason);
@@ -211,6 +211,6 @@ impl Driver {
 fn decision(outcome: &Outcome) -> Reply {
     match outcome {
         Outcome::Released { .. } => Reply::Proceed,
-        Outcome::Aborted { reason, .. } => Reply::Abort { reason: cut(reason, LONGEST_REASON).to_owned() },
+        Outcome::Aborted { reason, .. } => Reply::Abort { reason: one_line(reason, LONGEST_REASON) },
     }
 }

@@ -109,6 +109,11 @@ impl Folder {
         criu_config(&self.path, member)
     }
 
+    /// A member's part of it.
+    pub(super) fn member(&self, member: &MemberId) -> PathBuf {
+        self.path.join(member.as_str())
+    }
+
     /// Removes it; the links first, so that no hook starts that would find half of its member's folder.
     pub(super) fn remove(&self) -> io::Result<()> {
         for entry in std::fs::read_dir(&self.path)? {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use image_format::MemberId;
@@ -10,6 +11,7 @@ use image_format::MemberId;
 use super::CloseError;
 use super::folder::{Folder, FolderError};
 use crate::hook::{Client, Lost, Watch};
+use crate::life::Life;
 use crate::plan::SessionId;
 use crate::proto::{Reply, SessionKind};
 use crate::ticket::{Place, Remote, Ticket};
@@ -18,11 +20,13 @@ use crate::wire::{self, Invitation, Join, JoinAnswer, JoinRequest, JoinWord};
 /// Members of a session whose rendezvous is on another host.
 ///
 /// Dropping it leaves its folder in place, for the same reason as that of a
-/// [`Rendezvous`](crate::Rendezvous).
+/// [`Rendezvous`](crate::Rendezvous); hooks that wait fail closed.
 #[derive(Debug)]
 pub struct Outpost {
     folder: Folder,
     invitation: Invitation,
+    /// Of the members, until this host gives up.
+    lives: Mutex<Vec<Life>>,
 }
 
 /// Why a host cannot take part in a session.
@@ -99,10 +103,30 @@ impl Outpost {
         members: BTreeMap<MemberId, Remote>,
         hook_program: &Path,
     ) -> Result<Self, FolderError> {
-        let ticket = |(member, remote)| Ticket::new(&invitation, Place::Remote(remote), member, None);
+        let ids: Vec<MemberId> = members.keys().cloned().collect();
+        let ticket =
+            |(member, remote)| Ticket { life: true, ..Ticket::new(&invitation, Place::Remote(remote), member, None) };
         let tickets = |_: &Path| members.into_iter().map(ticket).collect();
         let folder = Folder::make(root, invitation.session, hook_program, tickets)?;
-        Ok(Self { folder, invitation })
+        let begin = |member| {
+            let path = folder.member(member);
+            Life::begin(&path).map_err(|source| FolderError::Write { path, source })
+        };
+        let lives = match ids.iter().map(begin).collect::<Result<_, _>>() {
+            Ok(lives) => Mutex::new(lives),
+            Err(error) => {
+                // What went wrong first is what matters.
+                let _ = folder.remove();
+                return Err(error);
+            }
+        };
+        Ok(Self { folder, invitation, lives })
+    }
+
+    /// This host gives up: its hooks wait for the rendezvous no longer, and fail closed.
+    pub fn give_up(&self) {
+        let lives = std::mem::take(&mut *self.lives.lock().unwrap_or_else(PoisonError::into_inner));
+        lives.into_iter().for_each(Life::end);
     }
 
     /// The CRIU configuration file to start this member's engine with.

@@ -4,11 +4,11 @@
 //! then on words go both ways on that connection, framed like any others: the coordinating launcher's are [`Word`]s, the
 //! other one's [`Report`]s. Both say that they are alive when they have nothing else to say.
 
-use image_format::{ApplicationId, Descriptor, Digest, Epoch, MemberId, MemberTimeline, Span};
-use serde::{Deserialize, Serialize};
+use image_format::{ApplicationId, Descriptor, Digest, Epoch, MemberId, MemberTimeline, Span, one_line};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Invitation, VERSION};
-use crate::proto::Reply;
+use crate::proto::{LONGEST_REASON, Reply, said};
 
 /// The longest name of a container or an engine, in bytes.
 const LONGEST_NAME: usize = 256;
@@ -16,9 +16,6 @@ const LONGEST_NAME: usize = 256;
 /// The most lines of a log that a report carries, and the bytes of each.
 const MOST_LINES: usize = 16;
 const LONGEST_LINE: usize = 512;
-
-/// The longest reason, in bytes.
-pub(crate) const LONGEST_REASON: usize = 4096;
 
 /// A word with the version of the protocol.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +89,7 @@ pub enum Word {
     /// It came to nothing after the tasks ran on.
     NotPermanent {
         /// Why, as a fragment.
+        #[serde(deserialize_with = "said")]
         reason: String,
     },
     /// Nothing to say.
@@ -104,6 +102,7 @@ pub struct Summons {
     /// The session.
     pub session: Invitation,
     /// Where the checkpoint goes, in the words of the person who asked for it.
+    #[serde(deserialize_with = "said")]
     pub to: String,
     /// Whether its container ends once the checkpoint is permanent.
     pub stop: bool,
@@ -120,6 +119,7 @@ pub struct Permanent {
     /// The global checkpoint.
     pub digest: Digest,
     /// Its tag.
+    #[serde(deserialize_with = "said")]
     pub tag: String,
     /// Its number.
     pub epoch: Epoch,
@@ -145,9 +145,10 @@ pub enum Report {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// Why, as a fragment.
+    #[serde(deserialize_with = "said")]
     pub reason: String,
     /// The error lines of its CRIU log; few and short.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "said_lines", skip_serializing_if = "Vec::is_empty")]
     pub log_lines: Vec<String>,
 }
 
@@ -155,14 +156,17 @@ impl Failure {
     /// With as much of each as is let through.
     #[must_use]
     pub fn new(reason: &str, log_lines: &[String]) -> Self {
-        let log_lines = log_lines.iter().take(MOST_LINES).map(|line| cut(line, LONGEST_LINE).to_owned()).collect();
-        Self { reason: cut(reason, LONGEST_REASON).to_owned(), log_lines }
+        Self { reason: one_line(reason, LONGEST_REASON), log_lines: few(log_lines) }
     }
+}
 
-    /// The same, cut to what is let through; the other end may have sent more.
-    pub(crate) fn bounded(&self) -> Self {
-        Self::new(&self.reason, &self.log_lines)
-    }
+fn few(lines: &[String]) -> Vec<String> {
+    lines.iter().take(MOST_LINES).map(|line| one_line(line, LONGEST_LINE)).collect()
+}
+
+/// Lines that a peer says, as many and as long as are let through.
+fn said_lines<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    Vec::deserialize(from).map(|lines: Vec<String>| few(&lines))
 }
 
 /// A member's image that is in the store, by the word of its host.
@@ -178,15 +182,6 @@ pub struct Stored {
     pub packed: Option<Span>,
     /// When it was sent.
     pub sending: Option<Span>,
-}
-
-/// At most so many bytes of a text, whole characters.
-pub(crate) fn cut(text: &str, most: usize) -> &str {
-    let mut end = most.min(text.len());
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
 }
 
 #[cfg(test)]
@@ -261,12 +256,37 @@ mod tests {
     }
 
     #[test]
+    fn nothing_that_is_said_begins_a_line() {
+        let forged = r#"no\n2026-01-01T00:00:00Z  checkpoint 7\u001b[2J\u202e"#;
+        let reason = "no 2026-01-01T00:00:00Z  checkpoint 7 [2J".to_owned();
+        let hear =
+            |json: &str| decode::<Said<Report>>(json.replace("FORGED", forged).as_bytes()).expect("a report").word;
+        let failure = Failure { reason: reason.clone(), log_lines: vec![reason.clone()] };
+        let failed = hear(r#"{"version":1,"failed":{"reason":"FORGED","log_lines":["FORGED"]}}"#);
+        assert_eq!(failed, Report::Failed(failure));
+        let many = format!(
+            r#"{{"version":1,"failed":{{"reason":"{}","log_lines":[{}"x"]}}}}"#,
+            "x".repeat(9000),
+            "\"x\",".repeat(99)
+        );
+        let Report::Failed(many) = hear(&many) else { panic!("another word") };
+        assert_eq!((many.reason.len(), many.log_lines.len()), (LONGEST_REASON, MOST_LINES));
+        let hear = |json: &str| decode::<Said<Word>>(json.replace("FORGED", forged).as_bytes()).expect("a word").word;
+        let abort = hear(r#"{"version":1,"reply":{"abort":{"reason":"FORGED"}}}"#);
+        assert_eq!(abort, Word::Reply(Reply::Abort { reason: reason.clone() }));
+        let ended = hear(r#"{"version":1,"not-permanent":{"reason":"FORGED"}}"#);
+        assert_eq!(ended, Word::NotPermanent { reason: reason.clone() });
+        let vote: crate::proto::Vote =
+            serde_json::from_str(&format!(r#"{{"no":{{"reason":"{forged}"}}}}"#)).expect("a vote");
+        assert_eq!(vote, crate::proto::Vote::No { reason });
+    }
+
+    #[test]
     fn what_fails_is_told_in_few_words() {
         let long = Failure::new(&"é".repeat(5000), &vec!["ü".repeat(5000); 5000]);
         assert_eq!((long.reason.len(), long.log_lines.len()), (LONGEST_REASON, MOST_LINES));
         assert!(long.log_lines.iter().all(|line| line.len() == LONGEST_LINE));
         assert!(encode(&Said::now(Report::Failed(long))).is_ok_and(|frame| frame.len() < MAX_BODY));
-        assert_eq!(cut("aé", 2), "a");
     }
 
     proptest! {

@@ -247,6 +247,23 @@ async fn the_end_of_the_coordinating_host_is_an_abort_there() {
 }
 
 #[tokio::test]
+async fn who_gives_up_or_fails_does_not_depend_on_the_other_host_to_say_so() {
+    for cancels in [true, false] {
+        let mut here = Here::open().await;
+        let member = vec![here.of("b")];
+        let delegation = here.while_calling(Delegation::attend(member)).await.expect("noted");
+        // From here on the coordinating host hears nothing, and says no more than that it is alive.
+        match cancels {
+            true => delegation.cancel("it was stopped"),
+            false => delegation.failed(&id("b"), Failure::new("it was stopped", &[])),
+        }
+        let outcome = timeout(Duration::from_secs(5), delegation.outcome()).await.expect("decided without it");
+        assert!(matches!(&outcome, Outcome::Aborted { reason, .. } if reason == "it was stopped"), "{outcome:?}");
+        assert_eq!(delegation.ending().await, Err("it was stopped".to_owned()));
+    }
+}
+
+#[tokio::test]
 async fn who_is_not_awaited_or_not_who_it_says_is_refused() {
     let mut here = Here::open().await;
     let why = |refused: Result<Delegation, AttendError>| match refused {

@@ -177,15 +177,18 @@ async fn plain_and_silent_peers_are_ended_and_disturb_nobody() {
     let mut plain = set.connect().await;
     plain.write_all(&wire::encode(&set.message("a")).expect("short")).await.expect("room");
     assert!(wire::read::<Answer>(rest(plain).await.as_slice()).is_err(), "nothing in plain words");
-    // More of them than there is room for.
+    // Many more of them than there is room for, and some who have shown a certificate.
     let mut silent = Vec::new();
-    for _ in 0..80 {
+    for _ in 0..300 {
         silent.push(set.connect().await);
     }
-    let files = set.authority.member("a");
-    silent.push(set.shake_hands(files.client().expect("files")).await.expect("a handshake").into_inner().0);
     let since = Instant::now();
+    let files = set.authority.common_name("c");
+    for _ in 0..20 {
+        silent.push(set.shake_hands(files.client().expect("files")).await.expect("a handshake").into_inner().0);
+    }
     set.assert_undisturbed().await;
+    assert!(since.elapsed() < Duration::from_secs(3), "strangers had to be waited for: {:?}", since.elapsed());
     for silent in silent {
         let _ = rest(silent).await;
     }

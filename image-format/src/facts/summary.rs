@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
 
 use super::{Facts, Process};
+use crate::is_format;
 
 /// Deepest indentation of the process tree; what lies deeper is shown at this depth.
 const MAX_INDENT: usize = 16;
@@ -141,10 +142,8 @@ struct Plain<'a>(&'a str);
 impl fmt::Display for Plain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for c in self.0.chars() {
-            // Marks that turn the direction of writing could hide what stands before them.
-            if c.is_control()
-                || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-            {
+            // Marks that turn the direction of writing could hide what stands before them, and others are not seen.
+            if c.is_control() || is_format(c) {
                 write!(f, "{}", c.escape_default())?;
             } else {
                 f.write_char(c)?;

@@ -32,23 +32,26 @@ pub(super) async fn gather(
     members: &mut [Member],
     options: &CheckpointOptions,
     watcher: &dyn Watcher,
-) -> Result<(Option<RollCall>, Vec<TentativeMember>), CheckpointErrorKind> {
+) -> Result<(Option<RollCall>, Vec<TentativeMember>), CheckpointError> {
+    let examining = |error: MembersError| CheckpointError::new(Phase::Examine, error);
     let Some(elsewhere) = &options.elsewhere else {
-        settle_all(members, &mut [])?;
+        settle_all(members, &mut []).map_err(examining)?;
         return Ok((None, Vec::new()));
     };
     if let Some(member) = members.iter().find(|member| elsewhere.members.contains(&member.id)) {
         let (first, second) = (member.source.container.clone(), "one of another host".to_owned());
-        return Err(MembersError::Twice { member: member.id.clone(), first, second }.into());
+        return Err(examining(MembersError::Twice { member: member.id.clone(), first, second }));
     }
     watcher.phase(Phase::Await);
+    let awaiting = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Await, kind);
     let Elsewhere { listen, members: awaited } = elsewhere;
-    let mut roll_call = RollCall::open(listen, options.application.clone(), awaited.iter().cloned()).await?;
+    let opened = RollCall::open(listen, options.application.clone(), awaited.iter().cloned()).await;
+    let mut roll_call = opened.map_err(|error| awaiting(error.into()))?;
     match attend(&mut roll_call, members, options, watcher).await {
         Ok(others) => Ok((Some(roll_call), others)),
         Err(error) => {
             roll_call.dismiss(&chain(&error)).await;
-            Err(error)
+            Err(awaiting(error))
         }
     }
 }
@@ -237,17 +240,48 @@ pub(super) async fn tell(
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
     use std::sync::Arc;
+
+    use coordinator::Absent;
 
     use image_format::{Digest, DumpSource, PackOptions, pack};
     use registry::{Bridge, Create, Location, Settings};
     use tokio::runtime::Handle;
 
     use super::*;
+    use crate::EngineKind;
+    use crate::engine::{Files, Source};
 
     fn ids(ids: &[&str]) -> Vec<MemberId> {
         ids.iter().map(|id| id.parse().unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_missing_dependency_on_one_host_is_no_wait_for_others() {
+        let source = Source {
+            container: "a".to_owned(),
+            id: "0".repeat(64),
+            labels: BTreeMap::new(),
+            criu_config: PathBuf::new(),
+            pid: 1,
+            log: None,
+            files: Files::default(),
+        };
+        let [a, job] = [0, 1].map(|at| ids(&["a", "job"])[at].clone());
+        let mut member =
+            Member { id: a, depends_on: vec![job], firm: true, engine: EngineKind::Podman, source, bundle: None };
+        let options = CheckpointOptions::new("app".parse().unwrap(), PathBuf::new());
+        let error = gather(std::slice::from_mut(&mut member), &options, &()).await.unwrap_err();
+        assert_eq!(error.phase, Phase::Examine);
+        assert_eq!(error.to_string(), "member a depends on job, which is no member");
+    }
+
+    #[test]
+    fn hosts_that_are_sent_away_are_told_why_once() {
+        let source = Absent { members: ids(&["b"]) };
+        let told = chain(&CheckpointErrorKind::Absent { source });
+        assert_eq!(told, "nothing was touched: nobody joined in time for b");
     }
 
     #[tokio::test(flavor = "multi_thread")]

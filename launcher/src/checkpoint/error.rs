@@ -10,6 +10,7 @@ use image_format::files::FilesError;
 use image_format::{ApplicationId, Digest, Epoch, GlobalError, MemberId, PackError, TimelineError};
 use registry::sign::SignError;
 use registry::{CatalogueError, CopyError, ParseReferenceError, StoreError, Tag};
+use tokio_util::sync::CancellationToken;
 
 use super::members::MembersError;
 use crate::pages::PagesError;
@@ -194,7 +195,7 @@ pub enum CheckpointErrorKind {
     #[error("no other host can be heard")]
     Listen(#[from] ListenError),
     /// Members of other hosts did not come.
-    #[error("nothing was touched: {source}")]
+    #[error("nothing was touched")]
     Absent {
         /// Who.
         source: Absent,
@@ -281,6 +282,24 @@ pub enum CheckpointErrorKind {
 impl CheckpointError {
     pub(crate) fn new(phase: Phase, kind: impl Into<CheckpointErrorKind>) -> Self {
         Self { phase, kind: Box::new(kind.into()), member: None, hook: None, log_lines: Vec::new(), resumable: None }
+    }
+
+    /// What a store said when it was not to be waited for any longer is that.
+    pub(super) fn or_cancelled(mut self, cancel: &CancellationToken) -> Self {
+        let of_store = matches!(
+            *self.kind,
+            CheckpointErrorKind::Store(_)
+                | CheckpointErrorKind::Catalogue(_)
+                | CheckpointErrorKind::Taken { .. }
+                | CheckpointErrorKind::Pack { .. }
+                | CheckpointErrorKind::Send { .. }
+                | CheckpointErrorKind::Sign(_)
+                | CheckpointErrorKind::NotStored { .. }
+        );
+        if of_store && cancel.is_cancelled() {
+            *self.kind = CheckpointErrorKind::Cancelled;
+        }
+        self
     }
 
     /// What to do about it, where that can be said.

@@ -11,12 +11,13 @@
 //! of an application is nothing that could be finished.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::pending;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use coordinator::wire::Invitation;
 use coordinator::wire::control::{Attend, Failure, Stored, Summons};
-use coordinator::{AttendError, Delegation, Lasting, Outpost, Remote, SessionId, SessionKind, TlsFiles};
+use coordinator::{AttendError, Delegation, Lasting, Outcome, Outpost, Remote, SessionId, SessionKind};
 use image_format::{ApplicationId, Digest, Epoch, MemberId, Timeline, rfc3339};
 use registry::Reference;
 use tokio::net::TcpStream;
@@ -47,6 +48,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// How long it may take to find out whether anybody is there.
 const PROBE: Duration = Duration::from_secs(5);
+
+/// How long after an abort hooks may take that are told of it by the coordinating host.
+const OBEDIENCE: Duration = Duration::from_millis(500);
 
 /// The longest tag.
 const LONGEST_TAG: usize = 128;
@@ -91,8 +95,9 @@ pub async fn join(
     watcher.phase(Phase::Await);
     let (members, delegation, summons) =
         await_invitation(joining, options, watcher).await.map_err(|kind| CheckpointError::new(Phase::Await, kind))?;
+    let destination = &destination.until(&options.cancel);
     let mut part = Part { joining, destination, options, delegation, watcher, run_root };
-    let ended = part.take(members, &summons).await;
+    let ended = part.take(members, &summons).await.map_err(|error| error.or_cancelled(&options.cancel));
     if let Err(error) = &ended {
         // Whoever has heard of it, or said it, does not mind to hear it again.
         part.give_up(error);
@@ -178,13 +183,7 @@ async fn attend(
 
 /// A member's way to the coordinating host.
 fn remote(joining: &Joining, member: &MemberId) -> Remote {
-    // A path that is no text has no place for an id either.
-    let file = |path: &PathBuf| {
-        path.to_str().map_or_else(|| path.clone(), |text| text.replace("{id}", member.as_str()).into())
-    };
-    let TlsFiles { ca, certificate, key } = &joining.tls;
-    let tls = TlsFiles { ca: file(ca), certificate: file(certificate), key: file(key) };
-    Remote { address: joining.address.clone(), tls }
+    Remote { address: joining.address.clone(), tls: joining.tls.of(member) }
 }
 
 /// This host's part of one checkpoint.
@@ -291,6 +290,7 @@ impl Part<'_> {
         workspace.write(&tentative).map_err(|source| dumping(file(workspace.path(), source)))?;
         let remotes = members.iter().map(|member| (member.id.clone(), remote(self.joining, &member.id))).collect();
         let (run_root, hook_program) = (&tentative.run_root, &self.options.hook_program);
+        let session = &self.bounded(session);
         let outpost = Outpost::make(run_root, session.clone(), remotes, hook_program).await;
         let outpost = outpost.map_err(|error| dumping(error.into()))?;
         let ended = async {
@@ -299,7 +299,20 @@ impl Part<'_> {
             let config = |member: &_| outpost.criu_config(member);
             let attachments = attachments(members, workspace, config, &mut pages).map_err(dumping)?;
             let seat = Seat::Elsewhere(&self.delegation);
-            let dumped = session::run(seat, members, attachments, workspace, &self.options.cancel, self.watcher).await;
+            let dumping = session::run(seat, members, attachments, workspace, &self.options.cancel, self.watcher);
+            let aborted = async {
+                if let Outcome::Released { .. } = self.delegation.outcome().await {
+                    pending::<()>().await;
+                }
+                // By then hooks know from the coordinating host, if that means well.
+                sleep(OBEDIENCE).await;
+                outpost.give_up();
+                pending().await
+            };
+            let dumped = tokio::select! {
+                dumped = dumping => dumped,
+                never = aborted => never,
+            };
             let dumped = dumped.map_err(|broken| broken_off(broken, self.options, members, config))?;
             let mut dumped = session::Dumping { pages, ..dumped };
             self.watcher.phase(Phase::Pack);
@@ -333,6 +346,18 @@ impl Part<'_> {
         let _ = std::fs::remove_dir(&tentative.run_root);
         let (lasting, sent) = ended?;
         Ok((lasting, tentative, sent))
+    }
+
+    /// The session with no longer a time to stand frozen than this host allows.
+    fn bounded(&self, session: &Invitation) -> Invitation {
+        let own = u64::try_from(self.options.deadlines.hold.as_millis()).unwrap_or(u64::MAX);
+        if session.hold_ms > own {
+            self.watcher.note(&format!(
+                "the coordinating host lets containers stand frozen for {} ms, and this host for {own} ms",
+                session.hold_ms
+            ));
+        }
+        Invitation { hold_ms: session.hold_ms.min(own), ..session.clone() }
     }
 
     /// What the coordinating host finds in the line for the members of this one. It waits meanwhile, as long as it waits for anybody.

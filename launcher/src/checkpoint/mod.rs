@@ -123,15 +123,18 @@ pub async fn checkpoint(
     options: &CheckpointOptions,
     watcher: &dyn Watcher,
 ) -> Result<CheckpointReport, CheckpointError> {
+    let destination = &destination.until(&options.cancel);
     let ended = attempt(destination, options, watcher).await;
-    if let Err(error) = &ended
+    let ended = if let Err(error) = &ended
         && let CheckpointErrorKind::NotHanded { members, .. } = &*error.kind
     {
         members.iter().for_each(|member| watcher.note(&format!("{member}: {OVER_TLS}")));
         let over_tls = CheckpointOptions { pages: Pages::Tls, ..options.clone() };
-        return attempt(destination, &over_tls, watcher).await;
-    }
-    ended
+        attempt(destination, &over_tls, watcher).await
+    } else {
+        ended
+    };
+    ended.map_err(|error| error.or_cancelled(&options.cancel))
 }
 
 async fn attempt(
@@ -160,8 +163,7 @@ async fn attempt(
     let swept = sweep::sweep(&options.work_dir, watcher).await;
     swept.map_err(|source| file(&options.work_dir, source)).map_err(in_phase(Phase::Sweep))?;
 
-    let gathered = elsewhere::gather(&mut members, options, watcher).await.map_err(in_phase(Phase::Await))?;
-    let (roll_call, others) = gathered;
+    let (roll_call, others) = elsewhere::gather(&mut members, options, watcher).await?;
 
     let dumping = in_phase(Phase::Dump);
     let session = SessionId::random().map_err(|_| dumping(CheckpointErrorKind::Random))?;
@@ -211,6 +213,7 @@ pub async fn resume(
     options: &CheckpointOptions,
     watcher: &dyn Watcher,
 ) -> Result<CheckpointReport, CheckpointError> {
+    let destination = &destination.until(&options.cancel);
     watcher.phase(Phase::Examine);
     let examining = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Examine, kind);
     let orphans = Workspace::orphans(&options.work_dir, Purpose::Checkpoint);
@@ -235,7 +238,7 @@ pub async fn resume(
             remove(workspace, watcher);
             Ok(report)
         }
-        Err(error) => Err(CheckpointError { resumable: Some(session), ..error }),
+        Err(error) => Err(CheckpointError { resumable: Some(session), ..error.or_cancelled(&options.cancel) }),
     }
 }
 
@@ -513,4 +516,123 @@ fn remove(workspace: Workspace, watcher: &dyn Watcher) {
 
 fn file(path: &std::path::Path, source: std::io::Error) -> CheckpointErrorKind {
     CheckpointErrorKind::File { path: PathBuf::from(path), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use image_format::{DumpSource, PackOptions, pack};
+    use registry::sign::PrivateKey;
+    use registry::{Bridge, Create, Location, Selector, Settings, Store, Trust};
+    use tokio::runtime::Handle;
+    use tokio::time::{sleep, timeout};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::stuck::{OPERATIONS, Stuck};
+    use crate::{RestoreErrorKind, RestoreOptions, preflight};
+
+    async fn layout(path: PathBuf) -> Arc<dyn Store> {
+        registry::open(&Location::Layout(path), &Settings::default(), Create::Layout).await.unwrap()
+    }
+
+    /// A checkpoint of one member that is packed and not sent.
+    async fn unsent(work_dir: &Path) -> SessionId {
+        let session = SessionId::random().unwrap();
+        let mut workspace = Workspace::create(work_dir, Purpose::Checkpoint, session).unwrap();
+        let store = layout(workspace.store()).await;
+        let bridge = Bridge::new(Handle::current(), Arc::clone(&store));
+        let packing = tokio::task::spawn_blocking(move || {
+            let dump = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/dumps/podman-plain.tar.zst");
+            let options = PackOptions { member: Some("a".parse().unwrap()), ..PackOptions::default() };
+            pack(DumpSource::open(&dump, None).unwrap(), &options, &bridge).unwrap()
+        });
+        let packed = packing.await.unwrap();
+        store.put_manifest(&packed.manifest, None).await.unwrap();
+        let mut member = TentativeMember::new("a".parse().unwrap(), Vec::new(), EngineKind::Podman, "a".to_owned());
+        member.manifest = Some(packed.manifest.descriptor());
+        let tentative = Tentative {
+            session,
+            run_root: work_dir.to_owned(),
+            application: "app".parse().unwrap(),
+            epoch: Epoch(1),
+            to: "oci:/x".to_owned(),
+            members: vec![member],
+            timeline: Timeline { started: rfc3339(commit::now()), ..Timeline::default() },
+            whole: true,
+        };
+        workspace.write(&tentative).unwrap();
+        session
+    }
+
+    fn signed_into(store: Arc<dyn Store>, key: &Arc<PrivateKey>) -> Destination {
+        let signer = Some(Signer { key: Arc::clone(key), identity: Some("app".to_owned()) });
+        let trust = Trust::Keys(vec![key.public_key()]);
+        Destination { store, reference: "oci:/x".to_owned(), tag: None, signer, trust }
+    }
+
+    /// Cancels it soon.
+    fn soon(cancel: &CancellationToken) {
+        let cancel = cancel.clone();
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(100)).await;
+            cancel.cancel();
+        });
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_store_that_never_answers_holds_up_no_part_of_a_checkpoint() {
+        let top = tempfile::tempdir().unwrap();
+        let key = Arc::new(PrivateKey::generate().unwrap());
+        let mut stuck = BTreeSet::new();
+        for operation in OPERATIONS {
+            let place = top.path().join(operation);
+            let (work_dir, store) = (place.join("work"), layout(place.join("store")).await);
+            let session = unsent(&work_dir).await;
+            let options =
+                CheckpointOptions { work_dir, ..CheckpointOptions::new("app".parse().unwrap(), PathBuf::new()) };
+            let to = signed_into(Stuck::at(operation, Arc::clone(&store)), &key);
+            soon(&options.cancel);
+            let ended = timeout(Duration::from_secs(20), resume(session, &to, &options, &())).await;
+            match ended.unwrap_or_else(|_| panic!("stuck at {operation}")) {
+                Ok(_) => {}
+                Err(error) => {
+                    assert!(matches!(*error.kind, CheckpointErrorKind::Cancelled), "{operation}: {error}");
+                    assert_eq!(error.resumable, Some(session), "{operation}");
+                    stuck.insert(*operation);
+                    // It is still there, and can be finished.
+                    let options = CheckpointOptions { cancel: CancellationToken::new(), ..options };
+                    resume(session, &signed_into(store, &key), &options, &()).await.unwrap();
+                }
+            }
+        }
+        // Sending, the line before, the index, its signature, and the tag.
+        for operation in ["put_blob", "tags", "put_manifest", "put_referrer", "put_tag"] {
+            assert!(stuck.contains(operation), "{stuck:?}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_store_that_never_answers_holds_up_no_check_before_a_restore() {
+        let top = tempfile::tempdir().unwrap();
+        let key = Arc::new(PrivateKey::generate().unwrap());
+        let (work_dir, store) = (top.path().join("work"), layout(top.path().join("store")).await);
+        let session = unsent(&work_dir).await;
+        let options = CheckpointOptions { work_dir, ..CheckpointOptions::new("app".parse().unwrap(), PathBuf::new()) };
+        let to = signed_into(Arc::clone(&store), &key);
+        let report = resume(session, &to, &options, &()).await.unwrap();
+        let root = store.resolve(&Selector::Tag(report.tag)).await.unwrap();
+        for operation in ["manifest", "referrers"] {
+            let options = RestoreOptions::new(PathBuf::new(), to.trust.clone());
+            soon(&options.cancel);
+            let checking = preflight(Stuck::at(operation, Arc::clone(&store)), root.clone(), &options, &());
+            let ended =
+                timeout(Duration::from_secs(20), checking).await.unwrap_or_else(|_| panic!("stuck at {operation}"));
+            let error = ended.unwrap_err();
+            assert!(matches!(*error.kind, RestoreErrorKind::Cancelled), "{operation}: {error}");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use coordinator::{Deadlines, Fence, Listen, TlsFiles};
 use image_format::{ApplicationId, ChainLimits, Compression, MemberId};
 use registry::sign::PrivateKey;
-use registry::{Store, Tag, Trust};
+use registry::{Store, Tag, Trust, cancellable};
 use tokio_util::sync::CancellationToken;
 
 use crate::{EngineKind, WORK_DIR};
@@ -25,6 +25,13 @@ pub struct Destination {
     pub signer: Option<Signer>,
     /// Who may have signed the checkpoints before. What others put into the store is no predecessor and no base.
     pub trust: Trust,
+}
+
+impl Destination {
+    /// The same, whose store is waited for no longer than until this is cancelled.
+    pub(crate) fn until(&self, cancel: &CancellationToken) -> Self {
+        Self { store: cancellable(Arc::clone(&self.store), cancel.clone()), ..self.clone() }
+    }
 }
 
 /// Who signs, and what signatures call the image.
@@ -147,7 +154,8 @@ pub struct CheckpointOptions {
     pub run_root: PathBuf,
     /// Where the tentative checkpoint is until it is permanent. Needs room for all members, packed.
     pub work_dir: PathBuf,
-    /// When the session gives up: `hold` is the longest time that tasks stand frozen.
+    /// When the session gives up: `hold` is the longest time that tasks stand frozen. Where another host coordinates, its times count, but for a
+    /// `hold` that is longer than this one.
     pub deadlines: Deadlines,
     /// The right to act for the application, where that can be lost; hooks ask it, and so does whoever is about to set the tag.
     pub fence: Option<Fence>,

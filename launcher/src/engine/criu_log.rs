@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
+use image_format::one_line;
+
 /// How much is read of the log's beginning, and as much of its end. A CRIU that spins on a broken dump writes gigabytes in
 /// between.
 const READ: u64 = 512 << 10;
@@ -13,7 +15,7 @@ const ERRORS: usize = 16;
 const WARNINGS: usize = 4;
 /// What CRIU complains of and then does without: it asks for more open files than the system has, and takes what there is.
 const HARMLESS: [&str; 1] = ["RLIMIT_NOFILE"];
-/// The longest line, in characters.
+/// The longest line, in bytes.
 const LONGEST_LINE: usize = 300;
 
 /// The error lines of the log at `path`; none when there is no log.
@@ -39,7 +41,8 @@ pub(crate) fn error_lines(path: &Path) -> io::Result<Vec<String>> {
 /// as in `(00.123456)     12: Error (...)`. Hooks speak in the same form.
 fn select(log: &str) -> Vec<String> {
     let told = |line: &&str| !HARMLESS.iter().any(|words| line.contains(words));
-    let kept = |word: &str| log.lines().filter(|line| line.contains(word)).filter(told).map(clean).collect::<Vec<_>>();
+    let shown = |line: &str| one_line(line, LONGEST_LINE);
+    let kept = |word: &str| log.lines().filter(|line| line.contains(word)).filter(told).map(shown).collect::<Vec<_>>();
     let mut errors = kept("Error (");
     if errors.is_empty() {
         let mut warnings = kept("Warn  (");
@@ -50,10 +53,6 @@ fn select(log: &str) -> Vec<String> {
         errors.drain(ERRORS / 2..errors.len() - ERRORS / 2);
     }
     errors
-}
-
-fn clean(line: &str) -> String {
-    line.chars().filter(|c| !c.is_control()).take(LONGEST_LINE).collect()
 }
 
 #[cfg(test)]

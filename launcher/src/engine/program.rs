@@ -8,6 +8,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
+use image_format::one_line;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio::runtime::Handle;
@@ -318,7 +319,7 @@ pub(crate) fn words_of(mut file: &File) -> io::Result<String> {
 pub(crate) fn words(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
-    let clean: String = lines.chars().filter(|c| !c.is_control()).collect();
+    let clean = one_line(&lines, usize::MAX);
     let over = clean.len().saturating_sub(LONGEST_WORDS);
     let start = clean.char_indices().map(|(start, _)| start).find(|start| *start >= over);
     start.map_or_else(String::new, |start| clean[start..].to_owned())
@@ -366,7 +367,7 @@ mod tests {
 
     #[test]
     fn words_are_one_bounded_line() {
-        assert_eq!(words(b"a\n\n  b\x1b[31m\n"), "a; b[31m");
+        assert_eq!(words(b"a\n\n  b\x1b[31m\n"), "a; b [31m");
         assert!(words("é".repeat(5000).as_bytes()).len() <= LONGEST_WORDS);
     }
 }

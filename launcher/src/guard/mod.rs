@@ -357,6 +357,8 @@ pub async fn guard(
     // From here on no older guard's hooks let anything happen, also where its lock is gone and it does not know.
     let fence = Fence::raise(&run_root, &application, options.token)?;
     let mut own = options.clone();
+    // Whatever the store does, the guard can be ended.
+    own.destination = own.destination.until(&options.checkpoint.cancel);
     own.checkpoint.fence = Some(fence.clone());
     own.restore.fence = Some(fence.clone());
     Guard { options: &own, metrics, watcher, fence, state, state_file, running: None }.run(orders).await

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use image_format::{Digest, canonical_json};
+use image_format::{Digest, canonical_json, one_line};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -218,7 +218,7 @@ fn malformed(what: &str, error: &dyn std::fmt::Display) -> Rejection {
 
 /// Texts from elsewhere are shown in messages; their length is not to be theirs to choose.
 fn short(text: &str) -> String {
-    text.chars().take(160).collect()
+    one_line(text, 160)
 }
 
 #[cfg(test)]

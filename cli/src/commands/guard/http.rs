@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use coordinator::Strangers;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::CONTENT_TYPE;
@@ -16,12 +17,15 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use launcher::GuardMetrics;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
-/// Connections at the same time; a further one waits.
-const CONNECTIONS: usize = 16;
+/// Connections at the same time; one more pushes out the one who came first.
+const CONNECTIONS: usize = 64;
 /// How long a request may take to come.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a connection may last, however slowly the answer is read.
+const AT_MOST: Duration = Duration::from_secs(15);
+/// How long is waited where no connection can be taken.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// The applications that are guarded, by their names.
 #[derive(Debug, Clone, Default)]
@@ -52,15 +56,16 @@ pub async fn serve(address: SocketAddr, shown: Shown) -> io::Result<SocketAddr> 
     let listener = TcpListener::bind(address).await?;
     let bound = listener.local_addr()?;
     tokio::spawn(async move {
-        let room = Arc::new(Semaphore::new(CONNECTIONS));
-        while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
+        let room = Strangers::new(CONNECTIONS);
+        loop {
             let Ok((stream, _)) = listener.accept().await else {
-                // Out of descriptors, say: that passes.
-                tokio::time::sleep(PATIENCE).await;
+                // Out of descriptors, say, which those who say nothing are not to hold.
+                room.push_out_oldest();
+                tokio::time::sleep(PAUSE).await;
                 continue;
             };
             let shown = shown.clone();
-            tokio::spawn(async move {
+            tokio::spawn(room.host(AT_MOST, async move {
                 let answer = service_fn(|request| std::future::ready(answer(&request, &shown.all())));
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
@@ -69,8 +74,7 @@ pub async fn serve(address: SocketAddr, shown: Shown) -> io::Result<SocketAddr> 
                     .serve_connection(TokioIo::new(stream), answer);
                 // Whoever asked may go before the answer.
                 let _ = connection.await;
-                drop(permit);
-            });
+            }));
         }
     });
     Ok(bound)
@@ -93,4 +97,31 @@ fn answer(request: &Request<Incoming>, all: &[Arc<GuardMetrics>]) -> Result<Resp
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
     Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn idle_connections_keep_nobody_from_asking() {
+        let address = serve(([127, 0, 0, 1], 0).into(), Shown::default()).await.unwrap();
+        let mut idle = Vec::new();
+        for _ in 0..300 {
+            idle.push(TcpStream::connect(address).await.unwrap());
+        }
+        let asking = async {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let answer = timeout(PATIENCE / 2, asking).await.expect("strangers have to be waited for");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
 }
