@@ -53,6 +53,9 @@ fn main() -> ExitCode {
         Err(help_or_error) => return usage(&help_or_error),
     };
     let reporter = Reporter::new(cli.verbosity());
+    if let Err(error) = leave_no_core() {
+        reporter.warn(&format!("a crash of this program may leave memory and keys in a core dump: {error}"));
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -80,6 +83,13 @@ fn main() -> ExitCode {
     }
 }
 
+/// Keeps memory of containers and keys out of core dumps of this process. A limit of their size would not: it does not bind
+/// programs that the kernel pipes a dump to, and containers would inherit it. Other processes of the same user can then not look into this one either;
+/// root can, and what is started is what it is by itself again.
+fn leave_no_core() -> nix::Result<()> {
+    nix::sys::prctl::set_dumpable(false)
+}
+
 /// Prints what clap has to say. Asked-for help that nobody reads any more is no failure.
 fn usage(help_or_error: &clap::Error) -> ExitCode {
     let printed = help_or_error.print();
@@ -90,5 +100,19 @@ fn usage(help_or_error: &clap::Error) -> ExitCode {
         Ok(()) => Exit::Success.into(),
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Exit::BrokenPipe.into(),
         Err(_) => Exit::Failure.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crash_leaves_nothing() {
+        leave_no_core().unwrap();
+        assert!(!nix::sys::prctl::get_dumpable().unwrap());
+        // What needs its own process goes on.
+        assert!(std::env::current_exe().is_ok() && std::fs::read("/proc/self/maps").is_ok());
+        assert!(std::process::Command::new("/proc/self/exe").arg("--help").output().unwrap().status.success());
     }
 }

@@ -7,6 +7,7 @@
 use std::ffi::OsStr;
 use std::sync::OnceLock;
 
+use registry::SECRET_VARIABLES;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::process::Command;
 
@@ -75,9 +76,13 @@ fn raise(limit: Rlimit, to: Option<u64>) {
     }
 }
 
-/// A program that gets the limit that this process was given.
+/// A program that gets the limit that this process was given, and none of its secrets.
 pub(crate) fn command(program: &str) -> Command {
-    limited(program, GIVEN.get().copied())
+    let mut command = limited(program, GIVEN.get().copied());
+    for name in SECRET_VARIABLES {
+        command.env_remove(name);
+    }
+    command
 }
 
 /// By a shell, which sets its own limit before it becomes the program: a limit that is set from outside comes too late.
@@ -111,6 +116,14 @@ mod tests {
         let error = missing(3, Some(40), Some(175)).unwrap_err().to_string();
         assert_eq!(error, "3 members take up to 176 open files, and this process may have no more than 175");
         assert!(missing(usize::MAX, Some(1024), Some(u64::MAX - 1)).is_err());
+    }
+
+    #[test]
+    fn programs_get_no_secrets() {
+        let command = command("podman");
+        let removed: Vec<_> =
+            command.as_std().get_envs().filter(|(_, value)| value.is_none()).map(|(name, _)| name).collect();
+        assert_eq!(removed, ["COSIGN_PASSWORD", "SDP_CONFIG_PASSWORD"]);
     }
 
     #[tokio::test]

@@ -1,10 +1,10 @@
 //! The socket over which CRIU gives its images away or asks for them (`criu --stream`), whose words are
 //! [`image_format::image_streamer`]'s.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,12 +14,16 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::geteuid;
+use rustix::fs::{Mode, fchmod};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use tokio_util::sync::CancellationToken;
 
 use crate::descriptors::receive;
 
 /// How long CRIU may take in the middle of a request.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// CRIU connects once.
+const BACKLOG: i32 = 16;
 /// How often whoever waits looks whether to stop, in milliseconds.
 const LOOK: u8 = 100;
 
@@ -55,9 +59,12 @@ impl Listener {
         if is_socket && UnixStream::connect(&path).is_err() {
             fs::remove_file(&path)?;
         }
-        let listener = UnixListener::bind(&path)?;
-        let made = Self { listener, path };
-        fs::set_permissions(&made.path, Permissions::from_mode(0o600))?;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        // The file gets the socket's mode when it is made. To change that of the file later would follow whatever somebody put in its place.
+        fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+        bind(&socket, &SocketAddrUnix::new(&path)?)?;
+        let made = Self { listener: socket.into(), path };
+        listen(&made.listener, BACKLOG)?;
         Ok(made)
     }
 
@@ -127,5 +134,23 @@ pub(crate) fn wait(descriptors: &mut [PollFd<'_>], stop: &CancellationToken) -> 
             Ok(_) => return Ok(()),
             Err(error) => return Err(io::Error::from(error).into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn the_socket_is_for_its_owner_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = Listener::bind(folder.path(), "socket").unwrap();
+        let mode = || fs::metadata(folder.path().join("socket")).map(|facts| facts.permissions().mode() & 0o777);
+        assert_eq!(mode().unwrap(), 0o600);
+        assert!(UnixStream::connect(folder.path().join("socket")).is_ok());
+        drop(listener);
+        assert!(mode().is_err(), "it is gone");
     }
 }

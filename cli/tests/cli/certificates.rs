@@ -9,7 +9,7 @@ use coordinator::{
     Deadlines, Listen, Outpost, OutpostError, Remote, Rendezvous, SessionId, SessionKind, SessionPlan, TlsFiles,
 };
 use image_format::{Epoch, MemberId};
-use rcgen::{BasicConstraints, CertificateParams, DnType, DnValue, IsCa, KeyPair, KeyUsagePurpose};
+use rcgen::{BasicConstraints, CertificateParams, DnType, DnValue, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose};
 
 use crate::common::World;
 
@@ -74,6 +74,36 @@ async fn hosts_meet_by_what_was_issued() {
     assert!(matches!(refused, Err(OutpostError::Lost { .. })), "the coordinator's is no member's: {refused:?}");
     let refused = meet(files(&world, "ca", "b"), files(&world, "ca", "a"), "localhost", MEMBER).await;
     assert!(matches!(refused, Err(OutpostError::Lost { .. })), "a member's is not the coordinator's: {refused:?}");
+}
+
+/// openssl as strict as RFC 5280: without an authority key identifier it refuses.
+fn assert_strict(world: &World, ca: &str, certificate: &str) {
+    let mut openssl = std::process::Command::new("openssl");
+    openssl.args(["verify", "-x509_strict", "-CAfile"]).args([ca, certificate].map(|file| world.path(file)));
+    let output = openssl.output().expect("openssl is installed");
+    assert!(output.status.success(), "{certificate}: {output:?}");
+}
+
+#[test]
+fn strict_verifiers_take_what_was_issued() {
+    let world = World::new();
+    world.good(&["key", "ca", "--output-prefix", "ca"]);
+    world.good(&["key", "issue", "--ca", "ca", "--coordinator", "localhost", "--output-prefix", "hub"]);
+    world.good(&["key", "issue", "--ca", "ca", "--member", "b", "--output-prefix", "b"]);
+    // An authority that calls its own key as it likes.
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.key_identifier_method = KeyIdMethod::PreSpecified(vec![1, 2, 3]);
+    params.distinguished_name.push(DnType::OrganizationName, "own");
+    let key = KeyPair::generate().unwrap();
+    fs::write(world.path("own.crt"), params.self_signed(&key).unwrap().pem()).unwrap();
+    fs::write(world.path("own.key"), key.serialize_pem()).unwrap();
+    let said = world.run(&["key", "issue", "--ca", "own", "--member", "c", "--output-prefix", "c"]).err;
+    assert!(said.contains("the private key own.key is open to others than its owner"), "{said}");
+    for (ca, certificate) in [("ca.crt", "hub.crt"), ("ca.crt", "b.crt"), ("own.crt", "c.crt")] {
+        assert_strict(&world, ca, certificate);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,6 +20,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use registry::SECRET_VARIABLES;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg, socketpair,
 };
@@ -62,6 +63,9 @@ impl Keeper {
         let (socket, its) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let mut command = Command::new(program);
         command.arg(KEEP).stdin(its).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        for name in SECRET_VARIABLES {
+            command.env_remove(name);
+        }
         Ok(Self { socket, child: Mutex::new(command.spawn()?) })
     }
 

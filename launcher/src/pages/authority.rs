@@ -40,6 +40,7 @@ impl Authority {
         let mut params = CertificateParams::new(vec![Ipv4Addr::LOCALHOST.to_string()])?;
         params.distinguished_name.push(DnType::CommonName, Ipv4Addr::LOCALHOST.to_string());
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
         let server = params.signed_by(&key, &issuer)?;
 
         let mut roots = RootCertStore::empty();
@@ -69,6 +70,7 @@ impl Authority {
         // A common name is short, and this one is for people: who it is is told by the whole certificate.
         params.distinguished_name.push(DnType::CommonName, member.as_str().chars().take(64).collect::<String>());
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(&key, &self.issuer)?;
         let files = [folder.join(format!("pages-{member}.crt")), folder.join(format!("pages-{member}.key"))];
         write(&files[0], &certificate.pem())?;

@@ -11,7 +11,7 @@ use coordinator::MEMBER_URI;
 use image_format::MemberId;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -19,10 +19,12 @@ use serde::Serialize;
 use x509_cert::Certificate;
 use x509_cert::der::asn1::{Ia5StringRef, PrintableStringRef, Utf8StringRef};
 use x509_cert::der::{Decode, Encode, Tag, Tagged};
+use x509_cert::ext::pkix::SubjectKeyIdentifier;
 
 use super::{new_files, write_pair};
 use crate::context::Context;
 use crate::error::{CommandError, While};
+use crate::keys;
 use crate::output::{Format, Report};
 
 /// Clocks of hosts differ.
@@ -125,7 +127,7 @@ pub fn ca(args: &CaArgs, context: &Context) -> Result<(), CommandError> {
 /// Makes a certificate of an authority.
 pub fn issue(args: &IssueArgs, context: &Context) -> Result<(), CommandError> {
     let [private, certificate] = new_files(&args.output_prefix, ["key", "crt"])?;
-    let authority = Authority::load(&args.ca)?;
+    let authority = Authority::load(&args.ca, context)?;
     let mut params = good_for(args.days, Some(authority.until));
     let names = match &args.member {
         Some(member) => {
@@ -147,6 +149,7 @@ pub fn issue(args: &IssueArgs, context: &Context) -> Result<(), CommandError> {
         }
     };
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true;
     let key = new_key()?;
     let made = params.signed_by(&key, &authority.issuer).doing(|| "the certificate cannot be made".to_owned())?;
     write_pair((&private, &key.serialize_pem()), (&certificate, &made.pem()))?;
@@ -161,13 +164,14 @@ struct Authority {
 }
 
 impl Authority {
-    fn load(prefix: &str) -> Result<Self, CommandError> {
+    fn load(prefix: &str, context: &Context) -> Result<Self, CommandError> {
         let read = |ending: &str| {
             let file = PathBuf::from(format!("{prefix}.{ending}"));
             let text = fs::read_to_string(&file).doing(|| format!("{} cannot be read", file.display()));
             text.map(|text| (file, text))
         };
         let (key_file, key) = read("key")?;
+        keys::warn_if_open(&key_file, context);
         let (file, certificate) = read("crt")?;
         let bad = |file: &Path| format!("{} cannot be used", file.display());
         let key = KeyPair::from_pem(&key).doing(|| bad(&key_file))?;
@@ -180,6 +184,10 @@ impl Authority {
         }
         let mut params = CertificateParams::default();
         params.distinguished_name = name_of(certificate).doing(|| bad(&file))?;
+        // What is issued names its authority's key as the authority itself does; without that name, by one of rcgen's own making.
+        if let Some((_, SubjectKeyIdentifier(id))) = certificate.get_extension().doing(|| bad(&file))? {
+            params.key_identifier_method = KeyIdMethod::PreSpecified(id.into_bytes().into());
+        }
         let until = SystemTime::UNIX_EPOCH + certificate.validity().not_after.to_unix_duration();
         if until <= SystemTime::now() {
             return Err(CommandError::usage(format!("the authority {} is no longer good", file.display()))
