@@ -17,6 +17,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use image_format::{ApplicationId, MemberId};
+use launcher::sdp::Storage;
 use launcher::{EngineKind, Pages};
 use registry::{Policy, Reference};
 use toml::Spanned;
@@ -69,6 +70,8 @@ pub struct GuardPlan {
     pub probation: Option<Duration>,
     /// Which checkpoints stay when a new one is permanent; all of them if it is not said.
     pub retention: Option<Policy>,
+    /// Below which places checkpoints may go where somebody else says where to.
+    pub storage: Vec<Storage>,
 }
 
 /// What becomes of a guarded application when its guard is told to stop.
@@ -194,6 +197,7 @@ fn parse(text: &str, language: Language, extent: Extent, folder: &Path) -> Resul
     if let Some(rules) = fields.table("retention", "retention")? {
         guard.retention = Some(retention(rules)?);
     }
+    guard.storage = if whole { Vec::new() } else { fields.list("storage")?.values };
     let list = if whole { fields.members()? } else { Vec::new() };
     fields.finish()?;
     let members = list.into_iter().map(|fields| member(fields, engine, folder)).collect::<Result<Vec<_>, _>>()?;

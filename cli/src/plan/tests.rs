@@ -89,6 +89,7 @@ fn what_a_guard_does_stands_in_the_plan_too() {
             tags: vec!["night-*".parse().unwrap()],
             ..registry::Policy::default()
         }),
+        storage: Vec::new(),
     };
     let toml = "interval = \"30s\"\non-terminate = \"preempt\"\n[guard]\nattempts = 3\nprobation = \"5s\"\n\
                 [retention]\nkeep-last = 3\nkeep-within = \"7d\"\nkeep-daily = 2\nkeep-tag = [\"night-*\"]\n[members.a]";
@@ -101,6 +102,11 @@ fn what_a_guard_does_stands_in_the_plan_too() {
 #[test]
 fn a_pattern_says_what_is_the_same_for_all() {
     let pattern = |text| parse(text, Language::Toml, Extent::Pattern, Path::new(""));
+    let places = pattern("storage = [\"host:5000/sdp\", \"oci:/srv\"]").unwrap().guard.storage;
+    assert_eq!(places.iter().map(ToString::to_string).collect::<Vec<_>>(), ["host:5000/sdp", "oci:/srv"]);
+    assert!(pattern("storage = [\"host:5000/sdp:tag\"]").is_err());
+    let whole = parse("storage = [\"host:5000/sdp\"]\n[members.a]", Language::Toml, Extent::Whole, Path::new(""));
+    assert!(whole.is_err(), "there it is `to` that says it");
     let plan = pattern("key = \"k\"\n[guard]\nattempts = 3\n[retention]\nkeep-last = 2").unwrap();
     assert_eq!((plan.key, plan.guard.attempts, plan.members.len()), (Some("k".into()), Some(3), 0));
     for text in ["application = \"a\"", "to = \"oci:x\"", "interval = \"1s\"", "[members.a]"] {

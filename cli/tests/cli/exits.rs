@@ -62,6 +62,17 @@ fn command_lines_that_make_no_sense() {
 }
 
 #[test]
+fn a_database_alone_does_not_say_where_memory_goes() {
+    let world = World::new();
+    fs::write(world.path("plan.toml"), "key = \"k\"").unwrap();
+    let said = world.bad(2, &["guard", "--sdp", "--plan", "plan.toml"]);
+    assert!(
+        said.contains("where the Configuration DB may have memory sent") && said.contains("--any-storage"),
+        "{said}"
+    );
+}
+
+#[test]
 fn what_is_not_there_is_3() {
     let world = World::new();
     world.bad(3, &["pack", "nowhere.tar", "--to", "oci:layout:a"]);

@@ -30,4 +30,4 @@ pub use etcd::{DatabaseError, Endpoint, Protocol};
 pub use guards::{BlockGuard, BlockGuards, guard_blocks};
 pub use ids::{BlockId, ParseBlockIdError, ParsePrefixError, Prefix};
 pub use lease::{Acquired, Held};
-pub use settings::{Interval, Scope, Setting, SettingValue, Storage};
+pub use settings::{Interval, ParseStorageError, Scope, Setting, SettingValue, Storage};

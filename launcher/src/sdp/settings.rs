@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Component;
+use std::str::FromStr;
 use std::time::Duration;
 
 use registry::{Location, Reference};
@@ -89,6 +91,39 @@ impl Storage {
     /// With the block's id it is no repository any more.
     pub fn repository(&self, block: &BlockId) -> Result<Reference, registry::ParseReferenceError> {
         format!("{}/{block}", self.0).parse()
+    }
+}
+
+/// A text that is no place for checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it is HOST[:PORT]/PATH or oci:DIR, without a tag")]
+pub struct ParseStorageError;
+
+impl FromStr for Storage {
+    type Err = ParseStorageError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::parse(text).ok_or(ParseStorageError)
+    }
+}
+
+impl Storage {
+    /// Whether a repository is this place, or lies below it.
+    #[must_use]
+    pub fn covers(&self, repository: &Reference) -> bool {
+        match (&self.0, repository.location()) {
+            (Location::Registry { host, repository: above }, Location::Registry { host: its, repository: below }) => {
+                let rest = below.strip_prefix(above.as_str());
+                host == its && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            }
+            (Location::Layout(above), Location::Layout(below)) => {
+                // By way of its parent a folder leads anywhere.
+                below.starts_with(above) && !below.components().any(|part| part == Component::ParentDir)
+            }
+            (Location::Registry { .. }, Location::Layout(_)) | (Location::Layout(_), Location::Registry { .. }) => {
+                false
+            }
+        }
     }
 }
 
@@ -212,6 +247,25 @@ mod tests {
         {
             assert_eq!(value.to_string(), text);
             assert_eq!(SettingValue::parse(setting, text), Ok(value));
+        }
+    }
+
+    #[test]
+    fn a_place_covers_itself_and_what_lies_below() {
+        for (place, repository, covered) in [
+            ("r.example:5000/sdp", "r.example:5000/sdp", true),
+            ("r.example:5000/sdp", "r.example:5000/sdp/pb-mvp01-20200425-00000", true),
+            ("r.example:5000/sdp", "r.example:5000/sdpx/pb", false),
+            ("r.example:5000/sdp", "r.example/sdp/pb", false),
+            ("r.example:5000/sdp", "evil.example:5000/sdp/pb", false),
+            ("r.example:5000/sdp", "oci:r.example:5000/sdp", false),
+            ("oci:/srv/sdp", "oci:/srv/sdp/pb", true),
+            ("oci:/srv/sdp", "oci:/srv/sdpx/pb", false),
+            ("oci:/srv/sdp", "oci:/srv/sdp/../../etc/pb", false),
+            ("oci:/srv/sdp", "oci:sdp/pb", false),
+        ] {
+            let covers = Storage::parse(place).unwrap().covers(&repository.parse().unwrap());
+            assert_eq!(covers, covered, "{place} {repository}");
         }
     }
 

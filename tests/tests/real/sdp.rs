@@ -197,6 +197,7 @@ impl Service {
     fn spawn(dir: &TempDir, etcd: &Etcd, registry: &Registry) -> Child {
         let log = File::options().append(true).create(true).open(dir.path().join("log")).unwrap();
         let mut command = registry.syncpoint(["guard", "--sdp", "--log-format", "json", "--metrics", "127.0.0.1:5097"]);
+        command.args(["--storage", &registry.repository("sdp")]);
         command.arg("--plan").arg(dir.path().join("plan.toml")).arg("--state-dir").arg(dir.path().join("state"));
         command.env("SDP_CONFIG_PORT", etcd.port().to_string()).stderr(log).stdout(Stdio::null()).spawn().unwrap()
     }
@@ -248,7 +249,7 @@ fn processing_blocks_are_guarded_while_the_database_says_so() {
         ledger.run(name, &labels, &["writer", "--interval-ms", "20", "--print-every", "100000"]);
     }
     run(&mut console(&etcd, &["interval", "2000"]));
-    run(&mut console(&etcd, &["storage", &registry.repository("sdp")]));
+    run(&mut console(&etcd, &["storage", "127.0.0.1:1/of-somebody-else"]));
     let state_key = format!("/pb/{BLOCK}/state");
     let state = |status: &str| format!("{{\"status\": \"{status}\"}}");
     etcd.put(&format!("/pb/{BLOCK}"), "{}");
@@ -257,8 +258,13 @@ fn processing_blocks_are_guarded_while_the_database_says_so() {
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(service.count("checkpoint"), 0, "it does not run yet");
 
-    // It runs: it is guarded, and what became permanent stands in the catalogue.
+    // It runs, and its memory would go where nobody on this machine allowed it.
     etcd.put(&state_key, &state("RUNNING"));
+    service.wait_for_words("127.0.0.1:1/of-somebody-else");
+    assert_eq!(service.count("checkpoint") + service.count("watching"), 0);
+
+    // It goes where it may: it is guarded, and what became permanent stands in the catalogue.
+    run(&mut console(&etcd, &["storage", &registry.repository("sdp")]));
     service.wait_for("checkpoint", 1);
     let catalogue = format!("/checkpoint/catalogue/{BLOCK}/");
     let entries = || run(&mut etcd.tool(["get", &catalogue, "--prefix", "--keys-only"])).split_whitespace().count();

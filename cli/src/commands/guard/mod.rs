@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use image_format::Compression;
-use launcher::sdp::Prefix;
+use launcher::sdp::{Prefix, Storage};
 use launcher::{
     CheckpointOptions, Destination, GuardError, GuardMetrics, GuardOptions, Limits, Orders, Pages, RestoreOptions,
     Signer, Wanted,
@@ -61,6 +61,16 @@ pub struct GuardArgs {
     /// What stands in front of every key of the Configuration DB
     #[arg(long, value_name = "PREFIX", requires = "sdp", default_value = "", hide_default_value = true)]
     prefix: Prefix,
+
+    /// Where the Configuration DB may have memory sent: to this place and what lies below it; may be repeated
+    ///
+    /// HOST[:PORT]/PATH or oci:DIR. The plan may name places too, with `storage`. A block whose storage is another one is not guarded.
+    #[arg(long, value_name = "PLACE", requires = "sdp")]
+    storage: Vec<Storage>,
+
+    /// Send memory wherever the Configuration DB says: whoever can write there gets it
+    #[arg(long, requires = "sdp", conflicts_with = "storage")]
+    any_storage: bool,
 
     /// A public key whose signatures count too, such as one that signed earlier checkpoints; may be repeated
     #[arg(long, value_name = "FILE")]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use launcher::sdp::{BlockGuard, BlockGuards, BlockId, BlockPlan, Database, guard_blocks};
+use launcher::sdp::{BlockGuard, BlockGuards, BlockId, BlockPlan, Database, Storage, guard_blocks};
 use launcher::{EngineKind, GuardMetrics, GuardWatcher};
 
 use super::http::Shown;
@@ -19,6 +19,16 @@ pub async fn run(args: GuardArgs, context: &Context) -> Result<(), CommandError>
         return Err(CommandError::usage("processing blocks are not preempted when their guard ends")
             .hint("leave on-terminate out of the plan; `syncpoint preempt` does it for one"));
     }
+    let allowed: Vec<Storage> = args.storage.iter().chain(&pattern.guard.storage).cloned().collect();
+    let allowed = match (allowed.is_empty(), args.any_storage) {
+        (_, true) => None,
+        (false, false) => Some(allowed),
+        (true, false) => {
+            let message = "it is not said where the Configuration DB may have memory sent";
+            return Err(CommandError::usage(message)
+                .hint("name the places with --storage, or with `storage` in the plan; --any-storage allows all"));
+        }
+    };
     let endpoint = context.environment.configuration_db().map_err(CommandError::usage)?;
     let database = Arc::new(Database::new(endpoint, args.prefix.clone())?);
     let shown = Shown::default();
@@ -28,7 +38,7 @@ pub async fn run(args: GuardArgs, context: &Context) -> Result<(), CommandError>
     };
     let service = log(None);
     service.serving(&database.root(), address);
-    let blocks = Blocks { args: &args, context, pattern, shown, log: &log };
+    let blocks = Blocks { args: &args, context, pattern, allowed, shown, log: &log };
     serve(guard_blocks(database, &blocks, &args.state_dir, &context.cancel.token())).await;
     service.ended("what runs of the processing blocks runs on");
     Ok(())
@@ -39,12 +49,21 @@ struct Blocks<'a, L> {
     args: &'a GuardArgs,
     context: &'a Context,
     pattern: CheckpointPlan,
+    /// Where memory may go to; `None`: wherever the database says.
+    allowed: Option<Vec<Storage>>,
     shown: Shown,
     log: &'a L,
 }
 
 impl<L: Fn(Option<String>) -> Log> BlockGuards for Blocks<'_, L> {
     async fn prepare(&self, plan: &BlockPlan) -> Result<BlockGuard, String> {
+        let is_covered = |allowed: &Vec<Storage>| allowed.iter().any(|place| place.covers(&plan.repository));
+        if !self.allowed.as_ref().is_none_or(is_covered) {
+            return Err(format!(
+                "its checkpoints would go to {}, which is none of the places that --storage and the plan allow",
+                plan.repository
+            ));
+        }
         let members = plan.members.iter().map(|(id, container)| PlanMember {
             id: id.clone(),
             container: container.clone(),
