@@ -105,7 +105,7 @@ impl TlsFiles {
     /// # Errors
     /// A file cannot be read or used.
     pub fn server(&self) -> Result<Arc<ServerConfig>, TlsError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()?), provider.clone())
             .build()
             .map_err(|source| TlsError::Verifier { path: self.ca.clone(), source })?;
@@ -125,7 +125,7 @@ impl TlsFiles {
     /// # Errors
     /// A file cannot be read or used.
     pub fn client(&self) -> Result<Arc<ClientConfig>, TlsError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(self.roots()?), provider.clone())
             .build()
             .map_err(|source| TlsError::Verifier { path: self.ca.clone(), source })?;

@@ -228,12 +228,14 @@ fn parse_registry(whole: &str, text: &str) -> Result<Reference, ParseReferenceEr
     Ok(Reference { location: Location::Registry { host, repository }, selector })
 }
 
-/// Host and repository by the rules for Docker Hub: one name for it, and `library/` before names
-/// without a `/`.
+/// Host and repository as `oci-spec` has them: with the rules for Docker Hub (one name for it, `library/` before names
+/// without a `/`) and those for repositories. It knows no IPv6 addresses, so their repositories are read below another host.
 fn canonical(host: &str, repository: &str) -> Option<(String, String)> {
     let host = canonical_host(host);
-    let library = if host == HUB && !repository.contains('/') { "library/" } else { "" };
-    is_repository(repository).then(|| (host.to_owned(), format!("{library}{repository}")))
+    let known = if host.starts_with('[') { "localhost" } else { host };
+    let read = oci_spec::distribution::Reference::try_from(format!("{known}/{repository}")).ok()?;
+    let registry = if read.registry() == known { host } else { return None };
+    Some((registry.to_owned(), read.repository().to_owned()))
 }
 
 /// A host as docker tells one from a path component: it has a dot or a port, or is `localhost`.
@@ -255,19 +257,6 @@ fn is_host(host: &str) -> bool {
     };
     let known = port.is_some() || name.contains('.') || name == "localhost";
     known && name.split('.').all(label) && port.is_none_or(|port| port.parse::<u16>().is_ok())
-}
-
-/// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*` for each part between slashes, at most 255 bytes in all.
-fn is_repository(path: &str) -> bool {
-    let part = |part: &str| {
-        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
-        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
-        edge(part.chars().next())
-            && edge(part.chars().last())
-            && part.chars().all(inner)
-            && !["..", "___", "._", "_.", ".-", "-.", "_-", "-_"].iter().any(|bad| part.contains(bad))
-    };
-    path.len() <= 255 && path.split('/').all(part)
 }
 
 #[cfg(test)]

@@ -109,7 +109,7 @@ impl Tls {
         if roots.is_empty() {
             return Err(TlsError::NoRoots);
         }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone());
         let verifier = Arc::new(Verifier { usual: usual.build().map_err(TlsError::Verifier)?, given, insecure });
         let builder = || -> Result<_, TlsError> {

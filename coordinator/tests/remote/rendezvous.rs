@@ -161,7 +161,7 @@ async fn who_shows_no_certificate_of_the_authority_is_not_heard() {
     }
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(set.authority.ca()).expect("an authority")).expect("an authority");
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let nameless = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("TLS");
     let nameless = nameless.with_root_certificates(roots).with_no_client_auth();
     if let Ok(mut stream) = set.shake_hands(Arc::new(nameless)).await {

@@ -135,7 +135,7 @@ mod tests {
             roots.add(CertificateDer::from_pem_file(pem("pages-ca.pem".to_owned())).unwrap()).unwrap();
             let certificate = CertificateDer::from_pem_file(pem(format!("pages-{member}.crt"))).unwrap();
             let key = PrivateKeyDer::from_pem_file(pem(format!("pages-{member}.key"))).unwrap();
-            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
             let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
             let config = config.with_root_certificates(roots).with_client_auth_cert(vec![certificate], key).unwrap();
             let name = ServerName::try_from("127.0.0.1").unwrap();

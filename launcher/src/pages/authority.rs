@@ -45,7 +45,7 @@ impl Authority {
 
         let mut roots = RootCertStore::empty();
         roots.add(own.der().clone())?;
-        let mut provider = rustls::crypto::ring::default_provider();
+        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
         // GnuTLS would take the one of 256 bits, and tasks stand frozen meanwhile.
         provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
         let provider = Arc::new(provider);

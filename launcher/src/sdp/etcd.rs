@@ -447,7 +447,7 @@ fn tls(endpoint: &Endpoint) -> Result<ClientConfig, Box<dyn Error + Send + Sync>
     if endpoint.protocol == Protocol::Https {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     let builder = builder.with_root_certificates(roots);
     let Some(file) = &endpoint.certificate else { return Ok(builder.with_no_client_auth()) };

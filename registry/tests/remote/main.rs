@@ -7,6 +7,7 @@ mod downloads;
 mod line;
 mod login;
 mod mirrors;
+mod peer;
 mod server;
 mod support;
 mod tls;

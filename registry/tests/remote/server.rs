@@ -194,8 +194,14 @@ impl Certificates {
         Self { server: pair.clone(), client: pair, ca, _dir: dir }
     }
 
+    /// A server's certificate over a key of the curve P-521, which not every TLS library knows.
+    pub fn p521() -> Self {
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P521_SHA512).unwrap();
+        Self::self_signed_with(&key, &["127.0.0.1"], 4000)
+    }
+
     fn acceptor(&self, client_auth: bool) -> TlsAcceptor {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = rustls::ServerConfig::builder_with_provider(provider.clone());
         let builder = builder.with_safe_default_protocol_versions().unwrap();
         let builder = if client_auth {
@@ -608,7 +614,8 @@ impl Handler {
                     return error(400, "DIGEST_INVALID");
                 }
                 state.repository(repository).blobs.insert(digest, whole.into());
-                answer(201, &[("docker-content-digest", digest.to_string())], "")
+                let location = ("location", format!("/v2/{repository}/blobs/{digest}"));
+                answer(201, &[location, ("docker-content-digest", digest.to_string())], "")
             }
             _ => error(405, "UNSUPPORTED"),
         }
@@ -656,7 +663,8 @@ impl Handler {
                 let manifest: serde_json::Value = serde_json::from_slice(&body).unwrap();
                 let media_type = seen.header("content-type").unwrap().to_owned();
                 repository.manifests.insert(digest, (media_type, body));
-                let mut headers = vec![("docker-content-digest", digest.to_string())];
+                let location = seen.path.replace(name, &digest.to_string());
+                let mut headers = vec![("docker-content-digest", digest.to_string()), ("location", location)];
                 if let Some(subject) = manifest["subject"]["digest"].as_str().filter(|_| native) {
                     headers.push(("oci-subject", subject.to_owned()));
                 }

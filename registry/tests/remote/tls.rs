@@ -33,6 +33,12 @@ async fn a_self_signed_certificate_is_trusted_when_it_is_given() {
 }
 
 #[tokio::test]
+async fn keys_of_the_curve_p521_are_known() {
+    let server = Server::with(Auth::None, Arc::new(Certificates::p521()), false).await;
+    put(&server.store(REPO).await, b"pages").await.unwrap();
+}
+
+#[tokio::test]
 async fn the_certs_folder_of_the_host_is_used() {
     let server = Server::start(Auth::None).await;
     let dir = tempfile::tempdir().unwrap();
