@@ -456,6 +456,7 @@ fn checkpoint(error: &CheckpointError) -> Option<Known> {
     let exit = match &*error.kind {
         CheckpointErrorKind::NotRoot
         | CheckpointErrorKind::Members(_)
+        | CheckpointErrorKind::NotRestorable { .. }
         | CheckpointErrorKind::OpenFiles(_)
         | CheckpointErrorKind::Busy { .. }
         | CheckpointErrorKind::Newer { .. }

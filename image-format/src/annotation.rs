@@ -20,6 +20,8 @@ pub const EPOCH: &str = "io.syncpoint.epoch";
 pub const PREDECESSOR: &str = "io.syncpoint.predecessor";
 /// When the members of a global checkpoint waited, stood still and went on: a [`Timeline`](crate::Timeline) as JSON.
 pub const TIMELINE: &str = "io.syncpoint.timeline";
+/// On a checkpoint image: the name of the podman pod that the container was in.
+pub const POD: &str = "io.syncpoint.pod";
 /// Kind of the dump: `podman`, `cri-o`, `containerd` or `runc`.
 pub const DUMP_KIND: &str = "io.syncpoint.dump.kind";
 /// On a layer: what it holds, `state`, `files` or `pages`.

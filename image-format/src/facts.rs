@@ -86,6 +86,21 @@ pub struct Facts {
     /// Names of the engine's volumes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub named_volumes: Vec<String>,
+    /// The folder that is the root filesystem of a container that was not made of an image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rootfs: Option<String>,
+    /// Where podman had mounted overlays of folders or of volumes (`:O`).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub overlays: Vec<String>,
+    /// Where podman had mounted images.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub image_mounts: Vec<String>,
+    /// Where podman had mounted parts of volumes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volume_parts: Vec<String>,
+    /// Secrets that podman had put into files. What they say is in no dump.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretFact>,
     /// Mounts, as the runtime specification lists them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<MountFact>,
@@ -141,6 +156,16 @@ pub struct NetworkFact {
     /// Hardware address of the interface.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
+}
+
+/// One secret of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SecretFact {
+    /// Its name in the engine.
+    pub name: String,
+    /// Where it was asked to be: absolute, or below `/run/secrets`; else it has its name there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
 }
 
 /// One mount of a container.

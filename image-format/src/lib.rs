@@ -38,7 +38,9 @@ pub use blob::{BlobSink, BlobSource, BlobStore, Descriptor};
 pub use digest::{Digest, HashReader, HashWriter, ParseDigestError};
 pub use document::{Document, canonical_json};
 pub use dump::{Captured, DumpError, DumpSource, RecognizeError};
-pub use facts::{Connection, CpuFact, Facts, FactsBuilder, FactsError, MountFact, NetworkFact, Pod, Process, Timings};
+pub use facts::{
+    Connection, CpuFact, Facts, FactsBuilder, FactsError, MountFact, NetworkFact, Pod, Process, SecretFact, Timings,
+};
 pub use generation::{Base, BaseError, Chain, ChainLimits, FirstPage, Link, PageChanges, TableError};
 pub use global::{GlobalCheckpoint, GlobalError, MemberEntry, OrderError};
 pub use id::{ApplicationId, Epoch, MemberId, ParseIdError};

@@ -213,7 +213,7 @@ impl Error for RestoreError {
 }
 
 /// A headline and everything below it.
-fn listed(headline: &str, all: &[impl fmt::Display]) -> String {
+pub(crate) fn listed(headline: &str, all: &[impl fmt::Display]) -> String {
     let lines: Vec<String> = all.iter().map(ToString::to_string).collect();
     format!("{headline}: {}", lines.join("; "))
 }

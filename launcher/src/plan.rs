@@ -7,13 +7,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use coordinator::{Rendezvous, SessionId};
-use image_format::{Compression, DumpKind, Facts, LayerContent, MemberId};
+use image_format::{Compression, DumpKind, Facts, LayerContent, MemberId, annotation};
 
-use crate::engine::{Lone, Target, bundle};
+use crate::engine::{Lone, Pod, Target, Ties, bundle};
 use crate::preflight::{BaseImage, Want};
 use crate::set::{Member, Set};
 use crate::workspace::Workspace;
 use crate::{EngineKind, Problem, RestoreOptions};
+
+/// In the paths of the folders that podman has for each container, whichever storage it has.
+const CONTAINERS: &str = "-containers/";
 
 /// One member, and what becomes of it.
 #[derive(Debug)]
@@ -43,8 +46,8 @@ pub(crate) fn plan(set: &Set, options: &RestoreOptions) -> (Vec<Planned>, Vec<Pr
 
 impl Planned {
     /// What the engine is to do, once the files of the member are in `workspace`.
-    pub(crate) fn target(&self, workspace: &Workspace, session: SessionId, run_root: &Path) -> Target {
-        let Want { member, engine, container, id, renamed, volumes, .. } = &self.want;
+    pub(crate) fn target(&self, workspace: &Workspace, session: SessionId, run_root: &Path, pods: &[Pod]) -> Target {
+        let Want { member, engine, container, id, renamed, volumes, ties, .. } = &self.want;
         let folder = workspace.folder(member);
         let dump = match engine {
             EngineKind::Podman => workspace.archive(member),
@@ -63,6 +66,7 @@ impl Planned {
             renamed: *renamed,
             volumes: volumes.clone(),
             dump,
+            pod: ties.pod.as_ref().and_then(|tie| tie.find(pods)).map(|pod| pod.id.clone()),
             lone,
             session,
             criu_config: Rendezvous::criu_config_at(run_root, session, member),
@@ -134,10 +138,16 @@ fn plan_member(member: &Member, options: &RestoreOptions) -> Result<Planned, Vec
         networks: networks.iter().map(|network| (network.name.clone(), addresses(network))).collect(),
         volumes: volumes.to_vec(),
         base,
+        ties: if podman { Ties::of_dump(facts, pod_name(member)) } else { Ties::default() },
         mounts: if podman { host_mounts(facts) } else { BTreeMap::new() },
         bytes: unpacked_size(member),
     };
     Ok(Planned { want, bundle })
+}
+
+/// The name of the pod that a member was in.
+fn pod_name(member: &Member) -> Option<&str> {
+    member.image.annotations().get(annotation::POD).map(String::as_str)
 }
 
 fn engine_for(member: &MemberId, kind: DumpKind, asked: Option<EngineKind>) -> Result<EngineKind, Problem> {
@@ -173,17 +183,18 @@ fn base_image(facts: &Facts) -> Option<BaseImage> {
     Some(BaseImage { id, name: facts.rootfs_image_name.clone().filter(|name| !name.is_empty()) })
 }
 
-/// Paths of the host that somebody mounted into the container: not the engine's own (in folders named by the container's
-/// id), and not its volumes.
+/// Paths of the host that somebody mounted into the container: not the engine's own (in folders of containers, the one of its pod
+/// among them), and not its volumes.
 fn host_mounts(facts: &Facts) -> BTreeMap<PathBuf, String> {
     let id = facts.container_id.as_deref().unwrap_or("?");
+    let engines = |source: &str| source.contains(id) || (source.contains(CONTAINERS) && source.contains("/userdata/"));
     let volume = |source: &str| {
         let parts = || Path::new(source).components().map(|part| part.as_os_str());
         facts.named_volumes.iter().any(|name| parts().any(|part| part == name.as_str()))
     };
     let binds = facts.mounts.iter().filter(|mount| mount.kind.as_deref() == Some("bind"));
     let sources = binds.filter_map(|mount| Some((mount.source.as_deref()?, mount.destination.clone())));
-    let own = sources.filter(|(source, _)| source.starts_with('/') && !source.contains(id) && !volume(source));
+    let own = sources.filter(|(source, _)| source.starts_with('/') && !engines(source) && !volume(source));
     own.map(|(source, destination)| (PathBuf::from(source), destination)).collect()
 }
 

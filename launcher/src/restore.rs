@@ -133,8 +133,9 @@ async fn prepare_from<'a>(
     let workspace = Workspace::create(&options.work_dir, Purpose::Restore, session);
     let workspace = workspace.map_err(|source| RestoreErrorKind::File { path: options.work_dir.clone(), source });
     let workspace = workspace.map_err(in_phase(Phase::Fetch))?;
-    let mut targets: Vec<Target> =
-        planned.iter().map(|planned| planned.target(&workspace, session, &run_root)).collect();
+    let pods = engines.get(&EngineKind::Podman).map_or(&[][..], |survey| &survey.pods);
+    let target = |planned: &Planned| planned.target(&workspace, session, &run_root, pods);
+    let mut targets: Vec<Target> = planned.iter().map(target).collect();
     let fetched = fetch::fetch(&set, &planned, &targets, &store, options, observer).await;
     let follows = fetched.map_err(in_phase(Phase::Fetch))?;
     for (target, _) in targets.iter_mut().zip(&follows).filter(|(_, follows)| follows.is_some()) {

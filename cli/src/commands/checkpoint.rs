@@ -346,7 +346,13 @@ pub async fn run(mut args: CheckpointArgs, context: &Context) -> Result<(), Comm
         let title = format!("{} epoch {}", report.application, report.epoch);
         timeline::save(path, &report.timeline, &title).doing(|| "the checkpoint is permanent".to_owned())?;
     }
-    context.output.print(args.format, &checkpointed(&to, report, signed, args.stop))
+    let ended = report.ended.iter().map(MemberId::as_str).collect::<Vec<_>>().join(", ");
+    context.output.print(args.format, &checkpointed(&to, report, signed, args.stop))?;
+    if ended.is_empty() {
+        return Ok(());
+    }
+    let error = format!("the checkpoint is permanent, but the application does not run on: {ended} ended");
+    Err(CommandError::new(crate::exit::Exit::Failure, error).hint("end what is left of it, and restore the checkpoint"))
 }
 
 /// Takes from a plan what the command line does not say; gives its members.

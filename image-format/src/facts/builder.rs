@@ -4,8 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::dump_log::{self, LogHead};
-use super::engine::{ConfigDump, ContainerStatus, NamedNetworkOptions, NetworkOptions, NetworkStatus, Spec};
-use super::{Connection, CpuFact, Facts, MountFact, NetworkFact, Pod, Process, Timings};
+use super::engine::{
+    ConfigDump, ContainerStatus, NamedNetworkOptions, NamedVolume, NetworkOptions, NetworkStatus, OtherVolume, Secret,
+    Spec,
+};
+use super::{Connection, CpuFact, Facts, MountFact, NetworkFact, Pod, Process, SecretFact, Timings};
 use crate::criu::{
     Core, CriuError, File, ImageKind, InetSocket, Inventory, PagemapEntry, PagemapHead, Records, Stats, TaskTree,
 };
@@ -273,6 +276,8 @@ impl FactsBuilder {
         };
         let name = key.and_then(|key| spec_annotations.get(key).cloned());
         let mounts = spec.mounts.unwrap_or_default().into_iter();
+        let volumes = config.named_volumes.unwrap_or_default();
+        let secrets = config.secrets.unwrap_or_default().into_iter();
         let mut labels = config.labels.unwrap_or_default();
         labels.append(&mut self.status_labels);
         Facts {
@@ -299,7 +304,12 @@ impl FactsBuilder {
             labels,
             spec_annotations,
             networks,
-            named_volumes: config.named_volumes.unwrap_or_default().into_iter().map(|v| v.volume_name).collect(),
+            overlays: places(config.overlay_volumes).chain(mounted(&volumes, is_overlay)).collect(),
+            image_mounts: places(config.ctr_image_volumes).collect(),
+            volume_parts: mounted(&volumes, is_part).collect(),
+            rootfs: config.rootfs.and_then(filled),
+            secrets: secrets.map(|Secret { name, target }| SecretFact { name, target }).collect(),
+            named_volumes: volumes.into_iter().map(|volume| volume.volume_name).collect(),
             mounts: mounts
                 .map(|mount| MountFact { destination: mount.destination, kind: mount.kind, source: mount.source })
                 .collect(),
@@ -445,4 +455,22 @@ fn filled(text: String) -> Option<String> {
 fn dotted_version(number: &str) -> Option<String> {
     let number: u32 = number.parse().ok()?;
     Some(format!("{}.{}.{}", number / 10_000, number / 100 % 100, number % 100))
+}
+
+/// Where overlays or images are mounted.
+fn places(volumes: Option<Vec<OtherVolume>>) -> impl Iterator<Item = String> {
+    volumes.unwrap_or_default().into_iter().map(|volume| volume.dest)
+}
+
+/// Where those volumes are mounted that are like that.
+fn mounted(volumes: &[NamedVolume], is: fn(&NamedVolume) -> bool) -> impl Iterator<Item = String> {
+    volumes.iter().filter(move |volume| is(volume)).map(|volume| volume.dest.clone())
+}
+
+fn is_overlay(volume: &NamedVolume) -> bool {
+    volume.options.iter().flatten().any(|option| option == "O")
+}
+
+fn is_part(volume: &NamedVolume) -> bool {
+    volume.sub_path.as_ref().is_some_and(|path| !path.is_empty())
 }

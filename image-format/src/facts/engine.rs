@@ -29,6 +29,11 @@ pub(super) struct ConfigDump {
     pub(super) checkpointed_time: Option<String>,
     pub(super) labels: Option<BTreeMap<String, String>>,
     pub(super) named_volumes: Option<Vec<NamedVolume>>,
+    /// podman: a folder in place of an image.
+    pub(super) rootfs: Option<String>,
+    pub(super) overlay_volumes: Option<Vec<OtherVolume>>,
+    pub(super) ctr_image_volumes: Option<Vec<OtherVolume>>,
+    pub(super) secrets: Option<Vec<Secret>>,
     /// podman 4 and 5.
     pub(super) new_networks: Option<BTreeMap<String, NetworkOptions>>,
     /// podman 6.
@@ -39,6 +44,24 @@ pub(super) struct ConfigDump {
 #[serde(rename_all = "camelCase")]
 pub(super) struct NamedVolume {
     pub(super) volume_name: String,
+    #[serde(default)]
+    pub(super) dest: String,
+    pub(super) options: Option<Vec<String>>,
+    #[serde(rename = "SubPath")]
+    pub(super) sub_path: Option<String>,
+}
+
+/// An overlay or an image that podman mounts.
+#[derive(Debug, Deserialize)]
+pub(super) struct OtherVolume {
+    pub(super) dest: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Secret {
+    pub(super) name: String,
+    #[serde(rename = "Target")]
+    pub(super) target: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -175,6 +175,7 @@ async fn try_commit(
     }
     store.put_manifest(&document, Some(&line.tag)).await?;
     Ok(CheckpointReport {
+        ended: Vec::new(),
         digest: root.digest,
         tag: line.tag,
         application: tentative.application.clone(),

@@ -267,6 +267,7 @@ mod tests {
             pid: 1,
             log: None,
             files: Files::default(),
+            ties: crate::engine::Ties::default(),
         };
         let [a, job] = [0, 1].map(|at| ids(&["a", "job"])[at].clone());
         let mut member =

@@ -13,8 +13,9 @@ use registry::{CatalogueError, CopyError, ParseReferenceError, StoreError, Tag};
 use tokio_util::sync::CancellationToken;
 
 use super::members::MembersError;
+use crate::error::listed;
 use crate::pages::PagesError;
-use crate::{OpenFilesError, Phase};
+use crate::{OpenFilesError, Phase, Problem};
 
 /// A checkpoint that failed. The application runs on as before, but for what [`CheckpointErrorKind::NotRunning`] says, and nothing
 /// is tagged, but for what [`CheckpointErrorKind::Stop`] says.
@@ -45,6 +46,12 @@ pub enum CheckpointErrorKind {
     /// It is not known who the members are.
     #[error(transparent)]
     Members(#[from] MembersError),
+    /// What would be checkpointed could not be restored.
+    #[error("{}", listed("a checkpoint of it could not be restored", problems))]
+    NotRestorable {
+        /// Everything that stands in the way.
+        problems: Vec<Problem>,
+    },
     /// Another checkpoint or a restore is at it.
     #[error("{what} is being checkpointed or restored by another syncpoint at this moment")]
     Busy {
@@ -315,6 +322,13 @@ impl CheckpointError {
                  MEMBER, in a plan without-rootfs = true"
                     .to_owned(),
             ),
+            CheckpointErrorKind::NotRestorable { problems } => {
+                let hint = |problem: &Problem| match problems.as_slice() {
+                    [only] => only.hint(),
+                    _ => format!("{problem}: {}", problem.hint()),
+                };
+                Some(problems.iter().map(hint).collect::<Vec<_>>().join("; "))
+            }
             CheckpointErrorKind::OpenFiles(_) => Some(OpenFilesError::HINT.to_owned()),
             CheckpointErrorKind::Busy { .. } => Some("wait for it, or stop it".to_owned()),
             CheckpointErrorKind::Absent { .. } => Some("run `syncpoint join` on the hosts of these members".to_owned()),

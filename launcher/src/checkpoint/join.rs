@@ -31,8 +31,8 @@ use super::phase2::{Phase2, Sent};
 use super::record::{Tentative, TentativeMember};
 use super::seat::Seat;
 use super::{
-    CheckpointedMember, Watcher, attachments, broken_off, claim_containers, commit, file, page_servers, remove,
-    session, stop,
+    CheckpointedMember, Watcher, attachments, broken_off, claim_containers, commit, examine, file, page_servers,
+    remove, session, stop,
 };
 use crate::Phase;
 use crate::claims::Claims;
@@ -162,6 +162,7 @@ async fn attend(
     options: &CheckpointOptions,
 ) -> Result<(Vec<Member>, Delegation, BTreeMap<MemberId, Summons>), CheckpointErrorKind> {
     let members = resolve(options).await?;
+    examine::refuse(&members)?;
     let attending = members.iter().map(|member| {
         let attend = Attend {
             member: member.id.clone(),
@@ -230,6 +231,7 @@ impl Part<'_> {
         let ended = self.dump_and_send(&members, &mut workspace, tentative, summons, &first.session, begun).await;
         remove(workspace, self.watcher);
         let (lasting, tentative, sent) = ended?;
+        examine::ended(&members, self.watcher);
         if first.stop {
             stop(&members, lasting.digest, self.watcher).await?;
         }
@@ -261,6 +263,8 @@ impl Part<'_> {
         summons: &BTreeMap<MemberId, Summons>,
     ) -> Result<Vec<Member>, CheckpointErrorKind> {
         let mut members = resolve(self.options).await?;
+        examine::refuse(&members)?;
+        examine::warn(&members, self.watcher).await;
         raise_for(members.len())?;
         let ids = |members: &[Member]| -> BTreeSet<_> {
             members.iter().map(|member| (member.id.clone(), member.source.id.clone())).collect()

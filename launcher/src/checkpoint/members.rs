@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use image_format::{ApplicationId, MemberId};
+use image_format::{ApplicationId, MemberId, annotation};
 
 use super::options::{CheckpointOptions, Wanted};
 use crate::EngineKind;
@@ -34,6 +34,14 @@ pub(crate) struct Member {
     pub(crate) engine: EngineKind,
     pub(crate) source: Source,
     pub(crate) bundle: Option<PathBuf>,
+}
+
+impl Member {
+    /// What its image says of it besides.
+    pub(crate) fn annotations(&self) -> BTreeMap<String, String> {
+        let pod = self.source.ties.pod.as_ref().and_then(|pod| pod.name.clone());
+        pod.map(|name| (annotation::POD.to_owned(), name)).into_iter().collect()
+    }
 }
 
 /// Why the members of an application are not known.
@@ -237,7 +245,7 @@ fn parse(source: &Source, what: &'static str, text: &str) -> Result<MemberId, Me
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Files;
+    use crate::engine::{Files, Ties};
 
     fn source(labels: &[(&str, &str)]) -> Source {
         Source {
@@ -248,6 +256,7 @@ mod tests {
             pid: 1,
             log: None,
             files: Files::default(),
+            ties: Ties::default(),
         }
     }
 

@@ -17,6 +17,7 @@ mod capture;
 mod commit;
 mod elsewhere;
 mod error;
+mod examine;
 mod join;
 mod members;
 mod memory;
@@ -85,6 +86,8 @@ pub struct CheckpointReport {
     pub predecessor: Option<Digest>,
     /// The members, in the order of their ids.
     pub members: Vec<CheckpointedMember>,
+    /// Members of this host whose first process ended after it was dumped, and before the checkpoint was permanent.
+    pub ended: Vec<MemberId>,
     /// How it was made.
     pub timeline: Timeline,
 }
@@ -154,6 +157,8 @@ async fn attempt(
     let mut claims = Claims::default();
     claim_application(&mut claims, options).map_err(examining)?;
     let mut members = resolve(options).await.map_err(|error| examining(error.into()))?;
+    examine::refuse(&members).map_err(examining)?;
+    examine::warn(&members, watcher).await;
     let elsewhere = options.elsewhere.as_ref().map_or(0, |elsewhere| elsewhere.members.len());
     raise_for(members.len() + elsewhere).map_err(|error| examining(error.into()))?;
     claim_containers(&mut claims, &members, options).map_err(examining)?;
@@ -189,10 +194,11 @@ async fn attempt(
     match run.run().await {
         Ok(report) => {
             remove(run.workspace, watcher);
+            let ended = examine::ended(&run.members, watcher);
             if options.stop {
                 stop(&run.members, report.digest, watcher).await?;
             }
-            Ok(report)
+            Ok(CheckpointReport { ended, ..report })
         }
         // It stays where it is, and is found there by its name.
         Err(error) if run.tentative.whole => Err(CheckpointError { resumable: Some(session), ..error }),

@@ -205,6 +205,7 @@ impl Phase2<'_> {
         let options = PackOptions {
             member: Some(id.clone()),
             depends_on: member.depends_on.clone(),
+            annotations: member.annotations(),
             compression: self.options.compression,
             base: self.bases.get(id).cloned(),
             chain: self.options.chain,

@@ -10,6 +10,7 @@ mod podman;
 mod processes;
 mod program;
 mod runc;
+mod ties;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -30,11 +31,12 @@ use crate::attach::Attachment;
 
 pub(crate) use self::deaths::Deaths;
 pub(crate) use self::podman::Podman;
-pub(crate) use self::processes::{Marks, Ticks, kill, wait_gone};
+pub(crate) use self::processes::{Marks, Ticks, kill, outsiders, wait_gone};
 pub(crate) use self::program::Program;
 pub use self::program::ProgramError;
 pub use self::runc::bundle::BundleError;
 pub(crate) use self::runc::{Runc, bundle};
+pub(crate) use self::ties::{Pod, PodTie, StartMount, Ties};
 
 /// The annotation by which runc and crun are told CRIU's configuration file.
 pub(crate) const CRIU_CONFIG: &str = "org.criu.config";
@@ -133,6 +135,10 @@ pub(crate) struct Survey {
     /// Those of the wanted networks that are there.
     pub(crate) networks: BTreeMap<String, Network>,
     pub(crate) volumes: BTreeSet<String>,
+    /// The names of its secrets, where a member has any.
+    pub(crate) secrets: BTreeSet<String>,
+    /// Its pods, where a member was in one.
+    pub(crate) pods: Vec<Pod>,
     /// Those of the wanted images that are there, by id.
     pub(crate) images: BTreeSet<String>,
     /// Where it keeps containers.
@@ -208,6 +214,7 @@ pub(crate) struct Source {
     /// Where CRIU writes its log of a dump; `None` if that is for the dump to say.
     pub(crate) log: Option<PathBuf>,
     pub(crate) files: Files,
+    pub(crate) ties: Ties,
 }
 
 /// A container that is there, running or not: what it takes to watch it and to take it away. A restore that was cut off leaves containers of
@@ -268,6 +275,9 @@ pub(crate) struct Target {
     pub(crate) volumes: Vec<String>,
     /// podman: the archive. runc: the folder of CRIU's images.
     pub(crate) dump: PathBuf,
+    /// podman: the pod that it goes into.
+    #[serde(default)]
+    pub(crate) pod: Option<String>,
     /// What runc needs besides.
     pub(crate) lone: Option<Lone>,
     /// The restore that makes the container; the container's annotation [`MARK`] says so.
@@ -315,6 +325,12 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
     /// What is here. `images` are ids.
     async fn survey(&self, networks: &BTreeSet<String>, images: &BTreeSet<String>) -> Result<Survey, EngineError>;
 
+    /// Its pods.
+    async fn pods(&self) -> Result<Vec<Pod>, EngineError>;
+
+    /// The names of its secrets.
+    async fn secrets(&self) -> Result<BTreeSet<String>, EngineError>;
+
     /// Makes an image available by its name, whichever way the engine is configured for; says its id.
     async fn pull(&self, image: &str) -> Result<String, EngineError>;
 
@@ -327,6 +343,9 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
 
     /// The names and labels of the containers, running or not, that have a label of this name.
     async fn with_label(&self, label: &str) -> Result<Vec<Labelled>, EngineError>;
+
+    /// The containers, running or not, that have one of these volumes.
+    async fn holders(&self, volumes: &[&str]) -> Result<Vec<Container>, EngineError>;
 
     /// What a dump needs to know of the container of this name or id, if there is one.
     ///

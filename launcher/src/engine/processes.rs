@@ -66,6 +66,24 @@ fn find(marks: &Marks) -> BTreeSet<i32> {
     select(&read_all(), marks, std::process::id().cast_signed())
 }
 
+/// Processes in a container's cgroup that do not descend from its first one, with their names: CRIU does not dump them. What
+/// `podman exec` starts is such.
+pub(crate) fn outsiders(id: &str, init: i32) -> Vec<(i32, String)> {
+    let all = read_all();
+    let found = outside(&all, id, init);
+    let name = |pid: i32| fs::read(format!("/proc/{pid}/comm")).ok();
+    // One that ends while it is looked at is none.
+    let named = found.into_iter().filter_map(|pid| Some((pid, name(pid)?)));
+    named.map(|(pid, name)| (pid, String::from_utf8_lossy(&name).trim_end().to_owned())).collect()
+}
+
+/// Of those that one of them started, only the first.
+fn outside(all: &BTreeMap<i32, Process>, id: &str, init: i32) -> Vec<i32> {
+    let within = |pid: i32| all.get(&pid).filter(|process| in_cgroup(&process.cgroups, id));
+    let is_first = |pid: i32, process: &Process| pid != init && within(process.parent).is_none();
+    all.keys().copied().filter(|pid| within(*pid).is_some_and(|process| is_first(*pid, process))).collect()
+}
+
 /// Kills all processes with these marks, also those that they make meanwhile, and waits until they are gone.
 ///
 /// # Errors
@@ -200,6 +218,22 @@ mod tests {
     fn process(parent: i32, arguments: &str, cgroup: &str) -> Process {
         let arguments = arguments.split(' ').map(|argument| argument.as_bytes().to_vec()).collect();
         Process { parent, started: Ticks(100), arguments, cgroups: format!("4:memory:/\n0::{cgroup}\n") }
+    }
+
+    #[test]
+    fn what_was_started_from_outside() {
+        let own = format!("/libpod_parent/libpod-{ID}");
+        let all = BTreeMap::from([
+            (90, process(1, &format!("/usr/bin/conmon -c {ID}"), &format!("/libpod_parent/libpod-conmon-{ID}"))),
+            (102, process(90, "sh", &own)),
+            (112, process(102, "sleep 1000", &own)),
+            (123, process(1, &format!("/usr/bin/conmon -c {ID}"), &format!("/libpod_parent/libpod-conmon-{ID}"))),
+            (134, process(123, "sh", &own)),
+            (139, process(134, "sleep 1", &own)),
+            (200, process(1, "sh", "/libpod_parent/libpod-other")),
+        ]);
+        assert_eq!(outside(&all, ID, 102), [134]);
+        assert_eq!(outside(&all, "none", 102), [0; 0]);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::program::{Program, ended, words_of};
 use super::{
     CRIU_CONFIG, CRIU_CONFIGS, Container, DumpInto, Engine, EngineError, Files, Found, Labelled, Lone, MARK, Marks,
-    Present, RESTORE_LOG, Source, Survey, Target, is_alive, kill_left, log_lines,
+    Pod, Present, RESTORE_LOG, Source, Survey, Target, Ties, is_alive, kill_left, log_lines,
 };
 use crate::attach::Attachment;
 use crate::error::chain;
@@ -67,6 +67,14 @@ impl Engine for Runc {
         Ok(Survey { version, containers, ..Survey::default() })
     }
 
+    async fn pods(&self) -> Result<Vec<Pod>, EngineError> {
+        Ok(Vec::new())
+    }
+
+    async fn secrets(&self) -> Result<BTreeSet<String>, EngineError> {
+        Ok(BTreeSet::new())
+    }
+
     /// runc has no images; nothing asks for one.
     async fn pull(&self, image: &str) -> Result<String, EngineError> {
         Ok(image.to_owned())
@@ -95,6 +103,11 @@ impl Engine for Runc {
         Ok(Vec::new())
     }
 
+    /// runc has no volumes.
+    async fn holders(&self, _: &[&str]) -> Result<Vec<Container>, EngineError> {
+        Ok(Vec::new())
+    }
+
     async fn source(&self, container: &str) -> Result<Option<Source>, EngineError> {
         let Some(state) = state(container).await? else { return Ok(None) };
         let default = || Path::new(CRIU_CONFIGS).join("runc.conf");
@@ -109,6 +122,7 @@ impl Engine for Runc {
             log: None,
             // The root of a bundle is its maker's, and has no layers.
             files: Files::default(),
+            ties: Ties::default(),
         }))
     }
 
@@ -318,6 +332,7 @@ mod tests {
             renamed: false,
             volumes: Vec::new(),
             dump: "/w/images/checkpoint".into(),
+            pod: None,
             lone: Some(lone.clone()),
             session: coordinator::SessionId::from_bytes([7; 16]),
             criu_config: "/run/syncpoint/s/lone/criu.conf".into(),

@@ -9,7 +9,7 @@ use image_format::MemberId;
 use super::Problem;
 use super::host::{Host, is_older};
 use crate::EngineKind;
-use crate::engine::Survey;
+use crate::engine::{Survey, Ties};
 
 /// What one member wants of this machine. What its dump does not say is not checked.
 #[derive(Debug, Clone)]
@@ -30,6 +30,7 @@ pub(crate) struct Want {
     pub(crate) networks: BTreeMap<String, Vec<IpAddr>>,
     pub(crate) volumes: Vec<String>,
     pub(crate) base: Option<BaseImage>,
+    pub(crate) ties: Ties,
     /// Paths of this host, and where in the container they are mounted.
     pub(crate) mounts: BTreeMap<PathBuf, String>,
     /// The size of the unpacked dump, estimated.
@@ -52,6 +53,36 @@ impl BaseImage {
     }
 }
 
+/// What keeps members from being restored on any machine, whichever engine made them. It is asked before a checkpoint freezes
+/// anything, and before a restore touches anything.
+pub(crate) fn restorable<'a>(members: impl IntoIterator<Item = (&'a MemberId, &'a Ties)>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (member, ties) in members {
+        let id = || member.clone();
+        if let Some(folder) = &ties.rootfs {
+            problems.push(Problem::NoImage { member: id(), folder: folder.clone() });
+        }
+        if ties.user_namespace {
+            problems.push(Problem::UserNamespace { member: id() });
+        }
+        for (place, mount) in &ties.mounts {
+            let mount = mount.in_words();
+            problems.push(Problem::StartMount { member: id(), destination: place.clone(), mount });
+        }
+        for (place, secret) in ties.secrets_without_place() {
+            problems.push(Problem::SecretPlace { member: id(), secret: secret.clone(), destination: place.clone() });
+        }
+        for container in &ties.containers {
+            let container = container.get(..12).unwrap_or(container).to_owned();
+            problems.push(Problem::OtherContainer { member: id(), container });
+        }
+        if let Some(pod) = ties.pod.as_ref().filter(|pod| pod.alone) {
+            problems.push(Problem::PodWithoutInfra { member: id(), pod: pod.to_string() });
+        }
+    }
+    problems
+}
+
 /// Everything in the way of the whole set, member by member.
 pub(crate) fn check(
     wants: &[Want],
@@ -59,7 +90,7 @@ pub(crate) fn check(
     engines: &BTreeMap<EngineKind, Survey>,
     missing: &BTreeSet<PathBuf>,
 ) -> Vec<Problem> {
-    let mut problems = Vec::new();
+    let mut problems = restorable(wants.iter().map(|want| (&want.member, &want.ties)));
     if !host.root {
         problems.push(Problem::NotRoot);
     }
@@ -72,6 +103,7 @@ pub(crate) fn check(
             check_engine(want, survey, &mut problems);
             check_names(want, survey, &mut problems);
             check_networks(want, survey, &mut problems);
+            check_ties(want, survey, &mut problems);
         }
         for (path, destination) in want.mounts.iter().filter(|(path, _)| missing.contains(*path)) {
             let (member, destination) = (want.member.clone(), destination.clone());
@@ -164,6 +196,22 @@ fn check_networks(want: &Want, survey: &Survey, problems: &mut Vec<Problem>) {
     }
 }
 
+fn check_ties(want: &Want, survey: &Survey, problems: &mut Vec<Problem>) {
+    let member = || want.member.clone();
+    if let Some(tie) = &want.ties.pod {
+        match tie.find(&survey.pods) {
+            None => problems.push(Problem::PodMissing { member: member(), pod: tie.to_string() }),
+            Some(pod) if pod.infra.is_none() => {
+                problems.push(Problem::PodWithoutInfra { member: member(), pod: pod.name.clone() });
+            }
+            Some(_) => {}
+        }
+    }
+    for secret in want.ties.secrets.values().filter(|secret| !survey.secrets.contains(*secret)) {
+        problems.push(Problem::SecretMissing { member: member(), secret: secret.clone() });
+    }
+}
+
 /// Two members that want the same thing.
 fn check_each_other(wants: &[Want], problems: &mut Vec<Problem>) {
     let mut containers = BTreeMap::new();
@@ -193,7 +241,7 @@ fn check_each_other(wants: &[Want], problems: &mut Vec<Problem>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Container, Network};
+    use crate::engine::{Container, Network, Pod, PodTie, StartMount};
 
     fn want(member: &str) -> Want {
         Want {
@@ -212,6 +260,7 @@ mod tests {
             networks: BTreeMap::from([("demo".to_owned(), Vec::new())]),
             volumes: Vec::new(),
             base: Some(BaseImage { id: "d3b4812173f3fdbd".to_owned(), name: Some("localhost/demo:1".to_owned()) }),
+            ties: Ties::default(),
             mounts: BTreeMap::new(),
             bytes: 0,
         }
@@ -312,6 +361,77 @@ mod tests {
             }
         };
         assert_eq!(problems(pullable), [""; 0]);
+    }
+
+    #[test]
+    fn what_no_engine_restores() {
+        let tied = |change: fn(&mut Ties)| {
+            let (member, mut ties): (MemberId, Ties) = ("m".parse().unwrap(), Ties::default());
+            change(&mut ties);
+            let found = restorable([(&member, &ties)]);
+            assert!(found.iter().all(|problem| !problem.is_warning() && !problem.hint().is_empty()));
+            found.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let pod = |alone| Some(PodTie { id: "0123456789abcdef".to_owned(), name: Some("p".to_owned()), alone });
+        assert_eq!(tied(|_| ()), [""; 0]);
+        assert_eq!(
+            tied(|ties| ties.rootfs = Some("/srv/root".to_owned())),
+            ["member m: its root filesystem is the folder /srv/root (--rootfs), which podman cannot restore"]
+        );
+        assert_eq!(
+            tied(|ties| ties.user_namespace = true),
+            ["member m: it has a user namespace of its own, which podman cannot restore"]
+        );
+        let mounts = |ties: &mut Ties| {
+            let mounts = [("/a", StartMount::Overlay), ("/b", StartMount::Image), ("/c", StartMount::PartOfVolume)];
+            ties.mounts = mounts.map(|(place, mount)| (place.to_owned(), mount)).into();
+        };
+        assert_eq!(
+            tied(mounts),
+            [
+                "member m: an overlay volume (:O) is mounted at /a, which podman cannot restore",
+                "member m: an image (type=image) is mounted at /b, which podman cannot restore",
+                "member m: a part of a volume (subpath) is mounted at /c, which podman cannot restore",
+            ]
+        );
+        let secrets = |ties: &mut Ties| {
+            let secrets = [("/run/secrets/key", "key"), ("/etc/other", "other")];
+            ties.secrets = secrets.map(|(place, secret)| (place.to_owned(), secret.to_owned())).into();
+        };
+        assert_eq!(
+            tied(secrets),
+            ["member m: the secret key is mounted at /run/secrets/key, which podman cannot restore"]
+        );
+        assert_eq!(
+            tied(|ties| ties.containers = ["0123456789abcdef".to_owned()].into()),
+            ["member m: it depends on the container 0123456789ab or shares its namespaces, which podman cannot dump"]
+        );
+        assert_eq!(tied(|ties| ties.pod = None), [""; 0]);
+        let (member, mut ties): (MemberId, Ties) = ("m".parse().unwrap(), Ties::default());
+        ties.pod = pod(false);
+        assert_eq!(restorable([(&member, &ties)]), []);
+        ties.pod = pod(true);
+        let found = restorable([(&member, &ties)]).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(found, ["member m: its pod p has no infra container, and podman restores nothing into it"]);
+    }
+
+    #[test]
+    fn pods_and_secrets_that_are_not_here() {
+        let change = |wants: &mut Vec<Want>, _: &mut Host, survey: &mut Survey| {
+            let pod = |name: &str| Some(PodTie { id: format!("{name}-id"), name: Some(name.to_owned()), alone: false });
+            wants[0].ties.pod = pod("here");
+            wants[0].ties.secrets = [("/etc/key", "key"), ("/etc/other", "other")]
+                .map(|(place, secret)| (place.to_owned(), secret.to_owned()))
+                .into();
+            wants[1].ties.pod = pod("gone");
+            survey.secrets = BTreeSet::from(["key".to_owned()]);
+            let infra = Some("infra".to_owned());
+            survey.pods = vec![Pod { id: "another".to_owned(), name: "here".to_owned(), infra }];
+        };
+        assert_eq!(
+            problems(change),
+            ["member consumer: there is no secret other", "member producer: there is no pod gone",]
+        );
     }
 
     #[test]

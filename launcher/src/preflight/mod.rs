@@ -15,7 +15,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use image_format::{Descriptor, Digest, MemberId};
 use registry::{Store, StoreError};
 
-pub(crate) use self::check::{BaseImage, Want};
+pub(crate) use self::check::{BaseImage, Want, restorable};
 use self::host::Host;
 pub(crate) use self::host::{Room, is_root};
 pub use self::problem::Problem;
@@ -108,7 +108,18 @@ async fn survey(wants: &[Want]) -> (BTreeMap<EngineKind, Survey>, Vec<Problem>) 
         let its = || wants.iter().filter(|want| want.engine == engine);
         let networks = its().flat_map(|want| want.networks.keys().cloned()).collect();
         let images = its().filter_map(|want| Some(want.base.as_ref()?.id.clone())).collect();
-        match engine.driver().survey(&networks, &images).await {
+        let survey = async {
+            let driver = engine.driver();
+            let mut survey = driver.survey(&networks, &images).await?;
+            if its().any(|want| want.ties.pod.is_some()) {
+                survey.pods = driver.pods().await?;
+            }
+            if its().any(|want| !want.ties.secrets.is_empty()) {
+                survey.secrets = driver.secrets().await?;
+            }
+            Ok::<_, EngineError>(survey)
+        };
+        match survey.await {
             Ok(survey) => {
                 engines.insert(engine, survey);
             }

@@ -250,6 +250,96 @@ pub enum Problem {
         /// The volume's name.
         volume: String,
     },
+    /// A volume that stays when the members are removed, since another container has it. Only a warning.
+    #[error("member {member}: the container {container}, which is no member, has the volume {volume} too")]
+    VolumeUsed {
+        /// The member.
+        member: MemberId,
+        /// The volume's name.
+        volume: String,
+        /// The other container.
+        container: String,
+    },
+    /// Its root filesystem is a folder of the host.
+    #[error("member {member}: its root filesystem is the folder {folder} (--rootfs), which podman cannot restore")]
+    NoImage {
+        /// The member.
+        member: MemberId,
+        /// The folder.
+        folder: String,
+    },
+    /// podman gives CRIU no user namespace to restore into.
+    #[error("member {member}: it has a user namespace of its own, which podman cannot restore")]
+    UserNamespace {
+        /// The member.
+        member: MemberId,
+    },
+    /// A mount that podman makes when it starts a container, and not when it restores one.
+    #[error("member {member}: {mount} is mounted at {destination}, which podman cannot restore")]
+    StartMount {
+        /// The member.
+        member: MemberId,
+        /// Where it is mounted.
+        destination: String,
+        /// What is mounted, in words.
+        mount: &'static str,
+    },
+    /// A secret in a folder that podman makes anew when it restores a container.
+    #[error("member {member}: the secret {secret} is mounted at {destination}, which podman cannot restore")]
+    SecretPlace {
+        /// The member.
+        member: MemberId,
+        /// The secret's name.
+        secret: String,
+        /// Where it is mounted.
+        destination: String,
+    },
+    /// A secret is not there. What it says is in no checkpoint.
+    #[error("member {member}: there is no secret {secret}")]
+    SecretMissing {
+        /// The member.
+        member: MemberId,
+        /// The secret's name.
+        secret: String,
+    },
+    /// A container that cannot be without another one.
+    #[error(
+        "member {member}: it depends on the container {container} or shares its namespaces, which podman cannot dump"
+    )]
+    OtherContainer {
+        /// The member.
+        member: MemberId,
+        /// The beginning of the other one's id.
+        container: String,
+    },
+    /// The member's pod is not there.
+    #[error("member {member}: there is no pod {pod}")]
+    PodMissing {
+        /// The member.
+        member: MemberId,
+        /// The pod's name, or the beginning of its id.
+        pod: String,
+    },
+    /// The member's pod has no namespaces to restore it into.
+    #[error("member {member}: its pod {pod} has no infra container, and podman restores nothing into it")]
+    PodWithoutInfra {
+        /// The member.
+        member: MemberId,
+        /// The pod's name, or the beginning of its id.
+        pod: String,
+    },
+    /// A process that runs in a container and does not descend from its first one. Only a warning.
+    #[error(
+        "member {member}: process {pid} ({command}) will not be in the checkpoint: it was started from outside, as by `podman exec`"
+    )]
+    NotDumped {
+        /// The member.
+        member: MemberId,
+        /// Its pid on the host.
+        pid: i32,
+        /// Its name, at most 15 bytes.
+        command: String,
+    },
     /// The base image is not here and nobody can be asked for it.
     #[error("member {member}: the base image {image} is not here")]
     BaseImage {
@@ -318,7 +408,7 @@ impl Problem {
     /// Whether the restore may be tried all the same.
     #[must_use]
     pub fn is_warning(&self) -> bool {
-        matches!(self, Self::OlderKernel { .. })
+        matches!(self, Self::OlderKernel { .. } | Self::VolumeUsed { .. } | Self::NotDumped { .. })
     }
 
     /// Whether it lies in the checkpoint, so that no other machine restores it either, and this one never will.
@@ -371,6 +461,34 @@ impl Problem {
             Self::ContainerNeeded { by, .. } => format!("remove {by}"),
             Self::SharedVolume { .. } => {
                 "restore them with podman one by one, the second with --ignore-volumes".to_owned()
+            }
+            Self::VolumeUsed { volume, container, .. } => {
+                format!("before a restore on this host, remove {container} and then the volume: `podman volume rm {volume}`")
+            }
+            Self::NoImage { folder, .. } => {
+                format!("make an image of it (`tar -C {folder} -c . | podman import - NAME`) and run that")
+            }
+            Self::UserNamespace { .. } => "run it with --userns=host".to_owned(),
+            Self::StartMount { .. } => {
+                "copy what is in it into a volume, and mount that (--volume NAME:PATH); or mount the folder itself".to_owned()
+            }
+            Self::SecretPlace { secret, .. } => {
+                format!("give it a place of its own: --secret {secret},target=/etc/{secret}; or type=env")
+            }
+            Self::SecretMissing { secret, .. } => format!("make it: `podman secret create {secret} FILE`"),
+            Self::OtherContainer { .. } => {
+                "run it without --network, --ipc, --pid or --uts container:NAME and without --requires; members of a pod can be \
+                 restored"
+                    .to_owned()
+            }
+            Self::PodMissing { pod, .. } => {
+                format!("make it with the same shared namespaces: `podman pod create --name {pod}`")
+            }
+            Self::PodWithoutInfra { .. } => {
+                "make the pod with an infra container and at least one shared namespace (--share)".to_owned()
+            }
+            Self::NotDumped { .. } => {
+                "have the container's own first process start it, or start it again after a restore".to_owned()
             }
             Self::BaseImage { .. } => {
                 "load the very image that the container was made from (`podman load`, `podman pull`)".to_owned()

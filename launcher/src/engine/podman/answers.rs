@@ -9,10 +9,10 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, Error as _};
+use serde::de::{DeserializeOwned, Error as _, IgnoredAny};
 use serde_json::Value;
 
-use crate::engine::{Container, Labelled, Network, Subnet};
+use crate::engine::{Container, Labelled, Network, Pod, PodTie, StartMount, Subnet, Ties};
 
 /// `podman info`.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -50,7 +50,21 @@ pub(super) struct Inspected {
     pub(super) state: State,
     pub(super) graph_driver: GraphDriver,
     pub(super) mounts: Vec<Mount>,
+    #[serde(default)]
+    pub(super) rootfs: String,
+    #[serde(default)]
+    pub(super) pod: String,
+    /// Ids of the containers that have to be there before it; `null` when there are none.
+    dependencies: Option<Vec<String>>,
+    host_config: Option<HostConfig>,
     config: Config,
+}
+
+#[derive(Debug, Deserialize)]
+struct HostConfig {
+    /// Of a user namespace; `null` without one.
+    #[serde(rename = "IDMappings")]
+    id_mappings: Option<IgnoredAny>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -70,6 +84,11 @@ pub(super) struct Mount {
     #[serde(default)]
     pub(super) name: String,
     pub(super) source: PathBuf,
+    #[serde(default)]
+    destination: String,
+    options: Option<Vec<String>>,
+    #[serde(default)]
+    sub_path: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -93,8 +112,39 @@ impl Inspected {
         self.config.labels.clone().unwrap_or_default()
     }
 
+    /// What ties it down, but for its secrets, of which podman does not say where they are, and for the name of its pod.
+    pub(super) fn ties(&self) -> Ties {
+        let mounts =
+            self.mounts.iter().filter_map(|mount| Some((mount.destination.clone(), mount.at_start(&self.id)?)));
+        Ties {
+            rootfs: Some(self.rootfs.clone()).filter(|rootfs| !rootfs.is_empty()),
+            mounts: mounts.collect(),
+            secrets: BTreeMap::new(),
+            pod: Some(self.pod.clone()).filter(|pod| !pod.is_empty()).map(|id| PodTie { id, name: None, alone: false }),
+            containers: self.dependencies.iter().flatten().cloned().collect(),
+            user_namespace: self.host_config.as_ref().is_some_and(|config| config.id_mappings.is_some()),
+        }
+    }
+
     pub(super) fn annotation(&self, name: &str) -> Option<&str> {
         self.config.annotations.as_ref()?.get(name).map(String::as_str)
+    }
+}
+
+impl Mount {
+    /// Whether podman makes it only when it starts the container. Overlays are in a folder of the container's own.
+    fn at_start(&self, container: &str) -> Option<StartMount> {
+        let has = |wanted: &str| self.options.iter().flatten().any(|option| option.starts_with(wanted));
+        let own = || self.source.components().any(|part| part.as_os_str() == container);
+        match self.kind.as_str() {
+            "image" => Some(StartMount::Image),
+            "volume" if self.options.iter().flatten().any(|option| option == "O") => Some(StartMount::Overlay),
+            "volume" if !self.sub_path.is_empty() => Some(StartMount::PartOfVolume),
+            // An image is listed a second time, as the overlay over it.
+            "bind" if own() && has("lowerdir=") && !has("upperdir=") => Some(StartMount::Image),
+            "bind" if own() && has("lowerdir=") => Some(StartMount::Overlay),
+            _ => None,
+        }
     }
 }
 
@@ -156,6 +206,27 @@ pub(super) fn labels(answer: &[u8]) -> Result<Vec<Labelled>, serde_json::Error> 
 
 pub(super) fn volumes(answer: &[u8]) -> Result<BTreeSet<String>, serde_json::Error> {
     Ok(entries(answer)?.iter().filter_map(|entry| text(entry, "/Name")).map(str::to_owned).collect())
+}
+
+/// `podman secret ls --format {{.Name}}`: a name on each line. It has no JSON.
+pub(super) fn secrets(answer: &[u8]) -> Result<BTreeSet<String>, serde_json::Error> {
+    let text = String::from_utf8_lossy(answer);
+    Ok(text.lines().map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect())
+}
+
+/// `podman pod ps`.
+pub(super) fn pods(answer: &[u8]) -> Result<Vec<Pod>, serde_json::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Entry {
+        id: String,
+        name: String,
+        #[serde(default)]
+        infra_id: String,
+    }
+    let entries: Option<Vec<Entry>> = serde_json::from_slice(answer)?;
+    let pod = |Entry { id, name, infra_id }| Pod { id, name, infra: Some(infra_id).filter(|infra| !infra.is_empty()) };
+    Ok(entries.unwrap_or_default().into_iter().map(pod).collect())
 }
 
 /// `podman network inspect` of one network. Before podman 5 it does not say who has which address.
@@ -362,6 +433,54 @@ mod tests {
                 assert_eq!(read(&entry).unwrap_or_else(|error| panic!("{pointer}: {error}")).id, "241c");
             }
         }
+    }
+
+    #[test]
+    fn what_ties_a_container_down() {
+        let answer = |more: &str, mounts: &str| {
+            format!(
+                r#"[{{"Id":"fc28","State":{{"Status":"running","Pid":7}},"OCIRuntime":"runc","OCIConfigPath":"/x/config.json",
+                "Config":{{"Annotations":null,"Labels":null}},"Name":"a","GraphDriver":{{"Name":"overlay","Data":null}},{more}
+                "Mounts":[{mounts}]}}]"#
+            )
+        };
+        let ties = |more: &str, mounts: &str| container(answer(more, mounts).as_bytes()).unwrap().ties();
+        assert_eq!(ties("", ""), Ties::default());
+        let plain = r#""Rootfs":"","Pod":"","Dependencies":[],"HostConfig":{"IDMappings":null},"#;
+        let common = r#"{"Type":"bind","Source":"/h","Destination":"/h","Options":["rbind"]},
+            {"Type":"volume","Name":"data","Source":"/v","Destination":"/d","Driver":"local","Options":["nosuid","rbind"]}"#;
+        assert_eq!(ties(plain, common), Ties::default());
+        let tied =
+            r#""Rootfs":"/r","Pod":"9c50","Dependencies":["251e"],"HostConfig":{"IDMappings":{"UidMap":["0:1:2"]}},"#;
+        // As podman 5.4 answers to --volume /tmp/od:/o:O, --volume v:/v:O, --mount type=image and subpath=.
+        let mounts = r#"{"Type":"bind","Source":"/c/fc28/userdata/overlay/1/merge","Destination":"/o",
+            "Options":["lowerdir=/tmp/od","upperdir=/c/fc28/userdata/overlay/1/upper","workdir=/w"]},
+            {"Type":"volume","Name":"v","Source":"/v/_data","Destination":"/v","Options":["O","nosuid"]},
+            {"Type":"image","Source":"bb","Destination":"/i","Options":null},
+            {"Type":"bind","Source":"/c/fc28/userdata/overlay/3/merge","Destination":"/i","Options":["lowerdir=/m:/l"]},
+            {"Type":"volume","Name":"s","Source":"/s/_data","Destination":"/s","Options":["nosuid"],"SubPath":"/sub"}"#;
+        let found = ties(tied, mounts);
+        let mounts = [
+            ("/i", StartMount::Image),
+            ("/o", StartMount::Overlay),
+            ("/s", StartMount::PartOfVolume),
+            ("/v", StartMount::Overlay),
+        ];
+        assert_eq!(found.mounts, mounts.map(|(place, mount)| (place.to_owned(), mount)).into());
+        assert_eq!((found.rootfs.as_deref(), found.user_namespace), (Some("/r"), true));
+        assert_eq!(found.pod.map(|pod| pod.id).as_deref(), Some("9c50"));
+        assert_eq!(found.containers, ["251e".to_owned()].into());
+    }
+
+    #[test]
+    fn pods_and_secrets() {
+        let answer =
+            br#"[{"Id":"56c4","InfraId":"3c6d","Name":"p1","Status":"Running"},{"Id":"77","InfraId":"","Name":"p2"}]"#;
+        let pods = pods(answer).unwrap();
+        assert_eq!((pods[0].name.as_str(), pods[0].infra.as_deref(), &pods[1].infra), ("p1", Some("3c6d"), &None));
+        assert_eq!(secrets(b"key\nother\n").unwrap(), BTreeSet::from(["key".to_owned(), "other".to_owned()]));
+        assert_eq!(secrets(b"\n").unwrap(), BTreeSet::new());
+        assert_eq!(super::pods(b"null").unwrap(), []);
     }
 
     #[test]

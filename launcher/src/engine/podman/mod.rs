@@ -9,6 +9,7 @@
 mod answers;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::program::{Program, ProgramError};
 use super::{
     CRIU_CONFIG, CRIU_CONFIGS, Container, DumpInto, Engine, EngineError, Files, Found, Labelled, Layers, MARK, Marks,
-    Present, RESTORE_LOG, Source, Survey, Target, is_alive, kill_left, log_lines, runc,
+    Pod, Present, RESTORE_LOG, Source, Survey, Target, Ties, is_alive, kill_left, log_lines, runc,
 };
 use answers::{Inspected, Seen};
 
@@ -63,7 +64,16 @@ impl Engine for Podman {
             volumes,
             networks: networks.into_iter().filter_map(there).collect(),
             images: images.into_iter().filter_map(|(image, there)| there.then_some(image)).collect(),
+            ..Survey::default()
         })
+    }
+
+    async fn pods(&self) -> Result<Vec<Pod>, EngineError> {
+        ask(["pod", "ps", "--format", "json"], answers::pods).await
+    }
+
+    async fn secrets(&self) -> Result<BTreeSet<String>, EngineError> {
+        ask(["secret", "ls", "--format", "{{.Name}}"], answers::secrets).await
     }
 
     async fn pull(&self, image: &str) -> Result<String, EngineError> {
@@ -86,8 +96,23 @@ impl Engine for Podman {
         ask(["ps", "--all", "--filter", &filter, "--format", "json"], answers::labels).await
     }
 
+    async fn holders(&self, volumes: &[&str]) -> Result<Vec<Container>, EngineError> {
+        let filters = volumes.iter().map(|volume| format!("--filter=volume={volume}")).collect::<Vec<_>>();
+        let question = ["ps", "--all", "--format", "json"].into_iter().chain(filters.iter().map(String::as_str));
+        ask(question, answers::containers).await
+    }
+
     async fn source(&self, container: &str) -> Result<Option<Source>, EngineError> {
-        Ok(inspect("container", container, answers::container).await?.map(source))
+        let Some(inspected) = inspect("container", container, answers::container).await? else { return Ok(None) };
+        let mut source = source(inspected);
+        if let Some(tie) = &mut source.ties.pod {
+            let pod = self.pods().await?.into_iter().find(|pod| pod.id == tie.id);
+            tie.name = pod.as_ref().map(|pod| pod.name.clone());
+            let infra = pod.and_then(|pod| pod.infra);
+            tie.alone = infra.is_none();
+            infra.map(|infra| source.ties.containers.remove(&infra));
+        }
+        Ok(Some(source))
     }
 
     async fn present(&self, container: &str) -> Result<Option<Present>, EngineError> {
@@ -206,6 +231,10 @@ fn restore_command(target: &Target) -> Program {
     let command = podman(["container", "restore", "--file-locks", "--import"]).arg(&target.dump);
     // Where memory follows, the container's annotation names the same file.
     let command = if target.follows.is_some() { command } else { command.criu_reads(&target.criu_config) };
+    let command = match &target.pod {
+        Some(pod) => command.args(["--pod", pod]),
+        None => command,
+    };
     if target.renamed {
         command.args(["--ignore-static-ip", "--ignore-static-mac", "--name", &target.container])
     } else {
@@ -255,7 +284,21 @@ fn source(found: Inspected) -> Source {
     };
     let pid = if found.state.status == "running" { found.state.pid } else { 0 };
     let (labels, log) = (found.labels(), Some(userdata.join("dump.log")));
-    Source { container: found.name, id: found.id, labels, criu_config, pid, log, files }
+    let mounted = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    let ties = Ties { secrets: secrets(&mounted, &found.id), ..found.ties() };
+    Source { container: found.name, id: found.id, labels, criu_config, pid, log, files, ties }
+}
+
+/// Where secrets are mounted in a container, by its `/proc/PID/mountinfo`: podman mounts each from a file of its own.
+fn secrets(mounted: &str, container: &str) -> BTreeMap<String, String> {
+    let folder = format!("/{container}/userdata/secrets/");
+    let secret = |line: &str| {
+        let mut fields = line.split(' ').skip(3);
+        let (root, place) = (fields.next()?, fields.next()?);
+        let (_, name) = root.split_once(&folder)?;
+        Some((place.to_owned(), name.to_owned()))
+    };
+    mounted.lines().filter_map(secret).collect()
 }
 
 /// Asks, and reads the answer with `parse`.
@@ -367,6 +410,7 @@ mod tests {
             id: None,
             renamed,
             volumes: Vec::new(),
+            pod: None,
             dump: "/w/auditor.tar".into(),
             lone: None,
             session: coordinator::SessionId::from_bytes([7; 16]),
@@ -381,6 +425,18 @@ mod tests {
             restore_command(&target(true)).line(),
             "podman container restore --file-locks --import /w/auditor.tar --ignore-static-ip --ignore-static-mac --name clone"
         );
+    }
+
+    #[test]
+    fn places_of_secrets_are_read_from_mounts() {
+        let mounted = "93 60 0:44 / / rw - overlay overlay rw\n\
+            100 93 0:45 /containers/storage/overlay-containers/1ec5/userdata/run/secrets /run/secrets rw - tmpfs run rw\n\
+            106 100 254:0 /x/overlay-containers/1ec5/userdata/secrets/sec /run/secrets/sec rw - ext4 /dev/vda rw\n\
+            107 93 254:0 /x/overlay-containers/1ec5/userdata/secrets/key /etc/key rw - ext4 /dev/vda rw\n";
+        let expected = [("/run/secrets/sec", "sec"), ("/etc/key", "key")];
+        let expected = expected.map(|(place, name)| (place.to_owned(), name.to_owned()));
+        assert_eq!(secrets(mounted, "1ec5"), expected.into());
+        assert_eq!(secrets("", "1ec5"), BTreeMap::new());
     }
 
     #[test]

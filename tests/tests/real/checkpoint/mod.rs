@@ -7,6 +7,7 @@ mod frozen;
 mod hosts;
 mod instant;
 mod line;
+mod restorable;
 mod room;
 mod sparse;
 mod store;
