@@ -95,6 +95,14 @@ impl Expected {
         against
     }
 
+    /// What speaks against a checkpoint by the options alone, a sentence each.
+    pub fn against_stated(&self, artifact: &Artifact) -> Vec<String> {
+        match artifact {
+            Artifact::Global(global) => self.against_global(global),
+            Artifact::Member(_) => self.against_member(),
+        }
+    }
+
     fn against_global(&self, global: &GlobalCheckpoint) -> Vec<String> {
         let mut against = Vec::new();
         if let Some(wanted) = self.application.as_ref().filter(|wanted| *wanted != global.application()) {

@@ -154,7 +154,14 @@ pub async fn run(args: RestoreArgs, context: &Context) -> Result<(), CommandErro
     let trust = how.trust()?;
     let (store, root) = store::find(&reference, &how.transport, context).await?;
     let artifact = store::artifact(&*store, &root).await?;
-    // Nothing that nobody signed says what it is; and what no key of these signed is refused later, with all that was found.
+    if matches!(trust, Trust::InsecureNoVerify) {
+        // Nobody vouches for what it says of itself, but what says something else is not what was meant.
+        let against = expected.against_stated(&artifact);
+        if !against.is_empty() {
+            return Err(unexpected(&reference, against, root.digest));
+        }
+    }
+    // What no key of these signed is refused later, with all that was found.
     if let (Trust::Keys(_), Ok(signatures)) = (&trust, trust.check(&*store, &root).await?) {
         let mut against = expected.against(&reference, &*store, &artifact, &signatures);
         let member = match &artifact {

@@ -145,15 +145,16 @@ async fn gitlab() {
     let before = server.state().repository(REPO).manifests.len();
     store.put_referrer(&index.digest(), &manifest("bundle", Some(&index))).await.unwrap();
     // The bundle, and nothing that lists the members as referrers.
-    let mut state = server.state();
-    let held = &state.repository(REPO).manifests;
-    let lists = |(_, bytes): &&(String, bytes::Bytes)| {
-        let text = String::from_utf8_lossy(bytes);
-        text.contains("manifests") && text.contains(&member.digest().to_string())
-    };
-    assert_eq!(held.values().filter(lists).count(), 1);
-    assert!(held.len() > before);
-    drop(state);
+    {
+        let mut state = server.state();
+        let held = &state.repository(REPO).manifests;
+        let lists = |(_, bytes): &&(String, bytes::Bytes)| {
+            let text = String::from_utf8_lossy(bytes);
+            text.contains("manifests") && text.contains(&member.digest().to_string())
+        };
+        assert_eq!(held.values().filter(lists).count(), 1);
+        assert!(held.len() > before);
+    }
     let to = server.store("sdp/copy").await;
     copy(&store, &index.descriptor(), &to, &CopyOptions { tag: Some(tag("b")), ..CopyOptions::default() })
         .await
