@@ -123,8 +123,14 @@ impl Environment {
         let main = own.as_ref().map(|own| own.join(name)).filter(|file| file.exists());
         // With a file of one's own, the system's have nothing to say.
         let folders = match (&self.registries_conf, &main) {
-            (None, Some(_)) => vec![own],
-            _ => vec![Some(system.clone()), own],
+            (None, Some(_)) => vec![own.clone()],
+            _ => vec![Some(system.clone()), own.clone()],
+        };
+        // Who may not look into the home folder, as a service with another's $HOME, has none there.
+        let absent = |folder: &PathBuf, error: &io::Error| match error.kind() {
+            io::ErrorKind::NotFound => true,
+            io::ErrorKind::PermissionDenied => Some(folder) == own.as_ref(),
+            _ => false,
         };
         let mut more = Vec::new();
         for folder in folders.into_iter().flatten() {
@@ -132,7 +138,7 @@ impl Environment {
                 Ok(files) => {
                     more.extend(files.into_iter().filter(|file| file.extension().is_some_and(|end| end == "conf")))
                 }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if absent(&folder, &error) => {}
                 Err(error) => return Err(error),
             }
         }

@@ -13,17 +13,30 @@ use crate::transport::Transport;
 /// The tag that is read where none is named, as podman does.
 pub const DEFAULT_TAG: &str = "latest";
 
-/// Opens the store of a reference that is read.
+/// Opens the store of a reference that is read. Whatever it is asked ends when the command is told
+/// to stop.
 pub async fn open(
     reference: &Reference,
     transport: &Transport,
     context: &Context,
 ) -> Result<Arc<dyn Store>, CommandError> {
-    opened(reference, transport, context, Create::No).await
+    let store = opened(reference, transport, context, Create::No).await?;
+    Ok(cancellable(store, context.cancel.token()))
 }
 
-/// Opens the store of a reference that is written; a layout is made if there is none.
+/// Opens the store of a reference that is written; a layout is made if there is none. Whatever it is
+/// asked ends when the command is told to stop.
 pub async fn create(
+    reference: &Reference,
+    transport: &Transport,
+    context: &Context,
+) -> Result<Arc<dyn Store>, CommandError> {
+    Ok(cancellable(create_lasting(reference, transport, context).await?, context.cancel.token()))
+}
+
+/// The same for a command that still has something to do when it was told to stop: only opening
+/// the store ends then. What the command does with the store has tokens of its own.
+pub async fn create_lasting(
     reference: &Reference,
     transport: &Transport,
     context: &Context,
@@ -31,7 +44,7 @@ pub async fn create(
     opened(reference, transport, context, Create::Layout).await
 }
 
-/// Whatever it is asked ends when the command is told to stop.
+/// Opening ends when the command is told to stop.
 async fn opened(
     reference: &Reference,
     transport: &Transport,
@@ -42,11 +55,9 @@ async fn opened(
     if let Some((_, key)) = &settings.client_cert {
         keys::warn_if_open(key, context);
     }
-    let opening = registry::open(reference.location(), &settings, create);
-    let token = context.cancel.token();
     tokio::select! {
-        store = opening => Ok(cancellable(store?, token)),
-        () = token.cancelled() => {
+        store = registry::open(reference.location(), &settings, create) => Ok(store?),
+        () = context.cancel.token().cancelled_owned() => {
             let store = reference.location().to_string();
             Err(StoreError::Cancelled { store, operation: "opening it".to_owned() }.into())
         }

@@ -21,6 +21,8 @@ use crate::{
 
 /// Checkpoints whose durations are looked at: one may have been a lucky one, and the first of a chain stores everything.
 const LOOKED_AT: usize = 3;
+/// How long the line may take to be read, at least.
+const LINE: Duration = Duration::from_secs(10);
 /// What is added to what they took, in percent: signing, tagging and ending containers are in no timeline.
 const MARGIN: u32 = 25;
 
@@ -105,7 +107,10 @@ pub async fn preempt(
         None => checkpointing.await,
         Some(within) => {
             let until = tokio::time::Instant::now() + within;
-            let known = tokio::time::timeout_at(until, timelines(&destination.until(&cancel), options)).await;
+            // Nothing is touched meanwhile, and a time that is too short even for this question gets its
+            // answer.
+            let patience = within.max(LINE);
+            let known = tokio::time::timeout(patience, timelines(&destination.until(&cancel), options)).await;
             match expected(&known.unwrap_or(Err(PreemptError::Late { within }))?) {
                 Some(expected) if expected > within => return Err(PreemptError::TooShort { expected, within }),
                 Some(_) => {}

@@ -194,11 +194,13 @@ async fn attempt(
     match run.run().await {
         Ok(report) => {
             remove(run.workspace, watcher);
-            let ended = examine::ended(&run.members, watcher);
             if options.stop {
+                // A member whose peer on another host was stopped may have ended by itself: it was
+                // to end.
                 stop(&run.members, report.digest, watcher).await?;
+                return Ok(report);
             }
-            Ok(CheckpointReport { ended, ..report })
+            Ok(CheckpointReport { ended: examine::ended(&run.members, watcher), ..report })
         }
         // It stays where it is, and is found there by its name.
         Err(error) if run.tentative.whole => Err(CheckpointError { resumable: Some(session), ..error }),

@@ -244,7 +244,8 @@ async fn options(
         probation: guard.probation.unwrap_or(usual.probation),
         ..usual
     };
-    let store = store::create(&to, &args.transport, context).await?;
+    // A guard that was told to stop may take a last checkpoint.
+    let store = store::create_lasting(&to, &args.transport, context).await?;
     let signer = Some(Signer { key, identity: args.identity.name.clone() });
     let destination = Destination { store, reference: to.to_string(), tag: None, signer, trust };
     Ok((
