@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{bin, command, run};
+use crate::{bin, command, run, wait_until};
 
 /// Its members; also the names of the containers.
 pub const MEMBERS: [&str; 3] = ["consumer", "producer", "auditor"];
@@ -74,9 +74,18 @@ impl Ledger {
     /// How far each member was when it last said so, running or not.
     #[must_use]
     pub fn said(&self) -> Vec<u64> {
-        let number = |member: &&str| {
+        let last = |member: &str| {
             let line = run(&mut command("podman", ["logs", "--tail", "1", member]));
-            line.trim().split(' ').nth(1).and_then(|number| number.parse().ok()).expect("a line `MEMBER N`")
+            line.trim().split(' ').nth(1).and_then(|number| number.parse().ok())
+        };
+        let number = |member: &&str| {
+            // One that was restored just now may not have said anything yet.
+            let mut number = None;
+            wait_until("a line `MEMBER N`", || {
+                number = last(member);
+                number.is_some()
+            });
+            number.unwrap_or_default()
         };
         MEMBERS.iter().map(number).collect()
     }
