@@ -83,6 +83,25 @@ pub(crate) fn restorable<'a>(members: impl IntoIterator<Item = (&'a MemberId, &'
     problems
 }
 
+/// Volumes that two members have: podman makes one with the first container that it restores, and then refuses the second. It is
+/// asked at the same times.
+pub(crate) fn shared_volumes<'a, V: IntoIterator<Item = &'a String>>(
+    members: impl IntoIterator<Item = (&'a MemberId, V)>,
+) -> Vec<Problem> {
+    let mut owners = BTreeMap::new();
+    let mut problems = Vec::new();
+    for (member, volumes) in members {
+        for volume in volumes {
+            let first = *owners.entry(volume).or_insert(member);
+            if first != member {
+                let (first, second, volume) = (first.clone(), member.clone(), volume.clone());
+                problems.push(Problem::SharedVolume { first, second, volume });
+            }
+        }
+    }
+    problems
+}
+
 /// Everything in the way of the whole set, member by member.
 pub(crate) fn check(
     wants: &[Want],
@@ -216,7 +235,6 @@ fn check_ties(want: &Want, survey: &Survey, problems: &mut Vec<Problem>) {
 fn check_each_other(wants: &[Want], problems: &mut Vec<Problem>) {
     let mut containers = BTreeMap::new();
     let mut addresses = BTreeMap::new();
-    let mut volumes = BTreeMap::new();
     for want in wants {
         let second = || want.member.clone();
         if let Some(first) = containers.insert((want.engine, &want.container), &want.member) {
@@ -229,13 +247,8 @@ fn check_each_other(wants: &[Want], problems: &mut Vec<Problem>) {
                 problems.push(Problem::SameAddress { first, second: second(), address, network });
             }
         }
-        for volume in &want.volumes {
-            if let Some(first) = volumes.insert(volume, &want.member) {
-                let (first, volume) = (first.clone(), volume.clone());
-                problems.push(Problem::SharedVolume { first, second: second(), volume });
-            }
-        }
     }
+    problems.extend(shared_volumes(wants.iter().map(|want| (&want.member, &want.volumes))));
 }
 
 #[cfg(test)]
@@ -407,6 +420,12 @@ mod tests {
             ["member m: it depends on the container 0123456789ab or shares its namespaces, which podman cannot dump"]
         );
         assert_eq!(tied(|ties| ties.pod = None), [""; 0]);
+        let (members, names) =
+            (["a", "b", "c"].map(|id| id.parse::<MemberId>().unwrap()), ["own", "both"].map(str::to_owned));
+        let volumes = [vec![&names[0], &names[1], &names[1]], vec![], vec![&names[1]]];
+        let found = shared_volumes(members.iter().zip(volumes));
+        let found: Vec<_> = found.iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["members a and c share the volume both, which podman cannot restore"]);
         let (member, mut ties): (MemberId, Ties) = ("m".parse().unwrap(), Ties::default());
         ties.pod = pod(false);
         assert_eq!(restorable([(&member, &ties)]), []);

@@ -15,7 +15,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use image_format::{Descriptor, Digest, MemberId};
 use registry::{Store, StoreError};
 
-pub(crate) use self::check::{BaseImage, Want, restorable};
+pub(crate) use self::check::{BaseImage, Want, restorable, shared_volumes};
 use self::host::Host;
 pub(crate) use self::host::{Room, is_root};
 pub use self::problem::Problem;

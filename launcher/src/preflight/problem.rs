@@ -460,7 +460,9 @@ impl Problem {
             }
             Self::ContainerNeeded { by, .. } => format!("remove {by}"),
             Self::SharedVolume { .. } => {
-                "restore them with podman one by one, the second with --ignore-volumes".to_owned()
+                "give each of them a volume of its own; images that are there already: restore them with podman one by one, the \
+                 second with --ignore-volumes"
+                    .to_owned()
             }
             Self::VolumeUsed { volume, container, .. } => {
                 format!("before a restore on this host, remove {container} and then the volume: `podman volume rm {volume}`")

@@ -92,6 +92,13 @@ fn what_cannot_be_restored_is_refused_before_anything_is_frozen() {
         assert!(said.contains(&format!("member {name}")) && said.contains(words), "{said}");
         run(&mut command("podman", ["rm", "--force", "--time", "0", &name]));
     }
+    for name in ["tied-first", "tied-second"] {
+        member(name, &["--volume", "tied-shared:/data"], ":");
+    }
+    let (code, said) = run_failing(&mut layout.checkpoint("tied", &[]));
+    let words = "members tied-first and tied-second share the volume tied-shared";
+    assert!(code == 7 && said.contains(words), "{code}: {said}");
+    run(&mut command("podman", ["rm", "--force", "--time", "0", "tied-first", "tied-second"]));
     // A secret elsewhere is restored, and named where it is missing.
     member("kept", &["--secret", "tied-key,target=/etc/key"], ":");
     run(&mut layout.checkpoint("tied", &[]));
