@@ -19,7 +19,7 @@ use super::folder::Folder;
 use crate::{BlobWriter, StoreError};
 
 /// Bytes that move between threads at a time; a stream holds two such pieces.
-pub(super) const PIECE: usize = 1 << 20;
+pub(super) const PIECE: usize = 512 << 10;
 
 /// Reads a blob and fails at its end when it does not match.
 pub(super) struct BlobFileReader {
