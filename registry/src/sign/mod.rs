@@ -104,6 +104,9 @@ pub async fn sign(
     for descriptor in &signed {
         report.added += usize::from(attach(store, &descriptor.digest, key, identity).await?);
     }
+    // Their common config is put once and before: a registry that receives one blob several times at
+    // the same moment may not know it for a moment.
+    artifact::put_config(store).await?;
     // Where a registry keeps no lists of referrers, each put waits for others that may write the
     // same list.
     let mut referred =
@@ -160,7 +163,6 @@ async fn refer(store: &dyn Store, subject: &Descriptor, key: &PrivateKey) -> Res
         return Ok(false);
     }
     put_small_blob(store, &bundle, &()).await?;
-    artifact::put_config(store).await?;
     store.put_referrer(&subject.digest, &manifest).await?;
     Ok(true)
 }
