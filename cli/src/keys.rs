@@ -5,12 +5,14 @@ use std::io::Read;
 use std::path::Path;
 
 use coordinator::is_open_to_others;
-use registry::Trust;
-use registry::sign::{Password, PrivateKey, PublicKey};
+use image_format::Descriptor;
+use registry::sign::{Password, PrivateKey, PublicKey, errors};
+use registry::{Store, Trust};
 
 use crate::context::Context;
 use crate::environment::Secret;
 use crate::error::{CommandError, While};
+use crate::exit::Exit;
 use crate::terminal::{Question, blocking};
 
 /// A key file has some 700 bytes; the library refuses what is larger than this.
@@ -67,6 +69,14 @@ pub fn of_line<'a>(
         return Ok(Trust::InsecureNoVerify);
     }
     Ok(Trust::Keys(keys))
+}
+
+/// An error with all that speaks against it unless a key of the trust signed a root. `what` is what
+/// the person called it.
+pub async fn check(trust: &Trust, store: &dyn Store, root: &Descriptor, what: &str) -> Result<(), CommandError> {
+    let Err(findings) = trust.check(store, root).await? else { return Ok(()) };
+    Err(CommandError::new(Exit::Unverified, format!("{what} is not to be trusted"))
+        .details(errors(&findings).map(ToString::to_string)))
 }
 
 fn read(file: &Path) -> Result<String, CommandError> {

@@ -66,7 +66,7 @@ impl Leaving {
     ) -> Result<Users, EngineError> {
         let asked = volumes.filter(|_| !self.containers.is_empty() || !self.volumes.is_empty());
         let users =
-            asked.map(|volume| async move { Ok((volume.clone(), engine.driver().volume_users(volume).await?)) });
+            asked.map(|volume| async move { Ok((volume.clone(), engine.driver().volume_users(&[volume]).await?)) });
         try_join_all(users).await.map(Users::from_iter)
     }
 
@@ -137,7 +137,7 @@ impl Leaving {
     /// A volume that somebody else holds by now, before anything is touched; otherwise what could not be taken away.
     pub(crate) async fn evict(&self, volumes: &Volumes) -> Result<(), EvictError> {
         for (engine, volume) in volumes {
-            let users = engine.driver().volume_users(volume).await?;
+            let users = engine.driver().volume_users(&[volume]).await?;
             if let Some(other) = users.iter().find(|user| !self.has(*engine, &user.id)) {
                 let holder = other.name().to_owned();
                 return Err(EvictError::Held { volume: volume.clone(), holder });

@@ -10,7 +10,6 @@ use coordinator::proto::Passage;
 use coordinator::{Rendezvous, SessionId, SessionKind, SessionPlan};
 use futures_util::stream::StreamExt;
 use image_format::{Descriptor, Epoch, LazyPages, MemberId};
-use registry::sign::{Depth, verify};
 use registry::{Store, cancellable, put_touched};
 use tokio::sync::mpsc;
 
@@ -222,13 +221,11 @@ async fn trusted_set(
             store.name()
         )),
         Trust::Keys(keys) if keys.is_empty() => return Err(failed(RestoreErrorKind::NoKeys)),
-        Trust::Keys(keys) => {
-            // What the root's digests lead to is checked when it is read, and completely before anything is started.
-            let report = verify(store.as_ref(), root, keys, Depth::Signature, &()).await;
-            let report = report.map_err(|error| failed(error.into()))?;
-            if !report.is_good() {
-                return Err(failed(RestoreErrorKind::Untrusted { findings: report.findings }));
-            }
+        trust @ Trust::Keys(_) => {
+            // What the root's digests lead to is checked when it is read, and completely before
+            // anything is started.
+            let checked = trust.check(store.as_ref(), root).await.map_err(|error| failed(error.into()))?;
+            checked.map_err(|findings| failed(RestoreErrorKind::Untrusted { findings }))?;
         }
     }
     observer.phase(Phase::Load);

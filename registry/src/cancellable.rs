@@ -244,8 +244,9 @@ impl End {
         said: Poll<io::Result<T>>,
         bytes: impl FnOnce(&T) -> u64,
     ) -> Poll<io::Result<T>> {
-        let (store, operation) = (self.store.clone(), self.operation.to_owned());
+        let names = |end: &Self| (end.store.clone(), end.operation.to_owned());
         if self.cancelled.as_mut().poll(context).is_ready() {
+            let (store, operation) = names(self);
             return Poll::Ready(Err(io::Error::other(StoreError::Cancelled { store, operation })));
         }
         let moved = match &said {
@@ -254,6 +255,7 @@ impl End {
             Poll::Ready(Err(_)) => return said,
         };
         if self.pace.is_too_slow(context, moved) {
+            let (store, operation) = names(self);
             let source = io::Error::new(io::ErrorKind::TimedOut, slow(self.pace.window)).into();
             return Poll::Ready(Err(io::Error::other(StoreError::Unreachable { store, operation, source })));
         }

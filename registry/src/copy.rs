@@ -318,8 +318,8 @@ impl Copier<'_> {
                 }
                 // They may also name what was deleted. Nobody signed them: one bad entry must not
                 // hold up the rest.
-                Ok(_) | Err(StoreError::NotFound { .. } | StoreError::Corrupt { .. } | StoreError::TooLarge { .. }) => {
-                }
+                Ok(_) => {}
+                Err(error) if error.is_of_content() => {}
                 Err(error) => return Err(error.into()),
             }
         }

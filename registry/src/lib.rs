@@ -28,7 +28,7 @@ pub use base::{FindBaseError, find_base};
 pub use bridge::Bridge;
 pub use cancellable::cancellable;
 pub use catalogue::{
-    Catalogue, CatalogueError, Completeness, Listed, Newest, PassedOver, Sizes, catalogue, newest, sizes, under_tag,
+    Catalogue, CatalogueError, Listed, Newest, PassedOver, Sizes, catalogue, newest, sizes, under_tag,
 };
 pub use copy::{CopyError, CopyOptions, CopyReport, copy};
 pub use credentials::{CredentialError, SECRET_VARIABLES};

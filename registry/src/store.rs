@@ -108,6 +108,13 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the store said what is wrong with the content itself, which is missing, damaged or too
+    /// large. Asking again gives the same answer.
+    #[must_use]
+    pub fn is_of_content(&self) -> bool {
+        matches!(self, Self::NotFound { .. } | Self::Corrupt { .. } | Self::TooLarge { .. })
+    }
+
     /// The error that a stream of a store ended with: one that the stream carried, or trouble of the file system.
     pub(crate) fn from_stream(store: &str, operation: &str, error: io::Error) -> Self {
         match error.downcast::<Self>() {

@@ -11,6 +11,8 @@ mod registry;
 mod task;
 
 use std::ffi::OsStr;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -51,6 +53,15 @@ pub fn syncpoint<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Com
     let mut command = Command::new(bin("syncpoint"));
     command.args(arguments).env("COSIGN_PASSWORD", "test");
     command
+}
+
+/// Writes a script that can be run.
+///
+/// # Panics
+/// When the file cannot be written.
+pub fn write_script(path: &Path, text: &str) {
+    std::fs::write(path, text).expect("a script");
+    std::fs::set_permissions(path, Permissions::from_mode(0o755)).expect("a script's mode");
 }
 
 /// Runs to the end and gives what was printed on standard output.

@@ -10,8 +10,7 @@ use futures_util::stream::{self, StreamExt};
 use image_format::{ApplicationId, Digest, Epoch, MemberId};
 use registry::sign::{Depth, Finding};
 use registry::{
-    Catalogue, CatalogueError, Completeness, Listed, PassedOver, Reference, Sizes, Store, Trust, catalogue, is_pin,
-    sizes,
+    Catalogue, CatalogueError, Listed, PassedOver, Reference, Sizes, Store, Trust, catalogue, is_pin, sizes,
 };
 use serde::Serialize;
 
@@ -162,15 +161,8 @@ pub async fn run(args: ListArgs, context: &Context) -> Result<(), CommandError> 
     let oldest_first: Vec<&Listed> = listed.iter().rev().collect();
     let mut sizes = sizes(&*store, &oldest_first, args.transport.jobs())
         .await
-        .doing(|| "a member's manifest cannot be read".to_owned())?;
+        .doing(|| "what the checkpoints lead to cannot be looked for".to_owned())?;
     sizes.reverse();
-    let mut complete = Completeness::new(&*store, args.transport.jobs());
-    for (listed, sizes) in listed.iter().zip(&mut sizes) {
-        let missing = complete.missing(&listed.global).await;
-        if missing.doing(|| "what a checkpoint leads to cannot be looked for".to_owned())?.is_some() {
-            *sizes = None;
-        }
-    }
     let entries = listed.iter().zip(sizes).map(|(listed, sizes)| entry(&*store, listed, sizes, &pinned));
     let checkpoints: Vec<Entry> = stream::iter(entries).buffered(args.transport.jobs()).collect().await;
     let all_damaged = checkpoints.is_empty() && !damaged.is_empty();

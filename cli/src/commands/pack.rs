@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use clap::Args;
 use image_format::{Artifact, Base, Chain, Compression, DumpSource, Layout, MemberId, PackOptions, PackedImage};
-use registry::sign::Severity;
 use registry::{Bridge, Reference, Store, Tag, find_base};
 use serde::Serialize;
 use tokio::runtime::Handle;
@@ -237,11 +236,7 @@ async fn base(
     let trust = keys::of_line(None, args.key.iter().map(PathBuf::as_path), context)?;
     let find = async {
         let root = store::resolve(&**store, reference).await?;
-        if let Err(findings) = trust.check(&**store, &root).await? {
-            let why = findings.iter().filter(|finding| finding.severity() == Severity::Error);
-            return Err(CommandError::new(Exit::Unverified, format!("the base {reference} is not to be trusted"))
-                .details(why.map(ToString::to_string)));
-        }
+        keys::check(&trust, &**store, &root, &format!("the base {reference}")).await?;
         let manifest = match (store::artifact(&**store, &root).await?, &args.member) {
             (Artifact::Member(_), _) => root.digest,
             (Artifact::Global(global), Some(member)) => match global.member(member) {

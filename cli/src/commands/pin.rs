@@ -5,13 +5,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 use image_format::Digest;
-use registry::sign::Severity;
 use registry::{PinError, Reference, Tag, Trust};
 use serde::Serialize;
 
 use crate::context::Context;
 use crate::error::CommandError;
-use crate::exit::Exit;
 use crate::keys;
 use crate::output::{Format, Report};
 use crate::store;
@@ -96,12 +94,8 @@ impl Report for UnpinAnswer {
 pub async fn run(args: PinArgs, context: &Context) -> Result<(), CommandError> {
     let (store, root) = store::find(&args.reference, &args.transport, context).await?;
     let keys = keys::public(args.key.iter().map(PathBuf::as_path))?;
-    if !keys.is_empty()
-        && let Err(findings) = Trust::Keys(keys).check(&*store, &root).await?
-    {
-        let wrong = findings.iter().filter(|finding| finding.severity() == Severity::Error);
-        return Err(CommandError::new(Exit::Unverified, format!("{} is not to be trusted", args.reference))
-            .details(wrong.map(ToString::to_string)));
+    if !keys.is_empty() {
+        keys::check(&Trust::Keys(keys), &*store, &root, &args.reference.to_string()).await?;
     }
     let tag = registry::pin(&*store, &root).await?;
     let reference = store::pinned(&args.reference, root.digest).to_string();

@@ -9,7 +9,7 @@ use clap::Args;
 use coordinator::Deadlines;
 use image_format::{Artifact, Descriptor, Digest, MemberId};
 use launcher::{EngineKind, RestoreError, RestoreErrorKind, RestoreOptions, RestoreReport, RestoredMember, Trust};
-use registry::sign::Severity;
+use registry::sign::errors;
 use registry::{Reference, Store};
 use serde::Serialize;
 
@@ -269,8 +269,7 @@ fn problems(error: &RestoreError) -> Option<(&'static str, Vec<String>)> {
             Some(("cannot be restored here", lines.collect()))
         }
         RestoreErrorKind::Untrusted { findings } => {
-            let wrong = findings.iter().filter(|finding| finding.severity() == Severity::Error);
-            Some(("is not to be trusted", wrong.map(ToString::to_string).collect()))
+            Some(("is not to be trusted", errors(findings).map(ToString::to_string).collect()))
         }
         _ => None,
     }

@@ -11,7 +11,7 @@ use futures_util::future::try_join_all;
 use image_format::{
     Artifact, ArtifactError, CheckpointImage, Compression, Descriptor, Digest, GlobalError, ImageError, UnpackOptions,
 };
-use registry::sign::{Depth, Finding, GoodSignature, Severity, VerifyReport};
+use registry::sign::{Depth, Finding, GoodSignature, Severity, VerifyReport, errors};
 use registry::{Bridge, Reference, Store};
 use serde::Serialize;
 use tokio::runtime::Handle;
@@ -249,7 +249,7 @@ pub fn is_missing(finding: &Finding) -> bool {
 
 /// The error that an image which is not good ends with: every finding that matters, each with what to do.
 fn refused(reference: &Reference, seen: &VerifyReport, misread: Vec<String>) -> CommandError {
-    let errors: Vec<_> = seen.findings.iter().filter(|finding| finding.severity() == Severity::Error).collect();
+    let errors: Vec<_> = errors(&seen.findings).collect();
     let mut hints: Vec<_> = errors.iter().map(|finding| finding.hint()).collect();
     hints.dedup();
     let error = CommandError::new(Exit::Unverified, format!("{reference} is not good"));

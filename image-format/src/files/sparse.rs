@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::{Errno, pread};
 
+use super::holes::is_zero;
+
 /// Zeros are looked for in pieces of this size, which is that of a page, and of a filesystem's blocks or less.
 const BLOCK: u64 = 4096;
 /// The shortest run of zeros that is a hole. Shorter ones compress well, and cost less than an entry of a map.
@@ -30,7 +32,7 @@ pub(super) fn stretches(file: &OwnedFd, size: u64, buf: &mut [u8]) -> Result<Vec
             let read = read_all(file, &mut buf[..part], block)?;
             for piece in buf[..read].chunks(BLOCK as usize) {
                 let end = block + piece.len() as u64;
-                if piece.iter().any(|byte| *byte != 0) {
+                if !is_zero(piece) {
                     found.add(block..end);
                 }
                 block = end;
@@ -83,21 +85,22 @@ struct Stretches {
 
 impl Stretches {
     fn add(&mut self, stretch: Range<u64>) {
+        self.join(stretch);
+        while self.list.len() > self.most {
+            self.shortest *= 2;
+            for stretch in std::mem::take(&mut self.list) {
+                self.join(stretch);
+            }
+        }
+    }
+
+    /// Adds a stretch, or lengthens the one before it where the gap between them is too short.
+    fn join(&mut self, stretch: Range<u64>) {
         let gap = stretch.start - self.list.last().map_or(0, |last| last.end);
         match self.list.last_mut() {
             Some(last) if gap < self.shortest => last.end = stretch.end,
             None if gap < self.shortest => self.list.push(0..stretch.end),
             _ => self.list.push(stretch),
-        }
-        while self.list.len() > self.most {
-            self.shortest *= 2;
-            for stretch in std::mem::take(&mut self.list) {
-                match self.list.last_mut() {
-                    Some(last) if stretch.start - last.end < self.shortest => last.end = stretch.end,
-                    None if stretch.start < self.shortest => self.list.push(0..stretch.end),
-                    _ => self.list.push(stretch),
-                }
-            }
         }
     }
 

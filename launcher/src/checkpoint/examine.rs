@@ -52,13 +52,13 @@ async fn held(members: &[Member]) -> Result<Vec<Problem>, EngineError> {
     };
     // All at once first, since there are mostly none: each question takes podman a tenth of a second.
     let all: Vec<&str> = volumes.keys().copied().collect();
-    if all.is_empty() || others(driver.holders(&all).await?).is_empty() {
+    if all.is_empty() || others(driver.volume_users(&all).await?).is_empty() {
         return Ok(Vec::new());
     }
     let mut problems = Vec::new();
     for (volume, member) in volumes {
-        for holder in others(driver.holders(&[volume]).await?) {
-            let container = holder.names.first().unwrap_or(&holder.id).clone();
+        for holder in others(driver.volume_users(&[volume]).await?) {
+            let container = holder.name().to_owned();
             problems.push(Problem::VolumeUsed { member: member.clone(), volume: volume.to_owned(), container });
         }
     }

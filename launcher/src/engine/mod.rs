@@ -344,9 +344,6 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
     /// The names and labels of the containers, running or not, that have a label of this name.
     async fn with_label(&self, label: &str) -> Result<Vec<Labelled>, EngineError>;
 
-    /// The containers, running or not, that have one of these volumes.
-    async fn holders(&self, volumes: &[&str]) -> Result<Vec<Container>, EngineError>;
-
     /// What a dump needs to know of the container of this name or id, if there is one.
     ///
     /// # Errors
@@ -371,8 +368,8 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
     /// Takes away a container with its processes, whoever made it. Its volumes stay.
     async fn evict(&self, present: &Present) -> Result<(), EngineError>;
 
-    /// The containers, running or not, that mount this volume.
-    async fn volume_users(&self, volume: &str) -> Result<Vec<Container>, EngineError>;
+    /// The containers, running or not, that mount one of these volumes.
+    async fn volume_users(&self, volumes: &[&str]) -> Result<Vec<Container>, EngineError>;
 
     /// Which other containers each of these cannot be without, such as the one whose network it shares, by their ids.
     async fn dependencies(&self, _: &[Container]) -> Result<BTreeMap<String, Vec<String>>, EngineError> {

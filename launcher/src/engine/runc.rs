@@ -103,11 +103,6 @@ impl Engine for Runc {
         Ok(Vec::new())
     }
 
-    /// runc has no volumes.
-    async fn holders(&self, _: &[&str]) -> Result<Vec<Container>, EngineError> {
-        Ok(Vec::new())
-    }
-
     async fn source(&self, container: &str) -> Result<Option<Source>, EngineError> {
         let Some(state) = state(container).await? else { return Ok(None) };
         let default = || Path::new(CRIU_CONFIGS).join("runc.conf");
@@ -171,7 +166,7 @@ impl Engine for Runc {
     }
 
     /// runc has no volumes.
-    async fn volume_users(&self, _: &str) -> Result<Vec<Container>, EngineError> {
+    async fn volume_users(&self, _: &[&str]) -> Result<Vec<Container>, EngineError> {
         Ok(Vec::new())
     }
 

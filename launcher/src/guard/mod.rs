@@ -42,6 +42,7 @@ use self::members::{Look, Running, look, running};
 pub use self::metrics::GuardMetrics;
 use self::state::StateFile;
 pub use self::state::{GuardState, Taken, guard_state};
+use crate::checkpoint::tell_passed_over;
 use crate::claims::Claims;
 use crate::error::chain;
 use crate::leaving::{EvictError, Leaving};
@@ -688,10 +689,7 @@ async fn find(
     let store = &options.destination.store;
     let catalogue = catalogue(&**store, &options.restore.trust, options.restore.jobs).await;
     let Catalogue { listed, passed_over } = catalogue.map_err(RollbackError::List)?;
-    for PassedOver { tag, why } in &passed_over {
-        let warning = format!("the tag {tag} is passed over: {}", chain(why));
-        watcher.event(GuardEvent::Warning { warning: &warning });
-    }
+    tell_passed_over(&passed_over, &Quiet(watcher));
     let ours = listed.into_iter().filter(|listed| *listed.global.application() == options.checkpoint.application);
     let ours = ours.filter(|listed| below.is_none_or(|below| listed.global.epoch() < below));
     let newest = ours.max_by_key(|listed| listed.global.epoch());
@@ -706,8 +704,7 @@ async fn find(
 
 /// Whether a store that answers otherwise the next time may have a checkpoint there.
 fn is_withheld(why: &CatalogueError) -> bool {
-    let CatalogueError::Store(error) = why else { return false };
-    !matches!(error, StoreError::NotFound { .. } | StoreError::Corrupt { .. } | StoreError::TooLarge { .. })
+    matches!(why, CatalogueError::Store(error) if !error.is_of_content())
 }
 
 /// `volumes` are known to be the members'.
@@ -758,9 +755,7 @@ fn blame(epoch: Option<Epoch>, error: &RollbackError) -> Failure {
 fn blame_refusal(epoch: Epoch, error: &RestoreError) -> Failure {
     if let Some(error) = of_store(error) {
         return match error {
-            StoreError::NotFound { .. } | StoreError::Corrupt { .. } | StoreError::TooLarge { .. } => {
-                Failure::Unfit(epoch)
-            }
+            error if error.is_of_content() => Failure::Unfit(epoch),
             // The store answers; it may give another one.
             StoreError::Denied { .. } | StoreError::Refused { .. } => Failure::Refused(epoch),
             _ => Failure::Surroundings(Some(epoch)),

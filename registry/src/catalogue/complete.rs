@@ -10,7 +10,7 @@ use crate::{Store, StoreError};
 
 /// Looks for what checkpoints of one store lead to. What several of them share is looked for once.
 #[derive(Debug)]
-pub struct Completeness<'s> {
+pub(crate) struct Completeness<'s> {
     store: &'s dyn Store,
     jobs: usize,
     /// The blobs that each manifest names; nothing where the manifest cannot be read.
@@ -21,8 +21,7 @@ pub struct Completeness<'s> {
 
 impl<'s> Completeness<'s> {
     /// Nothing is known yet.
-    #[must_use]
-    pub fn new(store: &'s dyn Store, jobs: usize) -> Self {
+    pub(crate) fn new(store: &'s dyn Store, jobs: usize) -> Self {
         Self { store, jobs: jobs.max(1), manifests: HashMap::new(), blobs: HashMap::new() }
     }
 
@@ -31,7 +30,7 @@ impl<'s> Completeness<'s> {
     ///
     /// # Errors
     /// The store cannot be reached.
-    pub async fn missing(&mut self, global: &GlobalCheckpoint) -> Result<Option<Digest>, StoreError> {
+    pub(crate) async fn missing(&mut self, global: &GlobalCheckpoint) -> Result<Option<Digest>, StoreError> {
         let members: Vec<Digest> = global.members().iter().map(|member| member.manifest.digest).collect();
         self.read(&members).await?;
         let mut needed: Vec<Descriptor> = Vec::new();
@@ -41,7 +40,15 @@ impl<'s> Completeness<'s> {
                 Some(None) | None => return Ok(Some(*member)),
             }
         }
-        self.look(&needed).await?;
+        self.missing_blob(&needed).await
+    }
+
+    /// The first of these blobs that the store does not give out in its size.
+    ///
+    /// # Errors
+    /// The store cannot be reached.
+    pub(super) async fn missing_blob(&mut self, needed: &[Descriptor]) -> Result<Option<Digest>, StoreError> {
+        self.look(needed).await?;
         let there = |blob: &Descriptor| self.blobs.get(&blob.digest).copied().flatten() == Some(blob.size);
         Ok(needed.iter().find(|blob| !there(blob)).map(|blob| blob.digest))
     }
@@ -82,13 +89,8 @@ impl<'s> Completeness<'s> {
 pub(crate) fn given<T>(answer: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match answer {
         Ok(value) => Ok(Some(value)),
-        Err(
-            StoreError::NotFound { .. }
-            | StoreError::Corrupt { .. }
-            | StoreError::TooLarge { .. }
-            | StoreError::Denied { .. }
-            | StoreError::Refused { .. },
-        ) => Ok(None),
+        Err(StoreError::Denied { .. } | StoreError::Refused { .. }) => Ok(None),
+        Err(error) if error.is_of_content() => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -7,11 +7,10 @@ use futures_util::stream::{self, StreamExt};
 use image_format::annotation::MEDIA_INDEX;
 use image_format::{ApplicationId, Artifact, ArtifactError, Descriptor, Digest, Epoch, GlobalCheckpoint};
 
-pub use complete::Completeness;
-pub(crate) use complete::given;
+pub(crate) use complete::{Completeness, given};
 pub use sizes::{Sizes, sizes};
 
-use crate::sign::{Finding, GoodSignature, Severity};
+use crate::sign::{Finding, GoodSignature, errors};
 use crate::{Selector, Store, StoreError, Tag, TagList, Trust};
 
 /// A global checkpoint under a tag.
@@ -100,8 +99,7 @@ pub enum CatalogueError {
 
 /// The findings that make a root untrusted, in one line.
 fn reasons(findings: &[Finding]) -> String {
-    let wrong = findings.iter().filter(|finding| finding.severity() == Severity::Error);
-    wrong.map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    errors(findings).map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// All global checkpoints under tags that the trust accepts, and the tags that are passed over, each with its reason.

@@ -3,9 +3,9 @@
 use std::collections::{HashMap, HashSet};
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use image_format::{CheckpointImage, Digest};
+use image_format::{CheckpointImage, Descriptor, Digest};
 
-use super::{Listed, given};
+use super::{Completeness, Listed, given};
 use crate::{Store, StoreError};
 
 /// What one checkpoint takes, in bytes.
@@ -19,8 +19,8 @@ pub struct Sizes {
     pub added: u64,
 }
 
-/// The sizes of checkpoints, which come from the oldest to the newest; nothing for one with a member whose manifest is missing or
-/// cannot be read.
+/// The sizes of checkpoints, which come from the oldest to the newest; nothing for one with a member
+/// whose manifest is missing or cannot be read, or with a blob that is missing.
 ///
 /// # Errors
 /// A store that does not answer.
@@ -35,6 +35,7 @@ pub async fn sizes(store: &dyn Store, checkpoints: &[&Listed], jobs: usize) -> R
         .map(|member| async move { image(store, member).await.map(|image| (member, image)) })
         .buffer_unordered(jobs.max(1));
     let images: HashMap<Digest, Option<CheckpointImage>> = images.try_collect().await?;
+    let mut complete = Completeness::new(store, jobs);
     let (mut known, mut first) = (HashSet::new(), HashMap::new());
     let mut found = Vec::new();
     for checkpoint in checkpoints {
@@ -45,7 +46,15 @@ pub async fn sizes(store: &dyn Store, checkpoints: &[&Listed], jobs: usize) -> R
         }
         let members = checkpoint.global.members().iter();
         let images: Option<Vec<_>> = members.map(|member| images.get(&member.manifest.digest)?.as_ref()).collect();
-        let sizes = images.map(|images| add_up(&images, &mut known));
+        let sizes = match images {
+            Some(images) => {
+                let sizes = add_up(&images, &mut known);
+                let blobs: Vec<_> =
+                    images.iter().flat_map(|image| blobs(image)).map(|(blob, _)| blob.clone()).collect();
+                complete.missing_blob(&blobs).await?.is_none().then_some(sizes)
+            }
+            None => None,
+        };
         first.insert(checkpoint.root.digest, sizes);
         found.push(sizes);
     }
@@ -57,12 +66,17 @@ async fn image(store: &dyn Store, member: Digest) -> Result<Option<CheckpointIma
     Ok(document.and_then(|document| CheckpointImage::parse(&document).ok()))
 }
 
+/// Layers and configuration, each with its size before compression, as far as that is known.
+fn blobs(image: &CheckpointImage) -> impl Iterator<Item = (&Descriptor, Option<u64>)> {
+    let layers = image.layers().iter().map(|layer| (&layer.descriptor, layer.plain_size));
+    layers.chain([(image.config(), Some(0))])
+}
+
 fn add_up(images: &[&CheckpointImage], known: &mut HashSet<Digest>) -> Sizes {
     let mut own = HashSet::new();
     let mut sizes = Sizes { plain: Some(0), ..Sizes::default() };
     for image in images {
-        let layers = image.layers().iter().map(|layer| (&layer.descriptor, layer.plain_size));
-        for (blob, plain) in layers.chain([(image.config(), Some(0))]) {
+        for (blob, plain) in blobs(image) {
             if !own.insert(blob.digest) {
                 continue;
             }

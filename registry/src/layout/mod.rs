@@ -127,7 +127,7 @@ impl LayoutStore {
     fn has_whole_manifest(&self, digest: &Digest) -> Result<bool, StoreError> {
         match self.read_manifest(digest) {
             Ok(_) => Ok(true),
-            Err(StoreError::NotFound { .. } | StoreError::Corrupt { .. } | StoreError::TooLarge { .. }) => Ok(false),
+            Err(error) if error.is_of_content() => Ok(false),
             Err(error) => Err(error),
         }
     }

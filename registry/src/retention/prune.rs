@@ -7,8 +7,8 @@ use image_format::{ApplicationId, Digest, Epoch, GlobalCheckpoint, rfc3339_secon
 
 use super::policy::{Candidate, Decision, Policy, Reason};
 use super::{Removal, Removed};
-use crate::catalogue::catalogue;
-use crate::{Catalogue, Completeness, Listed, PassedOver, Store, StoreError, Tag, Trust};
+use crate::catalogue::{Completeness, catalogue};
+use crate::{Catalogue, Listed, PassedOver, Store, StoreError, Tag, Trust};
 
 /// How long what no tag leads to is left alone, unless another time is given.
 const GRACE: Duration = Duration::from_secs(3600);

@@ -155,6 +155,11 @@ pub enum Finding {
     },
 }
 
+/// The findings that make an image unfit for use.
+pub fn errors(findings: &[Finding]) -> impl Iterator<Item = &Finding> {
+    findings.iter().filter(|finding| finding.severity() == Severity::Error)
+}
+
 impl Finding {
     /// How much it matters. A bad signature next to a good one is only worth a note; without one, [`Finding::Unsigned`]
     /// or [`Finding::NotAccepted`] is found as well.

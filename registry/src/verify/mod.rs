@@ -16,7 +16,7 @@ use crate::sign::PublicKey;
 use crate::sign::attachment::{Attachment, MEDIA_PAYLOAD, SIGNATURE_POINTER, signature_tag};
 use crate::sign::payload::{Accepted, MEDIA_BUNDLE_PREFIX, Rejection, check_bundle, check_simple};
 use crate::{Progress, Selector, Store, StoreError};
-pub use finding::{Finding, Form, Severity};
+pub use finding::{Finding, Form, Severity, errors};
 
 /// Requests at the same time.
 const JOBS: usize = 4;
@@ -69,7 +69,7 @@ impl VerifyReport {
     /// Whether the image may be used: the root's signature holds, and nothing that was looked at is missing or damaged.
     #[must_use]
     pub fn is_good(&self) -> bool {
-        self.findings.iter().all(|finding| finding.severity() < Severity::Error)
+        errors(&self.findings).next().is_none()
     }
 }
 

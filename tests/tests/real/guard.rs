@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
@@ -14,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use syncpoint_tests::{Ledger, MEMBERS, Process, Registry, Task, command, run, run_failing, send, wait_until};
+use syncpoint_tests::{
+    Ledger, MEMBERS, Process, Registry, Task, command, run, run_failing, send, wait_until, write_script,
+};
 use tempfile::TempDir;
 
 use crate::setup::Keys;
@@ -441,8 +442,7 @@ fn a_restore_that_its_engine_lost_half_way_is_taken_away() {
         broken.path().display()
     );
     let criu = Path::new("/usr/local/sbin/criu");
-    fs::write(criu, script).unwrap();
-    fs::set_permissions(criu, fs::Permissions::from_mode(0o755)).unwrap();
+    write_script(criu, &script);
     Task::of("auditor").signal(Signal::SIGKILL);
     guarded.wait_for("rollback-failed", 0);
     assert!(guarded.words().contains("criu swrk failed"), "{}", guarded.words());

@@ -96,12 +96,6 @@ impl Engine for Podman {
         ask(["ps", "--all", "--filter", &filter, "--format", "json"], answers::labels).await
     }
 
-    async fn holders(&self, volumes: &[&str]) -> Result<Vec<Container>, EngineError> {
-        let filters = volumes.iter().map(|volume| format!("--filter=volume={volume}")).collect::<Vec<_>>();
-        let question = ["ps", "--all", "--format", "json"].into_iter().chain(filters.iter().map(String::as_str));
-        ask(question, answers::containers).await
-    }
-
     async fn source(&self, container: &str) -> Result<Option<Source>, EngineError> {
         let Some(inspected) = inspect("container", container, answers::container).await? else { return Ok(None) };
         let mut source = source(inspected);
@@ -146,9 +140,10 @@ impl Engine for Podman {
         remove_container(&present.id).await
     }
 
-    async fn volume_users(&self, volume: &str) -> Result<Vec<Container>, EngineError> {
-        let filter = format!("volume={volume}");
-        ask(["ps", "--all", "--filter", &filter, "--format", "json"], answers::containers).await
+    async fn volume_users(&self, volumes: &[&str]) -> Result<Vec<Container>, EngineError> {
+        let filters = volumes.iter().map(|volume| format!("--filter=volume={volume}")).collect::<Vec<_>>();
+        let question = ["ps", "--all", "--format", "json"].into_iter().chain(filters.iter().map(String::as_str));
+        ask(question, answers::containers).await
     }
 
     async fn dependencies(&self, containers: &[Container]) -> Result<BTreeMap<String, Vec<String>>, EngineError> {

@@ -2,10 +2,9 @@
 //! restore, beside the session's, and a restored container keeps its own.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use syncpoint_tests::{Ledger, Task, command, run, wait_until};
+use syncpoint_tests::{Ledger, Task, command, run, wait_until, write_script};
 use tempfile::TempDir;
 
 use super::Layout;
@@ -18,8 +17,7 @@ const GHOST: &str = "/bin/busybox dd if=/dev/zero of=/data/big bs=1M count=2 2>/
 /// A configuration without which no container of these can be dumped, and an action script that notes when it is run.
 fn configuration(folder: &Path, name: &str) -> String {
     let (script, notes) = (folder.join(format!("{name}.sh")), folder.join(name));
-    fs::write(&script, format!("#!/bin/sh\necho $CRTOOLS_SCRIPT_ACTION >>{}\n", notes.display())).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    write_script(&script, &format!("#!/bin/sh\necho $CRTOOLS_SCRIPT_ACTION >>{}\n", notes.display()));
     format!("# {name}\nghost-limit 8M\nlink-remap\naction-script \"{}\"", script.display())
 }
 

@@ -1,10 +1,9 @@
 //! Whom a checkpoint touches: members of podman and of runc alone, and nobody else on the host.
 
-use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
-use syncpoint_tests::{Ledger, Process, Task, command, run, run_failing, wait_until};
+use syncpoint_tests::{Ledger, Process, Task, command, run, run_failing, wait_until, write_script};
 use tempfile::TempDir;
 
 use super::Layout;
@@ -100,8 +99,7 @@ fn with_limit(limit: &str, of: &Command) -> Command {
 pub fn podman_after(folder: &TempDir, first: &str) -> String {
     let podman = run(&mut command("sh", ["-c", "command -v podman"]));
     let wrapper = folder.path().join("podman");
-    std::fs::write(&wrapper, format!("#!/bin/bash\n{first}\nexec {} \"$@\"\n", podman.trim())).unwrap();
-    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    write_script(&wrapper, &format!("#!/bin/bash\n{first}\nexec {} \"$@\"\n", podman.trim()));
     format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap())
 }
 

@@ -1,10 +1,9 @@
 //! Hooks of somebody else's that leave a member frozen.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use syncpoint_tests::{Ledger, Task, wait_until};
+use syncpoint_tests::{Ledger, Task, wait_until, write_script};
 use tempfile::TempDir;
 
 use super::Layout;
@@ -18,8 +17,7 @@ fn a_member_that_a_hook_of_the_hosts_froze_is_let_go_and_named() {
     let hook = folder.path().join("freeze");
     let script = "#!/bin/sh\n[ $CRTOOLS_SCRIPT_ACTION = pre-dump ] || exit 0\n\
                   echo 1 >/sys/fs/cgroup$(sed -n s/^0:://p /proc/$CRTOOLS_INIT_PID/cgroup)/cgroup.freeze\n";
-    fs::write(&hook, script).unwrap();
-    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    write_script(&hook, script);
     let host = Path::new("/etc/criu/runc.conf");
     fs::create_dir_all(host.parent().unwrap()).unwrap();
     fs::write(host, format!("action-script {}\n", hook.display())).unwrap();
