@@ -478,6 +478,7 @@ fn checkpoint(error: &CheckpointError) -> Option<Known> {
         | CheckpointErrorKind::NotPermanent { .. }
         | CheckpointErrorKind::Engine { .. } => Exit::Aborted,
         CheckpointErrorKind::NothingToResume { .. } => Exit::NotFound,
+        CheckpointErrorKind::UnsignedBase { .. } => Exit::Unverified,
         CheckpointErrorKind::Cancelled => Exit::Interrupted,
         _ => return None,
     };

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
 use image_format::{Base, Digest, GlobalCheckpoint, MemberId};
-use registry::{Trust, find_base, newest};
+use registry::{Selector, Trust, find_base, newest, sign};
 use tokio::time::timeout;
 
 use super::commit::Line;
-use super::{CheckpointOptions, Destination, Watcher};
+use super::{CheckpointErrorKind, CheckpointOptions, Destination, Watcher};
+use crate::error::chain;
 
 /// The bases by member. Those without one store all of their pages.
 pub(super) type Bases = BTreeMap<MemberId, Arc<Base>>;
@@ -41,7 +42,7 @@ pub(super) async fn of_line(
     };
     let (last, why) = match found {
         Ok(Ok(newest)) => (newest.listed, "it is not of a checkpoint that a key of this host signed last".to_owned()),
-        Ok(Err(error)) => (None, crate::error::chain(&error)),
+        Ok(Err(error)) => (None, chain(&error)),
         Err(_) => (None, format!("the line cannot be read within {} s", within.as_secs_f32())),
     };
     images.retain(|(member, image)| {
@@ -53,6 +54,23 @@ pub(super) async fn of_line(
         is_base
     });
     images
+}
+
+/// Refuses to have a key sign pages that a checkpoint nobody was asked about may have brought in.
+pub(super) async fn check_signed(base: Digest, destination: &Destination) -> Result<(), CheckpointErrorKind> {
+    let store = &*destination.store;
+    let unsigned = |reason: String| CheckpointErrorKind::UnsignedBase { base, reason };
+    let root = match store.resolve(&Selector::Digest(base)).await {
+        Ok(root) => root,
+        Err(error) if error.is_of_content() => return Err(unsigned(chain(&error))),
+        Err(error) => return Err(error.into()),
+    };
+    match destination.trust.check(store, &root).await? {
+        Ok(_) => Ok(()),
+        Err(findings) => {
+            Err(unsigned(sign::errors(&findings).map(|error| chain(error)).collect::<Vec<_>>().join("; ")))
+        }
+    }
 }
 
 /// Fetches what is needed of each, while the application still runs. Nothing rests on it: what cannot be had, or not within the time,
@@ -72,7 +90,7 @@ pub(super) async fn find(
         };
         let why = match base {
             Ok(Ok(base)) => return Some((member, Arc::new(base))),
-            Ok(Err(error)) => crate::error::chain(&error),
+            Ok(Err(error)) => chain(&error),
             Err(_) => format!("the image before cannot be read within {} s", within.as_secs_f32()),
         };
         watcher.note(&format!("{member}: a new chain begins: {why}"));

@@ -21,7 +21,7 @@ const COMMITS: u32 = 5;
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) epoch: Epoch,
-    predecessor: Option<Digest>,
+    pub(super) predecessor: Option<Digest>,
     /// The end of the line.
     pub(super) last: Option<GlobalCheckpoint>,
     tag: Tag,

@@ -278,6 +278,17 @@ pub enum CheckpointErrorKind {
         /// Where it was looked for.
         path: PathBuf,
     },
+    /// A checkpoint that was taken without a key is to be signed, and its base is signed by none of the keys.
+    #[error(
+        "the unfinished checkpoint shares pages with {base}, which no key vouches for ({reason}): a signature would vouch \
+         for those pages too"
+    )]
+    UnsignedBase {
+        /// The global checkpoint before it.
+        base: Digest,
+        /// What is wrong with its signatures.
+        reason: String,
+    },
     /// A task of this program ended unexpectedly.
     #[error("a task ended unexpectedly")]
     Task(#[from] tokio::task::JoinError),
@@ -339,6 +350,9 @@ impl CheckpointError {
             CheckpointErrorKind::Newer { .. } => Some("name another tag".to_owned()),
             CheckpointErrorKind::Taken { .. } => {
                 Some("name another tag, or give the public key of whoever signed it with --key".to_owned())
+            }
+            CheckpointErrorKind::UnsignedBase { .. } => {
+                Some("resume it without --sign-by, or take a new checkpoint with the key".to_owned())
             }
             CheckpointErrorKind::LastEpoch { .. } => {
                 Some("remove that checkpoint, or begin a new line in another repository".to_owned())

@@ -226,6 +226,7 @@ impl Part<'_> {
             to: self.destination.reference.clone(),
             members: members.iter().map(super::tentative).collect(),
             timeline: Timeline { started: rfc3339(commit::now()), ..Timeline::default() },
+            unsigned_base: None,
             whole: false,
         };
         let ended = self.dump_and_send(&members, &mut workspace, tentative, summons, &first.session, begun).await;

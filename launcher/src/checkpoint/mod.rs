@@ -39,7 +39,7 @@ use coordinator::proto::Passage;
 use coordinator::wire::control::{Attend, Summons};
 use coordinator::{Hook, Rendezvous, RendezvousError, RollCall, SessionId, SessionKind, SessionPlan, Timings};
 use image_format::{ApplicationId, BarrierTime, Digest, Epoch, MemberId, MemberTimeline, Span, Timeline, rfc3339};
-use registry::{Progress, Tag};
+use registry::{Progress, Tag, Trust};
 use tokio::time::Instant;
 
 pub(crate) use self::commit::tell_passed_over;
@@ -175,6 +175,8 @@ async fn attempt(
     let session = SessionId::random().map_err(|_| dumping(CheckpointErrorKind::Random))?;
     let workspace = Workspace::create(&options.work_dir, Purpose::Checkpoint, session);
     let workspace = workspace.map_err(|source| file(&options.work_dir, source)).map_err(dumping)?;
+    let before = base::candidates(&line, options);
+    let nobody_is_asked = matches!(destination.trust, Trust::InsecureNoVerify);
     let mut all: Vec<TentativeMember> = members.iter().map(tentative).chain(others).collect();
     all.sort_by(|a, b| a.id.cmp(&b.id));
     let tentative = Tentative {
@@ -185,9 +187,9 @@ async fn attempt(
         to: destination.reference.clone(),
         members: all,
         timeline: Timeline { started: rfc3339(commit::now()), ..Timeline::default() },
+        unsigned_base: line.predecessor.filter(|_| !before.is_empty() && nobody_is_asked),
         whole: false,
     };
-    let before = base::candidates(&line, options);
     let own =
         members.iter().filter_map(|member| before.get_key_value(&member.id)).map(|(id, image)| (id.clone(), *image));
     let bases = base::find(own, Duration::MAX, destination, options, workspace.path(), watcher).await;
@@ -237,6 +239,11 @@ pub async fn resume(
     let path = options.work_dir.clone();
     let nothing = || examining(CheckpointErrorKind::NothingToResume { session, path });
     let (workspace, tentative) = found.ok_or_else(nothing)?;
+    if destination.signer.is_some()
+        && let Some(base) = tentative.unsigned_base
+    {
+        base::check_signed(base, destination).await.map_err(examining)?;
+    }
     let sent = phase2::send_all(&workspace, &tentative, destination, options, watcher).await;
     let report = match sent {
         Ok(sent) => commit::commit(destination, &tentative, &sent, options, watcher).await,
@@ -549,7 +556,7 @@ mod tests {
     }
 
     /// A checkpoint of one member that is packed and not sent.
-    async fn unsent(work_dir: &Path) -> SessionId {
+    async fn unsent(work_dir: &Path, unsigned_base: Option<Digest>) -> SessionId {
         let session = SessionId::random().unwrap();
         let mut workspace = Workspace::create(work_dir, Purpose::Checkpoint, session).unwrap();
         let store = layout(workspace.store()).await;
@@ -571,6 +578,7 @@ mod tests {
             to: "oci:/x".to_owned(),
             members: vec![member],
             timeline: Timeline { started: rfc3339(commit::now()), ..Timeline::default() },
+            unsigned_base,
             whole: true,
         };
         workspace.write(&tentative).unwrap();
@@ -600,7 +608,7 @@ mod tests {
         for operation in OPERATIONS {
             let place = top.path().join(operation);
             let (work_dir, store) = (place.join("work"), layout(place.join("store")).await);
-            let session = unsent(&work_dir).await;
+            let session = unsent(&work_dir, None).await;
             let options =
                 CheckpointOptions { work_dir, ..CheckpointOptions::new("app".parse().unwrap(), PathBuf::new()) };
             let to = signed_into(Stuck::at(operation, Arc::clone(&store)), &key);
@@ -625,11 +633,41 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn a_key_vouches_for_no_pages_of_a_base_that_no_key_signed() {
+        let top = tempfile::tempdir().unwrap();
+        let key = Arc::new(PrivateKey::generate().unwrap());
+        let (work_dir, store) = (top.path().join("work"), layout(top.path().join("store")).await);
+        let options = CheckpointOptions {
+            work_dir: work_dir.clone(),
+            ..CheckpointOptions::new("app".parse().unwrap(), PathBuf::new())
+        };
+        let signed = signed_into(Arc::clone(&store), &key);
+        let unsigned = Destination { signer: None, trust: Trust::InsecureNoVerify, ..signed.clone() };
+        let base = resume(unsent(&work_dir, None).await, &unsigned, &options, &()).await.unwrap().digest;
+
+        let session = unsent(&work_dir, Some(base)).await;
+        let error = resume(session, &signed, &options, &()).await.unwrap_err();
+        assert!(
+            matches!(*error.kind, CheckpointErrorKind::UnsignedBase { base: named, .. } if named == base),
+            "{error}"
+        );
+        let gone = unsent(&work_dir, Some(Digest::of(b"gone"))).await;
+        let error = resume(gone, &signed, &options, &()).await.unwrap_err();
+        assert!(matches!(*error.kind, CheckpointErrorKind::UnsignedBase { .. }), "{error}");
+
+        let root = store.resolve(&Selector::Digest(base)).await.unwrap();
+        registry::sign::sign(&*store, &root, &key, "app").await.unwrap();
+        assert_eq!(resume(session, &signed, &options, &()).await.unwrap().predecessor, Some(base));
+        // Whoever asks for no signature gets none.
+        resume(gone, &unsigned, &options, &()).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn a_store_that_never_answers_holds_up_no_check_before_a_restore() {
         let top = tempfile::tempdir().unwrap();
         let key = Arc::new(PrivateKey::generate().unwrap());
         let (work_dir, store) = (top.path().join("work"), layout(top.path().join("store")).await);
-        let session = unsent(&work_dir).await;
+        let session = unsent(&work_dir, None).await;
         let options = CheckpointOptions { work_dir, ..CheckpointOptions::new("app".parse().unwrap(), PathBuf::new()) };
         let to = signed_into(Arc::clone(&store), &key);
         let report = resume(session, &to, &options, &()).await.unwrap();

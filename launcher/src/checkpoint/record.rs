@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use coordinator::SessionId;
-use image_format::{ApplicationId, Descriptor, Epoch, MemberId, MemberTimeline, Timeline};
+use image_format::{ApplicationId, Descriptor, Digest, Epoch, MemberId, MemberTimeline, Timeline};
 use serde::{Deserialize, Serialize};
 
 use crate::EngineKind;
@@ -22,6 +22,9 @@ pub(crate) struct Tentative {
     pub(crate) members: Vec<TentativeMember>,
     /// When it was begun, and what the members met at; each member's own part is with the member.
     pub(crate) timeline: Timeline,
+    /// The global checkpoint whose pages its members may share, where no key was asked who made it.
+    #[serde(default)]
+    pub(crate) unsigned_base: Option<Digest>,
     /// Every member is packed: the tentative store has all of it.
     pub(crate) whole: bool,
 }
