@@ -40,16 +40,16 @@ impl LayoutStore {
         Ok(report(&marks, &leaving))
     }
 
-    /// The files that go, with their sizes.
+    /// The files that go, with their sizes. Roots come first: who misses what is below one finds that the root is gone too.
     fn leaving(&self, marks: &Marks) -> Result<Vec<(Digest, u64)>, StoreError> {
         if !marks.unreadable.is_empty() {
             return Ok(Vec::new());
         }
         let files = self.folder.list_blobs()?.into_iter();
-        Ok(files
-            .filter(|(digest, _, time)| marks.goes(digest, *time))
-            .map(|(digest, size, _)| (digest, size))
-            .collect())
+        let goes = files.filter(|(digest, _, time)| marks.goes(digest, *time)).map(|(digest, size, _)| (digest, size));
+        let mut leaving: Vec<(Digest, u64)> = goes.collect();
+        leaving.sort_by_key(|(digest, _)| !marks.checkpoints.contains(digest));
+        Ok(leaving)
     }
 }
 

@@ -76,7 +76,8 @@ impl VerifyReport {
 /// Checks `root` and, as deep as is asked for, everything below it. A signature by any of `keys` is good.
 ///
 /// # Errors
-/// A store that cannot be asked. What is missing or damaged in it is a finding, not an error.
+/// A store that cannot be asked, or a root that is not there, or no longer. Whatever else is missing, and whatever is damaged,
+/// is a finding, not an error.
 pub async fn verify(
     store: &dyn Store,
     root: &Descriptor,
@@ -91,6 +92,12 @@ pub async fn verify(
         verifier.signatures(&member, true).await?;
     }
     verifier.blobs(blobs, depth, progress).await?;
+    // Retention takes a root first. What is missing below a root that it took meanwhile speaks against nobody.
+    if !verifier.report.is_good()
+        && let Err(gone @ StoreError::NotFound { .. }) = store.manifest(&root.digest).await
+    {
+        return Err(gone);
+    }
     Ok(verifier.report)
 }
 
