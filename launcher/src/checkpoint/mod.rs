@@ -663,6 +663,33 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn a_host_that_joins_builds_on_what_its_own_keys_signed_only() {
+        let top = tempfile::tempdir().unwrap();
+        let (key, stranger) = (Arc::new(PrivateKey::generate().unwrap()), Arc::new(PrivateKey::generate().unwrap()));
+        let (work_dir, store) = (top.path().join("work"), layout(top.path().join("store")).await);
+        let options = CheckpointOptions {
+            work_dir: work_dir.clone(),
+            ..CheckpointOptions::new("app".parse().unwrap(), PathBuf::new())
+        };
+        let ours = signed_into(Arc::clone(&store), &key);
+        let image = resume(unsent(&work_dir, None).await, &ours, &options, &()).await.unwrap().members[0].digest;
+        let member: MemberId = "a".parse().unwrap();
+        let accepted = async |image: Digest, by: &Destination, within: Duration| {
+            base::of_line(vec![(member.clone(), image)], within, by, &options, &()).await.len()
+        };
+        let minute = Duration::from_secs(60);
+        let theirs = signed_into(Arc::clone(&store), &stranger);
+        let of_nobody = Destination { trust: Trust::InsecureNoVerify, ..ours.clone() };
+        let planted = Digest::of(b"planted");
+        assert_eq!(accepted(image, &ours, minute).await, 1);
+        assert_eq!(accepted(planted, &ours, minute).await, 0, "no member of the newest checkpoint");
+        assert_eq!(accepted(image, &theirs, minute).await, 0, "signed by a key that this host does not know");
+        assert_eq!(accepted(planted, &of_nobody, minute).await, 1, "nobody is asked");
+        let stuck = Destination { store: Stuck::at("tags", store), ..ours };
+        assert_eq!(accepted(image, &stuck, Duration::from_millis(50)).await, 0, "a line that cannot be read in time");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn a_store_that_never_answers_holds_up_no_check_before_a_restore() {
         let top = tempfile::tempdir().unwrap();
         let key = Arc::new(PrivateKey::generate().unwrap());

@@ -56,6 +56,22 @@ fn memory_that_nobody_signed_comes_into_no_checkpoint() {
     ledger.wipe();
     let (code, said) = run_failing(&mut registry.syncpoint(["restore", "--key", &public, &planted]));
     assert_eq!(code, 5, "{said}");
-    run(&mut registry.syncpoint(["resume", "ledger", "--from", &repository, "--key", &public]));
+    let resume = || {
+        let output =
+            registry.syncpoint(["resume", "ledger", "--from", &repository, "--key", &public]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        said
+    };
+    resume();
     ledger.counters_past(furthest);
+
+    // A checkpoint of the line that lost a member gives way to the one before, over the planted one.
+    let lost: BTreeMap<_, _> = members_of(&registry, &third).into_iter().collect();
+    let lost = format!("docker://{repository}@{}", lost["auditor"]);
+    run(&mut registry.tool("skopeo", ["delete", &lost]));
+    ledger.wipe();
+    let said = resume();
+    assert!(said.contains("epoch 3 is passed over"), "{said}");
+    ledger.counters_past(0);
 }
