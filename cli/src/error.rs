@@ -280,6 +280,7 @@ fn store(error: &StoreError) -> Option<Known> {
         StoreError::NotFound { .. } => Some((Exit::NotFound, None)),
         StoreError::Denied { .. } => Some((Exit::Denied, Some("log in with `syncpoint login HOST`"))),
         StoreError::Corrupt { .. } | StoreError::TooLarge { .. } => Some((Exit::Damaged, None)),
+        StoreError::ShortName(_) => Some((Exit::Usage, None)),
         StoreError::Cancelled { .. } => Some((Exit::Interrupted, None)),
         StoreError::Unreachable { source, .. } if is_refused(&**source) => {
             Some((Exit::Unreachable, Some("nobody listens there: is the registry running at that address?")))

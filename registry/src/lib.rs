@@ -36,7 +36,7 @@ pub use layout::LayoutStore;
 pub use login::{LoginError, login, logout};
 pub use open::{Create, open};
 pub use reference::{Location, ParseReferenceError, Reference, Selector, Tag};
-pub use registries::{Registries, RegistriesError};
+pub use registries::{Registries, RegistriesError, ShortNameError};
 pub use remote::RemoteStore;
 pub use retention::{
     Candidate, Decision, Glob, Kept, ParseGlobError, PinError, Policy, PruneError, PruneOptions, PruneReport, Pruned,

@@ -22,6 +22,10 @@ pub async fn open(location: &Location, settings: &Settings, create: Create) -> R
         Location::Registry { host, repository } => {
             Ok(Arc::new(RemoteStore::connect(host, repository, settings).await?))
         }
+        Location::ShortName(name) => {
+            let (host, repository) = settings.registries.alias(name)?;
+            Ok(Arc::new(RemoteStore::connect(&host, &repository, settings).await?))
+        }
         Location::Layout(dir) => {
             let dir = dir.clone();
             let open = move || match create {

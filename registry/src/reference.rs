@@ -107,6 +107,8 @@ impl fmt::Display for Selector {
 pub enum Location {
     /// `oci:DIR`, an OCI image layout.
     Layout(PathBuf),
+    /// A name without a host. The aliases of `registries.conf` say what it stands for when it is opened.
+    ShortName(String),
     /// `[docker://]HOST[:PORT]/REPO`.
     Registry {
         /// `HOST` or `HOST:PORT`; IPv6 in brackets.
@@ -120,12 +122,13 @@ impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Layout(dir) => write!(f, "oci:{}", dir.display()),
+            Self::ShortName(name) => f.write_str(name),
             Self::Registry { host, repository } => write!(f, "{host}/{repository}"),
         }
     }
 }
 
-/// `oci:DIR[:TAG|@DIGEST]` or `[docker://]HOST[:PORT]/REPO[:TAG|@DIGEST]`.
+/// `oci:DIR[:TAG|@DIGEST]`, `[docker://]HOST[:PORT]/REPO[:TAG|@DIGEST]` or `ALIAS[:TAG|@DIGEST]`.
 ///
 /// In the layout form a last `:TAG` is taken as a tag when what follows the colon is one (no `/` in it), as skopeo does.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -170,12 +173,20 @@ impl FromStr for Reference {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.strip_prefix("oci:") {
             Some(layout) => parse_layout(text, layout),
-            None => parse_registry(text, text.strip_prefix("docker://").unwrap_or(text)),
+            None => match text.strip_prefix("docker://") {
+                Some(registry) => parse_registry(text, registry),
+                None if text.split_once('/').is_some_and(|(host, _)| looks_like_host(host)) => {
+                    parse_registry(text, text)
+                }
+                None => parse_short_name(text),
+            },
         }
     }
 }
 
-const WHAT: &str = "an image reference (oci:DIR[:TAG|@DIGEST] or HOST[:PORT]/REPO[:TAG|@DIGEST])";
+const WHAT: &str =
+    "an image reference (oci:DIR[:TAG|@DIGEST], HOST[:PORT]/REPO[:TAG|@DIGEST], or an alias of registries.conf)";
+const REPOSITORY: &str = "a repository is lower-case letters, digits, and single '.', '_', '-' or '/' between them";
 
 /// Splits `@DIGEST` off the end.
 fn split_digest<'a>(whole: &str, text: &'a str) -> Result<(&'a str, Option<Digest>), ParseReferenceError> {
@@ -204,7 +215,7 @@ fn parse_layout(whole: &str, text: &str) -> Result<Reference, ParseReferenceErro
 fn parse_registry(whole: &str, text: &str) -> Result<Reference, ParseReferenceError> {
     let (rest, digest) = split_digest(whole, text)?;
     let Some((host, path)) = rest.split_once('/') else {
-        return refuse(whole, WHAT, "a registry host and a repository are needed; short names are not guessed");
+        return refuse(whole, WHAT, "behind docker:// stand a registry's host and a repository");
     };
     if !is_host(host) {
         return refuse(
@@ -213,19 +224,30 @@ fn parse_registry(whole: &str, text: &str) -> Result<Reference, ParseReferenceEr
             "what stands before the first '/' is not a host (a name with a '.', a port, or localhost)",
         );
     }
-    let (repository, tag) = match path.split_once(':') {
-        Some((repository, tag)) => (repository, Some(tag.parse::<Tag>()?)),
-        None => (path, None),
-    };
+    let (repository, tag) = split_tag(path)?;
     let Some((host, repository)) = canonical(host, repository) else {
-        return refuse(
-            whole,
-            WHAT,
-            "a repository is lower-case letters, digits, and single '.', '_', '-' or '/' between them",
-        );
+        return refuse(whole, WHAT, REPOSITORY);
     };
     let selector = digest.map(Selector::Digest).or(tag.map(Selector::Tag));
     Ok(Reference { location: Location::Registry { host, repository }, selector })
+}
+
+fn parse_short_name(text: &str) -> Result<Reference, ParseReferenceError> {
+    let (rest, digest) = split_digest(text, text)?;
+    let (name, tag) = split_tag(rest)?;
+    // A name is one by the rules for repositories, whatever their host.
+    if canonical("localhost", name).is_none() {
+        return refuse(text, WHAT, REPOSITORY);
+    }
+    let selector = digest.map(Selector::Digest).or(tag.map(Selector::Tag));
+    Ok(Reference { location: Location::ShortName(name.to_owned()), selector })
+}
+
+fn split_tag(text: &str) -> Result<(&str, Option<Tag>), ParseReferenceError> {
+    match text.split_once(':') {
+        Some((repository, tag)) => Ok((repository, Some(tag.parse()?))),
+        None => Ok((text, None)),
+    }
 }
 
 /// Host and repository as `oci-spec` has them: with the rules for Docker Hub (one name for it, `library/` before names
@@ -238,7 +260,12 @@ fn canonical(host: &str, repository: &str) -> Option<(String, String)> {
     Some((registry.to_owned(), read.repository().to_owned()))
 }
 
-/// A host as docker tells one from a path component: it has a dot or a port, or is `localhost`.
+/// Whether docker reads what stands before the first `/` as a host: it has a dot or a colon, or is `localhost`.
+fn looks_like_host(text: &str) -> bool {
+    text.contains(['.', ':']) || text == "localhost"
+}
+
+/// A host as docker tells one from a path component, of the right form.
 fn is_host(host: &str) -> bool {
     let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, port)) => {
@@ -284,6 +311,17 @@ mod tests {
     }
 
     #[test]
+    fn names_without_a_host_are_short() {
+        for (text, name) in [("ledger", "ledger"), ("a/b:c", "a/b"), ("dump.tar", "dump.tar"), ("a_b:1.2", "a_b")] {
+            let reference: Reference = text.parse().unwrap();
+            assert_eq!(*reference.location(), Location::ShortName(name.to_owned()));
+            assert_eq!(reference.to_string(), text);
+        }
+        let reference: Reference = format!("ledger@sha256:{HEX}").parse().unwrap();
+        assert!(matches!(reference.selector(), Some(Selector::Digest(_))));
+    }
+
+    #[test]
     fn a_digest_beats_a_tag() {
         let reference: Reference = format!("localhost/a:b@sha256:{HEX}").parse().unwrap();
         assert!(matches!(reference.selector(), Some(Selector::Digest(_))));
@@ -310,10 +348,13 @@ mod tests {
     fn what_is_not_a_reference() {
         for text in [
             "",
-            "ledger",
+            "Ledger",
+            "ledger:",
+            "a b",
+            "docker://ledger",
+            "docker://a/b",
             "oci:",
             "oci::tag",
-            "a/b",
             "localhost:x/a",
             "localhost/A",
             "localhost/a/",

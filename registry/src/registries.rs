@@ -1,8 +1,8 @@
-//! `registries.conf`, in which users of podman and skopeo say how registries are reached (version 2 of the format,
-//! containers-registries.conf(5)).
+//! `registries.conf`, in which users of podman and skopeo say how registries are reached
+//! (containers-registries.conf(5), versions 1 and 2 of the format).
 //!
 //! Taken from it: which registries are blocked, which may be reached without a good certificate or
-//! without TLS, and where else content lies. podman reads tags from mirrors first. Here a mirror is
+//! without TLS, which repository a short name stands for, and where else content lies. podman reads tags from mirrors first. Here a mirror is
 //! asked for a tag only when the registry itself does not answer: a mirror that lags behind must
 //! not hide the newest checkpoint. Content that is named by its digest cannot lag, so mirrors come
 //! first for it. Whatever is written goes to the registry that was named, as with podman.
@@ -29,7 +29,7 @@ pub enum RegistriesError {
         source: io::Error,
     },
     /// A file in another form.
-    #[error("{} is no registries.conf of version 2", path.display())]
+    #[error("{} is no registries.conf", path.display())]
     Format {
         /// Which.
         path: PathBuf,
@@ -39,11 +39,33 @@ pub enum RegistriesError {
     },
 }
 
+/// Why a short name cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ShortNameError {
+    /// Nobody said what it stands for.
+    #[error("no alias of registries.conf says what {name:?} stands for: write HOST[:PORT]/REPOSITORY")]
+    Unknown {
+        /// The short name.
+        name: String,
+    },
+    /// What it stands for is no repository.
+    #[error("by registries.conf {name:?} stands for {alias:?}, which is no HOST[:PORT]/REPOSITORY")]
+    Alias {
+        /// The short name.
+        name: String,
+        /// What it stands for.
+        alias: String,
+    },
+}
+
 /// What all files together say.
 #[derive(Debug, Clone, Default)]
 pub struct Registries {
     /// By prefix.
     entries: BTreeMap<String, Entry>,
+    /// What short names stand for.
+    aliases: BTreeMap<String, String>,
 }
 
 /// One file. Members that have no meaning here are passed over, as podman does.
@@ -51,9 +73,28 @@ pub struct Registries {
 struct File {
     #[serde(default)]
     registry: Vec<Entry>,
+    #[serde(default)]
+    aliases: BTreeMap<String, String>,
+    /// Version 1 of the format.
+    #[serde(default)]
+    registries: Lists,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+/// Registries by what is said of them, in version 1.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Lists {
+    insecure: List,
+    block: List,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct List {
+    registries: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Entry {
     #[serde(default)]
@@ -127,7 +168,15 @@ impl Registries {
     fn add(&mut self, path: &Path, text: &str) -> Result<(), RegistriesError> {
         let file: File = toml::from_str(text)
             .map_err(|error| RegistriesError::Format { path: path.to_owned(), source: Box::new(error) })?;
-        for mut entry in file.registry {
+        self.aliases.extend(file.aliases);
+        let listed = |list: List, entry: Entry| {
+            list.registries.into_iter().map(move |location| Entry { location, ..entry.clone() })
+        };
+        let Lists { insecure, block } = file.registries;
+        let insecure = listed(insecure, Entry { insecure: true, ..Entry::default() });
+        // What is in both lists is blocked.
+        let block = listed(block, Entry { blocked: true, ..Entry::default() });
+        for mut entry in file.registry.into_iter().chain(insecure).chain(block) {
             if entry.prefix.is_empty() {
                 entry.prefix.clone_from(&entry.location);
             }
@@ -138,6 +187,19 @@ impl Registries {
             self.entries.insert(entry.prefix.clone(), entry);
         }
         Ok(())
+    }
+
+    /// The repository that a short name stands for.
+    pub(crate) fn alias(&self, name: &str) -> Result<(String, String), ShortNameError> {
+        // An empty one takes back what an earlier file said.
+        let alias = self.aliases.get(name).filter(|alias| !alias.is_empty());
+        let alias = alias.ok_or_else(|| ShortNameError::Unknown { name: name.to_owned() })?;
+        let unusable = || ShortNameError::Alias { name: name.to_owned(), alias: alias.clone() };
+        let reference: Reference = alias.parse().map_err(|_| unusable())?;
+        match (reference.location(), reference.selector()) {
+            (Location::Registry { host, repository }, None) => Ok((host.clone(), repository.clone())),
+            _ => Err(unusable()),
+        }
     }
 
     /// What is said about `HOST/REPOSITORY`: by the entry with the longest prefix of it.
@@ -246,6 +308,34 @@ mod tests {
         assert_eq!(all.route("a.b.far.example", "x").blocked_by, blocked);
         assert_eq!(all.route("far.example", "x"), Route::default());
         assert_eq!(all.route("a.far.example.org", "x"), Route::default());
+    }
+
+    #[test]
+    fn short_names_stand_for_what_an_alias_says() {
+        let mut all = registries(
+            "[aliases]\nledger='registry.example:5000/sdp/ledger'\n'a/b'='docker.io/b'\nodd='ledger'\ntag='a.example/b:c'",
+        );
+        let place = |host: &str, repository: &str| Ok((host.to_owned(), repository.to_owned()));
+        assert_eq!(all.alias("ledger"), place("registry.example:5000", "sdp/ledger"));
+        assert_eq!(all.alias("a/b"), place("docker.io", "library/b"));
+        let unknown = |name: &str| Err(ShortNameError::Unknown { name: name.to_owned() });
+        assert_eq!(all.alias("b"), unknown("b"));
+        for unusable in ["odd", "tag"] {
+            assert!(matches!(all.alias(unusable), Err(ShortNameError::Alias { .. })), "{unusable}");
+        }
+        all.add(Path::new("/etc/registries.conf.d/x.conf"), "[aliases]\nledger=''").unwrap();
+        assert_eq!(all.alias("ledger"), unknown("ledger"));
+    }
+
+    #[test]
+    fn version_1_of_the_format() {
+        let all = registries(
+            "[registries.search]\nregistries=['a.example']\n[registries.insecure]\nregistries=['b.example','c.example']\n\
+             [registries.block]\nregistries=['c.example/x']",
+        );
+        assert_eq!(all.route("a.example", "x"), Route::default());
+        assert!(all.route("b.example", "x").insecure);
+        assert!(all.route("c.example", "y").insecure && all.route("c.example", "x").blocked_by.is_some());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use image_format::{Descriptor, Digest, Document};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::retention::{Removal, Removed};
-use crate::{Selector, Tag};
+use crate::{Selector, ShortNameError, Tag};
 
 /// A blob being read. It ends with an error instead of end-of-file when the bytes do not match digest and size.
 pub type BlobReader = Pin<Box<dyn AsyncRead + Send>>;
@@ -94,6 +94,9 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A short name that stands for no repository.
+    #[error(transparent)]
+    ShortName(#[from] ShortNameError),
     /// The local file system said no.
     #[error("{store}: {operation} failed")]
     Io {

@@ -78,11 +78,12 @@ impl Interval {
 pub struct Storage(Location);
 
 impl Storage {
-    /// From text; it names no single image.
+    /// From text; it names no single image, and no short name, which may stand for another place tomorrow.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let reference: Reference = text.parse().ok()?;
-        reference.selector().is_none().then(|| Self(reference.location().clone()))
+        let lasting = !matches!(reference.location(), Location::ShortName(_));
+        (lasting && reference.selector().is_none()).then(|| Self(reference.location().clone()))
     }
 
     /// The repository of a processing block.
@@ -120,9 +121,7 @@ impl Storage {
                 // By way of its parent a folder leads anywhere.
                 below.starts_with(above) && !below.components().any(|part| part == Component::ParentDir)
             }
-            (Location::Registry { .. }, Location::Layout(_)) | (Location::Layout(_), Location::Registry { .. }) => {
-                false
-            }
+            _ => false,
         }
     }
 }

@@ -14,7 +14,7 @@ use image_format::{
     Facts, GlobalCheckpoint, LayerContent, Layout, MemberId, PackOptions, Timeline, annotation,
 };
 use registry::sign::{Depth, Finding, VerifyReport};
-use registry::{Reference, Store};
+use registry::{Location, Reference, Store};
 use serde::Serialize;
 
 use crate::context::Context;
@@ -138,11 +138,13 @@ pub async fn run(args: InspectArgs, context: &Context) -> Result<(), CommandErro
         Some(path) => dump(path, args.bundle, context).await?,
         None => {
             let text = args.what.to_string_lossy();
-            let reference = text.parse::<Reference>();
-            let reference = reference.map_err(|error| {
-                CommandError::from(error).hint(format!("a dump in the folder you are in is ./{text}"))
-            })?;
-            image(&reference, &args.key, &args.transport, context).await?
+            let here = |error: CommandError| error.hint(format!("a dump in the folder you are in is ./{text}"));
+            let reference: Reference = text.parse().map_err(|error| here(CommandError::from(error)))?;
+            let inspected = image(&reference, &args.key, &args.transport, context).await;
+            match reference.location() {
+                Location::ShortName(_) => inspected.map_err(here)?,
+                Location::Registry { .. } | Location::Layout(_) => inspected?,
+            }
         }
     };
     context.output.print(args.format, &inspection)?;
