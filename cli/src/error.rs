@@ -444,6 +444,14 @@ fn restore(error: &RestoreError) -> Option<Known> {
         | RestoreErrorKind::OtherImage { .. }
         | RestoreErrorKind::Bundle { .. }
         | RestoreErrorKind::Session(_) => Exit::Aborted,
+        RestoreErrorKind::Volume { .. } => {
+            let hint = "see that what its options name is on this host, and that podman's storage has room";
+            return Some((Exit::Aborted, Some(hint)));
+        }
+        RestoreErrorKind::NoContent { .. } => {
+            let hint = "restore another checkpoint; if podman exported this one, export it without --ignore-volumes";
+            return Some((Exit::Damaged, Some(hint)));
+        }
         RestoreErrorKind::Load(LoadError::Artifact { .. } | LoadError::Nested { .. } | LoadError::TooMany { .. }) => {
             Exit::Damaged
         }

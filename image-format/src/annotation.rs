@@ -22,6 +22,8 @@ pub const PREDECESSOR: &str = "io.syncpoint.predecessor";
 pub const TIMELINE: &str = "io.syncpoint.timeline";
 /// On a checkpoint image: the name of the podman pod that the container was in.
 pub const POD: &str = "io.syncpoint.pod";
+/// On a checkpoint image: the volumes of the container, as JSON; see docs/image-format.md.
+pub const VOLUMES: &str = "io.syncpoint.volumes";
 /// Kind of the dump: `podman`, `cri-o`, `containerd` or `runc`.
 pub const DUMP_KIND: &str = "io.syncpoint.dump.kind";
 /// On a layer: what it holds, `state`, `files` or `pages`.

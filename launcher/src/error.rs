@@ -56,6 +56,25 @@ pub enum RestoreErrorKind {
     /// It has too many members for this process.
     #[error(transparent)]
     OpenFiles(#[from] OpenFilesError),
+    /// A volume of a member cannot be made, or filled.
+    #[error("the volume {volume} of member {member} cannot be made")]
+    Volume {
+        /// The member.
+        member: MemberId,
+        /// The volume's name.
+        volume: String,
+        /// Why.
+        #[source]
+        source: EngineError,
+    },
+    /// An image does not have what it says it has.
+    #[error("the image of member {member} has no content of its volume {volume}")]
+    NoContent {
+        /// The member.
+        member: MemberId,
+        /// The volume's name.
+        volume: String,
+    },
     /// This machine is not fit for the set.
     #[error("{}", listed("the set cannot be restored here", problems))]
     Preflight {

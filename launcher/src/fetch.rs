@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{CRIU_CONFIG, MARK, Target, bundle};
+use crate::engine::{CRIU_CONFIG, MARK, Target, Volume, bundle, stored};
 use crate::error::RestoreErrorKind;
 use crate::plan::Planned;
 use crate::set::{Member, Set};
@@ -139,6 +139,10 @@ impl Job {
             EngineKind::Podman => self.write_archive(lazy).map_err(failed)?,
             EngineKind::Runc => self.write_folders(lazy)?,
         };
+        if let Some(volume) = stored(&self.target.volumes).find(|volume| !self.target.content(volume).exists()) {
+            let (member, volume) = (self.member.clone(), volume.name.clone());
+            return Err(RestoreErrorKind::NoContent { member, volume });
+        }
         if let Some(pages) = &mut follows {
             // Pages that were asked for first the last time. It goes without them, too.
             if let Ok(Some(stream)) = self.handle.block_on(touched(self.store.as_ref(), &pages.image())) {
@@ -170,6 +174,8 @@ impl Job {
             let criu_config = self.target.criu_config.to_string_lossy().into_owned();
             options.spec_annotations.insert(CRIU_CONFIG.to_owned(), criu_config);
         }
+        let content = |volume: &Volume| (format!("volumes/{}.tar", volume.name), self.target.content(volume));
+        options.aside = stored(&self.target.volumes).map(content).collect();
         // What is zeros in a file of the dump takes no room in the archive.
         let out = BufWriter::with_capacity(1 << 20, HoleWriter::new(file));
         let (out, follows) = if lazy {

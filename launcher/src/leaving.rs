@@ -127,7 +127,7 @@ impl Leaving {
                 }
             }
         }
-        survey.volumes.retain(|volume| !go.contains(volume) && !held.contains(volume));
+        survey.volumes.retain(|volume, _| !go.contains(volume) && !held.contains(volume));
         (go, problems)
     }
 
@@ -199,7 +199,7 @@ pub(crate) async fn present(wanted: &Wanted) -> Result<Option<(EngineKind, Prese
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Network;
+    use crate::engine::{Network, Volume};
 
     fn container(id: &str, name: &str) -> Container {
         Container { id: id.to_owned(), names: vec![name.to_owned()], state: "running".to_owned() }
@@ -222,10 +222,11 @@ mod tests {
         };
         let address = |last: u8| std::net::IpAddr::from([10, 90, 0, last]);
         let taken = BTreeMap::from([(address(1), "auditor".to_owned()), (address(2), "squatter".to_owned())]);
+        let volume = |name: &str| (name.to_owned(), Volume::named(name));
         let mut survey = Survey {
             containers: vec![container("1", "auditor"), container("3", "squatter"), container("lone", "lone")],
             networks: BTreeMap::from([("demo".to_owned(), Network { taken, ..Network::default() })]),
-            volumes: ["own", "shared", "held", "foreign", "left", "lent", "other"].map(str::to_owned).into(),
+            volumes: ["own", "shared", "held", "foreign", "left", "lent", "other"].map(volume).into(),
             ..Survey::default()
         };
         let users = Users::from_iter(
@@ -254,6 +255,6 @@ mod tests {
         let needed: Vec<_> = needed.iter().map(ToString::to_string).collect();
         assert_eq!(needed, ["container consumer cannot make room: container squatter, which is no member, needs it"]);
         // That one is held is the problem, not that it is there.
-        assert_eq!(survey.volumes, ["foreign", "other"].map(str::to_owned).into());
+        assert_eq!(survey.volumes, ["foreign", "other"].map(volume).into());
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use coordinator::{Rendezvous, SessionId};
 use image_format::{Compression, DumpKind, Facts, LayerContent, MemberId, annotation};
 
-use crate::engine::{Lone, Pod, Target, Ties, bundle};
+use crate::engine::{Lone, Pod, Target, Ties, Volume, bundle};
 use crate::preflight::{BaseImage, Want};
 use crate::set::{Member, Set};
 use crate::workspace::Workspace;
@@ -98,8 +98,12 @@ fn plan_member(member: &Member, options: &RestoreOptions) -> Result<Planned, Vec
     if let Some(container_id) = container_id {
         check("container id", container_id, is_id);
     }
-    let volumes = if podman { facts.named_volumes.as_slice() } else { &[] };
-    volumes.iter().for_each(|volume| check("volume name", volume, is_name));
+    let named = if podman { facts.named_volumes.as_slice() } else { &[] };
+    let volumes = volumes(named, member.image.annotations().get(annotation::VOLUMES)).unwrap_or_else(|text| {
+        check("list of volumes", text, |_| false);
+        Vec::new()
+    });
+    volumes.iter().for_each(|volume| check("volume name", &volume.name, is_name));
     let networks = if podman { facts.networks.as_slice() } else { &[] };
     networks.iter().for_each(|network| check("network name", &network.name, is_name));
     let base = base_image(facts).filter(|_| podman);
@@ -136,13 +140,30 @@ fn plan_member(member: &Member, options: &RestoreOptions) -> Result<Planned, Vec
         engine_version: facts.engine_version.clone().filter(|_| podman),
         runtime: facts.runtime_name.clone().filter(|_| podman),
         networks: networks.iter().map(|network| (network.name.clone(), addresses(network))).collect(),
-        volumes: volumes.to_vec(),
         base,
         ties: if podman { Ties::of_dump(facts, pod_name(member)) } else { Ties::default() },
-        mounts: if podman { host_mounts(facts) } else { BTreeMap::new() },
+        mounts: if podman { host_mounts(facts, &volumes) } else { BTreeMap::new() },
+        volumes,
         bytes: unpacked_size(member),
     };
     Ok(Planned { want, bundle })
+}
+
+/// The volumes that a dump names, each once, as its image tells of them; the image's text if that
+/// tells of none.
+fn volumes<'a>(named: &[String], told: Option<&'a String>) -> Result<Vec<Volume>, &'a str> {
+    let told = match told {
+        Some(text) => Volume::parse_all(text).ok_or(text.as_str())?,
+        None => Vec::new(),
+    };
+    // Images of other makers say nothing of volumes: then each image has all of its own.
+    let mut all: BTreeMap<_, _> = named.iter().map(|name| (name.clone(), Volume::named(name))).collect();
+    for volume in told {
+        if let Some(known) = all.get_mut(&volume.name) {
+            *known = volume;
+        }
+    }
+    Ok(all.into_values().collect())
 }
 
 /// The name of the pod that a member was in.
@@ -185,7 +206,7 @@ fn base_image(facts: &Facts) -> Option<BaseImage> {
 
 /// Paths of the host that somebody mounted into the container: not the engine's own (in folders of containers, the one of its pod
 /// among them), and not its volumes.
-fn host_mounts(facts: &Facts) -> BTreeMap<PathBuf, String> {
+fn host_mounts(facts: &Facts, volumes: &[Volume]) -> BTreeMap<PathBuf, String> {
     let id = facts.container_id.as_deref().unwrap_or("?");
     let engines = |source: &str| source.contains(id) || (source.contains(CONTAINERS) && source.contains("/userdata/"));
     let volume = |source: &str| {
@@ -195,7 +216,10 @@ fn host_mounts(facts: &Facts) -> BTreeMap<PathBuf, String> {
     let binds = facts.mounts.iter().filter(|mount| mount.kind.as_deref() == Some("bind"));
     let sources = binds.filter_map(|mount| Some((mount.source.as_deref()?, mount.destination.clone())));
     let own = sources.filter(|(source, _)| source.starts_with('/') && !engines(source) && !volume(source));
-    own.map(|(source, destination)| (PathBuf::from(source), destination)).collect()
+    let own = own.map(|(source, destination)| (PathBuf::from(source), destination));
+    let folders =
+        volumes.iter().filter_map(|volume| Some((volume.folder()?.into(), format!("volume {}", volume.name))));
+    own.chain(folders).collect()
 }
 
 /// About how large the dump is once it is unpacked. Its pages are counted in it; what else is compressed is taken for four
@@ -227,6 +251,7 @@ fn is_image_name(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::stored;
 
     #[test]
     fn dumps_go_to_the_engine_that_made_them() {
@@ -243,6 +268,21 @@ mod tests {
         ] {
             assert_eq!(engine_for(&member, kind, asked).ok(), engine, "{kind} {asked:?}");
         }
+    }
+
+    #[test]
+    fn a_volume_is_stored_with_one_member_and_brought_by_that_one() {
+        let named = ["data", "shared", "data"].map(str::to_owned);
+        let own = [Volume::named("data"), Volume::named("shared")];
+        assert_eq!(volumes(&named, None), Ok(own.to_vec()), "images of other makers have all of theirs");
+        let told = r#"[{"name":"shared","labels":{"a":"b"},"stored-in":"first"},{"name":"of-no-dump"}]"#.to_owned();
+        let (labels, stored_in) = ([("a".to_owned(), "b".to_owned())].into(), Some("first".parse().unwrap()));
+        let shared = Volume { labels, stored_in, ..Volume::named("shared") };
+        let found = volumes(&named, Some(&told)).unwrap();
+        assert_eq!(found, [Volume::named("data"), shared]);
+        assert_eq!(stored(&found).collect::<Vec<_>>(), [&Volume::named("data")]);
+        let bad = "[{}]".to_owned();
+        assert_eq!(volumes(&named, Some(&bad)), Err("[{}]"));
     }
 
     #[test]

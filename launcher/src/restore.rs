@@ -14,7 +14,7 @@ use registry::{Store, cancellable, put_touched};
 use tokio::sync::mpsc;
 
 use crate::claims::Claims;
-use crate::engine::{Marks, Target};
+use crate::engine::{Marks, Target, Volume, stored};
 use crate::error::{RestoreError, RestoreErrorKind, chain};
 use crate::fetch::Counted;
 use crate::lazy::{self, Following, Keeper};
@@ -322,7 +322,10 @@ impl Prepared<'_> {
                 Err(error) => Err(error),
             };
             let error = match ran {
-                Ok(passages) => return Ok(self.succeed(attempt, passages)),
+                Ok(passages) => {
+                    self.release_volumes().await;
+                    return Ok(self.succeed(attempt, passages));
+                }
                 Err(error) => error,
             };
             if let Err(leftovers) = self.clean_up().await {
@@ -353,6 +356,8 @@ impl Prepared<'_> {
         let written = self.workspace.write(&self.record);
         let path = self.workspace.path().to_owned();
         written.map_err(|source| failed(RestoreErrorKind::File { path, source }))?;
+        // Before the session, in which members wait for each other with a deadline.
+        self.make_volumes().await.map_err(failed)?;
         let plan = SessionPlan {
             kind: SessionKind::Restore,
             // The same session for every attempt, since its name is in the dumps as they are here; the epoch tells them
@@ -384,6 +389,41 @@ impl Prepared<'_> {
             self.observer.warning(&chain(&error));
         }
         ran
+    }
+
+    /// Makes the members' volumes, each once, with the content that they had.
+    async fn make_volumes(&self) -> Result<(), RestoreErrorKind> {
+        let session = self.record.session;
+        let make = |(target, volume): (Target, Volume)| async move {
+            let made = target.engine.driver().make_volume(&volume, session, &target.content(&volume)).await;
+            made.map_err(|source| RestoreErrorKind::Volume { member: target.member, volume: volume.name, source })
+        };
+        // All are awaited, also when one fails: what was made is removed then.
+        let making = futures_util::stream::iter(self.volumes_to_make()).map(make);
+        let made = making.buffer_unordered(self.options.jobs.max(1)).collect::<Vec<_>>();
+        tokio::select! {
+            made = made => made.into_iter().collect(),
+            () = self.options.cancel.cancelled() => Err(RestoreErrorKind::Cancelled),
+        }
+    }
+
+    fn volumes_to_make(&self) -> Vec<(Target, Volume)> {
+        let all = self.record.targets.iter().flat_map(|target| stored(&target.volumes).map(move |it| (target, it)));
+        all.map(|(target, volume)| (target.clone(), volume.clone())).collect()
+    }
+
+    /// The containers have their volumes, and keep mounted what is mounted as them.
+    async fn release_volumes(&self) {
+        for (target, volume) in self.volumes_to_make() {
+            if let Err(error) = target.engine.driver().release_volume(&volume).await {
+                let (member, volume) = (&target.member, &volume.name);
+                self.observer.warning(&format!(
+                    "the volume {volume} of member {member} stays mounted when no container has it any more: {}; \
+                     `podman volume unmount {volume}` unmounts it then",
+                    chain(&error)
+                ));
+            }
+        }
     }
 
     /// Makes ready for CRIU to hand over the processes whose memory follows.
@@ -494,8 +534,7 @@ impl Prepared<'_> {
 
     async fn clean_up(&mut self) -> Result<(), Vec<String>> {
         self.observer.phase(Phase::CleanUp);
-        let leftovers = remove_all(&mut self.workspace, &mut self.record).await;
-        self.record.made.clear();
+        let leftovers = remove_all(&self.record).await;
         // No task is left that could find zeros.
         self.following.clear();
         if !leftovers.is_empty() {

@@ -13,18 +13,19 @@
 //! A launcher can die in the middle of the release, when some hooks were told to go on and others were not: these kill
 //! their tasks. So as long as it has not written down that all of them run, it is what runs that tells.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use coordinator::SessionId;
 
-use crate::Observer;
-use crate::engine::{Marks, kill, wait_gone};
+use crate::engine::{Marks, Target, Volume, kill, wait_gone};
 use crate::error::chain;
-use crate::leaving::remove_volumes;
+use crate::leaving::{Volumes, remove_volumes};
 use crate::mounts::remove_folder;
 use crate::workspace::{Purpose, Record, Workspace};
+use crate::{EngineKind, Observer};
 
 /// How long the engines of a dead launcher may take to notice.
 const NOTICE: Duration = Duration::from_secs(15);
@@ -42,7 +43,7 @@ pub(crate) async fn sweep(work_dir: &Path, observer: &dyn Observer) -> io::Resul
     Ok(())
 }
 
-async fn sweep_one(mut orphan: Workspace, mut record: Record, observer: &dyn Observer) -> io::Result<()> {
+async fn sweep_one(orphan: Workspace, record: Record, observer: &dyn Observer) -> io::Result<()> {
     let session = record.session;
     if let Some(since) = record.since() {
         let marks = Marks { id: None, folder: Some(orphan.path().to_owned()), since };
@@ -56,7 +57,7 @@ async fn sweep_one(mut orphan: Workspace, mut record: Record, observer: &dyn Obs
         ));
     } else {
         observer.warning(&format!("session {session} was killed before its set ran: what it left is removed"));
-        let leftovers = remove_all(&mut orphan, &mut record).await;
+        let leftovers = remove_all(&record).await;
         if !leftovers.is_empty() {
             observer.warning(&format!("not everything could be removed: {}", leftovers.join("; ")));
             return orphan.leave();
@@ -90,22 +91,8 @@ async fn all_run(record: &Record) -> bool {
 }
 
 /// Removes everything that a restore made; gives what could not be, in words.
-///
-/// Which volumes are its own is noted first: once its container is gone nothing else tells.
-pub(crate) async fn remove_all(workspace: &mut Workspace, record: &mut Record) -> Vec<String> {
+pub(crate) async fn remove_all(record: &Record) -> Vec<String> {
     let mut leftovers = Vec::new();
-    for target in &record.targets {
-        match target.engine.driver().find(target).await {
-            Ok(Some(found)) if found.ours => {
-                record.made.insert(target.member.clone());
-            }
-            Ok(_) => {}
-            Err(error) => leftovers.push(format!("member {}: {}", target.member, chain(&error))),
-        }
-    }
-    if let Err(error) = workspace.write(record) {
-        leftovers.push(format!("what was made cannot be noted: {error}"));
-    }
     // Nothing that this boot did not start can be meant when there was another boot since.
     let marks = record.since().map(|since| Marks { id: None, folder: None, since });
     let marks = marks.unwrap_or_else(Marks::nothing);
@@ -117,10 +104,52 @@ pub(crate) async fn remove_all(workspace: &mut Workspace, record: &mut Record) -
             leftovers.push(format!("container {} of member {}: {}", target.container, target.member, chain(&error)));
         }
     }
-    // Only now: a volume goes when none of its containers is left, and members may share one.
-    let made = record.targets.iter().filter(|target| record.made.contains(&target.member));
-    let volumes = made.flat_map(|target| target.volumes.iter().map(|volume| (target.engine, volume.clone()))).collect();
-    let kept = remove_volumes(&volumes).await.into_iter();
-    leftovers.extend(kept.map(|(volume, error)| format!("volume {volume}: {}", chain(&error))));
+    // Only now: podman keeps a volume that a container has.
+    let engines: BTreeSet<EngineKind> = record.targets.iter().filter(has_volumes).map(|target| target.engine).collect();
+    for engine in engines {
+        match engine.driver().volumes().await {
+            Ok(known) => {
+                let kept = remove_volumes(&made(engine, &known, record.session)).await.into_iter();
+                leftovers.extend(kept.map(|(volume, error)| format!("volume {volume}: {}", chain(&error))));
+            }
+            Err(error) => leftovers.push(format!("volumes of {engine}: {}", chain(&error))),
+        }
+    }
     leftovers
+}
+
+fn has_volumes(target: &&Target) -> bool {
+    !target.volumes.is_empty()
+}
+
+/// The volumes that the restore of this session made. One of the same name that somebody else made
+/// meanwhile has no such label.
+fn made(engine: EngineKind, known: &[Volume], session: SessionId) -> Volumes {
+    known.iter().filter(|volume| volume.made_by(session)).map(|volume| (engine, volume.name.clone())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::MARK;
+
+    #[test]
+    fn only_volumes_of_this_very_restore_are_removed() {
+        let session = |byte: u8| SessionId::from_bytes([byte; 16]);
+        let marked = |name: &str, mark: &str| {
+            let labels = [(MARK.to_owned(), mark.to_owned()), ("a".to_owned(), "b".to_owned())].into();
+            Volume { labels, ..Volume::named(name) }
+        };
+        let (ours, another) = (session(7).to_string(), session(8).to_string());
+        let known = [
+            marked("ours", &ours),
+            marked("of-another-restore", &another),
+            marked("odd", ""),
+            Volume::named("a-users"),
+            Volume { options: [(MARK.to_owned(), ours.clone())].into(), ..Volume::named("option") },
+        ];
+        let ours = Volumes::from([(EngineKind::Podman, "ours".to_owned())]);
+        assert_eq!(made(EngineKind::Podman, &known, session(7)), ours);
+        assert_eq!(made(EngineKind::Podman, &known, session(9)), Volumes::new());
+    }
 }

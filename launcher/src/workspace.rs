@@ -18,7 +18,6 @@
 //!
 //! A folder without a record made nothing. One whose lock nobody holds belongs to a launcher that is dead.
 
-use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -72,8 +71,6 @@ pub(crate) struct Record {
     boot: String,
     since: Ticks,
     pub(crate) targets: Vec<Target>,
-    /// Members whose container was seen to be this restore's own, so that its volumes are too.
-    pub(crate) made: BTreeSet<MemberId>,
     /// Every member was seen to run: from here on its containers are its user's, whatever becomes of them.
     pub(crate) released: bool,
 }
@@ -86,7 +83,6 @@ impl Record {
             boot: boot_id(),
             since: Ticks::of_this_process(),
             targets,
-            made: BTreeSet::new(),
             released: false,
         }
     }

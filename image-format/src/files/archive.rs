@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::io::Write;
+use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::path::Path;
 
@@ -12,7 +12,11 @@ use rustix::io::pread;
 use super::node::{Folder, Node, Step, Walk, Xattrs, changed, failed, joined, open_file};
 use super::sparse::stretches;
 use super::{FilesError, Writers};
-use crate::archive::{CHUNK, DETOUR, END, TarEntry, TarKind, padding, sparse_map, write_removal};
+use crate::Limits;
+use crate::archive::{
+    ArchiveError, ArchiveReader, CHUNK, DETOUR, END, Entries, EntryKind, TarEntry, TarKind, padding, sparse_map,
+    write_removal,
+};
 
 /// Writes a plain tar of what a folder holds, in sorted order, the folder itself first.
 ///
@@ -41,6 +45,32 @@ pub fn archive_folder(folder: &Path, out: &mut dyn Write) -> Result<(), FilesErr
         }
     }
     tar.finish()
+}
+
+/// What an archive says of the very folder that it was made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ArchivedFolder {
+    /// Whose it is.
+    pub uid: u32,
+    /// Whose group it is.
+    pub gid: u32,
+    /// Its permissions, at most `07777`.
+    pub mode: u32,
+}
+
+/// Reads what an archive, such as one of [`archive_folder`], says of the folder that it was made
+/// of; `None` if its first entry is not that folder.
+///
+/// # Errors
+/// What is not the beginning of an archive; an owner that no host knows.
+pub fn archived_folder(archive: impl Read, limits: &Limits) -> Result<Option<ArchivedFolder>, ArchiveError> {
+    let Some(entry) = ArchiveReader::new(archive, limits).next_entry()? else { return Ok(None) };
+    let is_top = entry.kind == EntryKind::Directory && entry.name.strip_suffix(b"/").unwrap_or(&entry.name) == b".";
+    let id = |id: u64| u32::try_from(id).map_err(|error| ArchiveError::read(io::Error::other(error)));
+    if !is_top {
+        return Ok(None);
+    }
+    Ok(Some(ArchivedFolder { uid: id(entry.uid)?, gid: id(entry.gid)?, mode: entry.mode & 0o7777 }))
 }
 
 /// A tar that is being written.
@@ -233,6 +263,25 @@ pub(super) fn is_of_overlay(xattr: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::archive::{Entry, write_header};
+
+    #[test]
+    fn an_archive_says_of_its_own_folder_whose_it_is() {
+        let read = |name: &[u8], kind, uid| {
+            let mut tar = Vec::new();
+            let entry = Entry { mode: 0o1701, uid, gid: 4, ..Entry::plain(name, kind) };
+            write_header(&entry, 0, &mut tar).unwrap();
+            tar.extend(END);
+            archived_folder(tar.as_slice(), &Limits::default())
+        };
+        let folder = Some(ArchivedFolder { uid: 3, gid: 4, mode: 0o1701 });
+        assert_eq!(read(b".", EntryKind::Directory, 3).unwrap(), folder);
+        assert_eq!(read(b"./a", EntryKind::Directory, 3).unwrap(), None);
+        assert_eq!(read(b".", EntryKind::File { size: 0 }, 3).unwrap(), None);
+        read(b".", EntryKind::Directory, u64::from(u32::MAX) + 1).unwrap_err();
+        assert_eq!(archived_folder(END.as_slice(), &Limits::default()).unwrap(), None);
+        archived_folder(b"no archive".as_slice(), &Limits::default()).unwrap_err();
+    }
 
     #[test]
     fn links_that_lead_out() {

@@ -22,7 +22,7 @@ mod upper;
 use std::io;
 use std::path::PathBuf;
 
-pub use self::archive::archive_folder;
+pub use self::archive::{ArchivedFolder, archive_folder, archived_folder};
 pub use self::clone::{Writers, clone_tree};
 pub use self::holes::HoleWriter;
 pub use self::remove::remove_tree;

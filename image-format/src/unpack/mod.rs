@@ -10,7 +10,9 @@ mod merge;
 mod spec;
 
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 pub use self::files::{FileState, read_files};
@@ -36,6 +38,9 @@ use crate::{BlobSource, Compression, Digest, Limits};
 pub struct UnpackOptions {
     /// Annotations to set in the container's runtime specification (`spec.dump`, or `config.json` of runc) on the way.
     pub spec_annotations: BTreeMap<String, String>,
+    /// Files of the dump that go elsewhere than the others, such as `volumes/data.tar`: into files
+    /// of mode 0600, in place of what is there.
+    pub aside: BTreeMap<String, PathBuf>,
     /// A folder for files without a name, for tables of pages that are too much for memory.
     pub scratch: PathBuf,
     /// How much to take from the image.
@@ -44,7 +49,12 @@ pub struct UnpackOptions {
 
 impl Default for UnpackOptions {
     fn default() -> Self {
-        Self { spec_annotations: BTreeMap::new(), scratch: SCRATCH.into(), limits: Limits::default() }
+        Self {
+            spec_annotations: BTreeMap::new(),
+            aside: BTreeMap::new(),
+            scratch: SCRATCH.into(),
+            limits: Limits::default(),
+        }
     }
 }
 
@@ -323,15 +333,21 @@ fn copy(
     while let Some(mut layer) = layers.next_layer()? {
         while let Some(mut entry) = layer.next_entry()? {
             let replaced = memory.as_mut().map_or(Ok(Replaced::No), |memory| memory.replace(&entry, &mut layer))?;
-            match replaced {
-                Replaced::No => {
+            let is_file = matches!(entry.kind, EntryKind::File { .. });
+            let aside = str::from_utf8(&entry.name).ok().and_then(|name| options.aside.get(name)).filter(|_| is_file);
+            match (replaced, aside) {
+                (Replaced::No, Some(path)) => {
+                    put_aside(path, &entry, &mut layer, &mut buf)?;
+                    continue;
+                }
+                (Replaced::No, None) => {
                     let spec = specs.replace(&mut entry, &mut layer)?;
                     target.begin(&entry, created)?;
                     target.write(&spec)?;
                     layer.copy(entry.size() - spec.len() as u64, &mut buf, |bytes| target.write(bytes))?;
                 }
-                Replaced::Nothing => continue,
-                Replaced::Bytes(bytes) => {
+                (Replaced::Nothing, _) => continue,
+                (Replaced::Bytes(bytes), _) => {
                     entry.kind = EntryKind::File { size: bytes.len() as u64 };
                     target.begin(&entry, created)?;
                     target.write(&bytes)?;
@@ -342,6 +358,14 @@ fn copy(
     }
     layers.finish()?;
     specs.finish()
+}
+
+/// Writes a file of the dump into one of its own.
+fn put_aside(path: &Path, entry: &Entry, layer: &mut layers::Layer<'_, '_>, buf: &mut [u8]) -> Result<(), UnpackError> {
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
+    let mut out = HoleWriter::new(file.map_err(UnpackError::Write)?);
+    layer.copy(entry.size(), buf, |bytes| out.write_all(bytes).map_err(UnpackError::Write))?;
+    out.finish().map(drop).map_err(UnpackError::Write)
 }
 
 /// An archive that is being written.

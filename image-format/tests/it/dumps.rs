@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::support::{Memory, archive_of, entries, fixture, image_of, pack_bytes, pack_path, sorted};
 use image_format::{
     CheckpointImage, Compression, Document, DumpKind, DumpSource, LayerContent, Layout, Limits, PackOptions,
-    UnpackOptions, annotation, pack, read_state, unpack_archive, unpack_folder,
+    UnpackError, UnpackOptions, annotation, pack, read_state, unpack_archive, unpack_folder,
 };
 
 const ARCHIVES: &[(&str, DumpKind)] = &[
@@ -198,6 +198,30 @@ fn annotations_are_set_in_passing() {
     let mut expected = json(&plain_spec.content);
     expected["annotations"]["org.criu.config"] = "/run/criu.conf".into();
     assert_eq!(json(&changed_spec.content), expected);
+}
+
+#[test]
+fn files_can_be_put_aside_in_passing() {
+    let store = Memory::default();
+    let packed = pack_path(&fixture("podman-zstd.tar.zst"), &PackOptions::default(), &store);
+    let mut plain = entries(&archive_of(&packed, &store));
+    let at = plain.iter().position(|file| file.name == b"rootfs-diff.tar").unwrap();
+    let diff = plain.remove(at);
+    let folder = tempfile::tempdir().unwrap();
+    let [file, none] = ["file", "none"].map(|name| folder.path().join(name));
+    fs::write(&file, "of an earlier try, and longer than what comes now".repeat(1000)).unwrap();
+    let aside = [("rootfs-diff.tar", &file), ("volumes/none.tar", &none), ("checkpoint", &none)];
+    let aside = aside.map(|(name, path)| (name.to_owned(), path.clone())).into();
+    let options = UnpackOptions { aside, ..UnpackOptions::default() };
+    let archive = unpack_archive(&image_of(&packed), &store, Compression::None, &options, Vec::new()).unwrap();
+    assert_eq!(entries(&archive), plain, "everything else is where it was");
+    assert!(!none.exists(), "only files are put aside");
+    assert_eq!(fs::read(&file).unwrap(), diff.content);
+
+    let aside = [("rootfs-diff.tar".to_owned(), folder.path().join("no/folder"))].into();
+    let options = UnpackOptions { aside, ..UnpackOptions::default() };
+    let error = unpack_archive(&image_of(&packed), &store, Compression::None, &options, Vec::new()).unwrap_err();
+    assert!(matches!(error, UnpackError::Write(_)), "a disk is full, not an image bad: {error}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The files of a member: taken while every member stands frozen, archived when the tasks run again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -15,6 +15,9 @@ use crate::mounts::remove_folder;
 /// The container's log, by its name in podman's archive.
 const PRINTED: &str = "ctr.log";
 
+/// A tar in which there is nothing.
+const EMPTY_TAR: [u8; 1024] = [0; 1024];
+
 /// Copies of what a container had written at one instant.
 #[derive(Debug)]
 pub(crate) struct Copies {
@@ -23,6 +26,8 @@ pub(crate) struct Copies {
     lower: Option<Vec<PathBuf>>,
     /// Where each volume's copy is.
     volumes: BTreeMap<String, PathBuf>,
+    /// Volumes that are stored with another member.
+    elsewhere: BTreeSet<String>,
     shm: bool,
     printed: bool,
 }
@@ -55,6 +60,7 @@ impl Copies {
             folder: folder.to_owned(),
             lower,
             volumes,
+            elsewhere: files.elsewhere.clone(),
             shm: files.shm.is_some(),
             printed: files.printed.is_some(),
         })
@@ -77,6 +83,12 @@ impl Copies {
             let tar = copy.with_extension("tar");
             write(&tar, |out| archive_folder(copy, out))?;
             remove(copy)?;
+            captured.add(format!("volumes/{name}.tar"), tar);
+        }
+        for (number, name) in self.elsewhere.iter().enumerate() {
+            // podman restores no container without an archive of each of its volumes.
+            let tar = at(&format!("elsewhere-{number}.tar"));
+            write(&tar, |out| out.write_all(&EMPTY_TAR).map_err(FilesError::Write))?;
             captured.add(format!("volumes/{name}.tar"), tar);
         }
         if self.shm {
@@ -140,6 +152,7 @@ mod tests {
         let files = Files {
             root: Some(crate::engine::Layers { upper: at("upper"), lower: vec![at("lower")] }),
             volumes: [("data".to_owned(), at("volume"))].into(),
+            elsewhere: ["shared".to_owned()].into(),
             shm: Some(at("shm")),
             printed: Some(at("log")),
         };
@@ -148,7 +161,8 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&at("copies")), 0o700);
         let kept: Vec<_> = fs::read_dir(at("copies")).unwrap().map(|entry| entry.unwrap().path()).collect();
-        assert_eq!(kept.len(), 5);
+        assert_eq!(kept.len(), 6);
+        assert_eq!(fs::read(at("copies/elsewhere-0.tar")).unwrap(), EMPTY_TAR);
         for path in kept {
             assert_eq!(mode(&path), 0o600, "{}", path.display());
         }

@@ -270,8 +270,15 @@ mod tests {
             ties: crate::engine::Ties::default(),
         };
         let [a, job] = [0, 1].map(|at| ids(&["a", "job"])[at].clone());
-        let mut member =
-            Member { id: a, depends_on: vec![job], firm: true, engine: EngineKind::Podman, source, bundle: None };
+        let mut member = Member {
+            id: a,
+            depends_on: vec![job],
+            firm: true,
+            engine: EngineKind::Podman,
+            source,
+            bundle: None,
+            volumes: Vec::new(),
+        };
         let options = CheckpointOptions::new("app".parse().unwrap(), PathBuf::new());
         let error = gather(std::slice::from_mut(&mut member), &options, &()).await.unwrap_err();
         assert_eq!(error.phase, Phase::Examine);

@@ -9,13 +9,13 @@ use super::error::CheckpointErrorKind;
 use super::members::Member;
 use crate::engine::{EngineError, is_alive, outsiders};
 use crate::error::chain;
-use crate::preflight::{restorable, shared_volumes};
+use crate::preflight::{foreign_volumes, restorable};
 use crate::{EngineKind, Observer, Problem};
 
 /// Refuses members that no engine could restore, all of them at once.
 pub(super) fn refuse(members: &[Member]) -> Result<(), CheckpointErrorKind> {
     let mut problems = restorable(members.iter().map(|member| (&member.id, &member.source.ties)));
-    problems.extend(shared_volumes(members.iter().map(|member| (&member.id, member.source.files.volumes.keys()))));
+    problems.extend(foreign_volumes(members.iter().map(|member| (&member.id, member.volumes.as_slice()))));
     if problems.is_empty() { Ok(()) } else { Err(CheckpointErrorKind::NotRestorable { problems }) }
 }
 

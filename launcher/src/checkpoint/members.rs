@@ -13,7 +13,7 @@ use image_format::{ApplicationId, MemberId, annotation};
 
 use super::options::{CheckpointOptions, Wanted};
 use crate::EngineKind;
-use crate::engine::{EngineError, Source};
+use crate::engine::{EngineError, Files, MARK, Source, Volume};
 
 const APPLICATION: &str = "io.syncpoint.application";
 const MEMBER: &str = "io.syncpoint.member";
@@ -34,13 +34,29 @@ pub(crate) struct Member {
     pub(crate) engine: EngineKind,
     pub(crate) source: Source,
     pub(crate) bundle: Option<PathBuf>,
+    /// Its volumes. One that several members have is stored with the first of them.
+    pub(crate) volumes: Vec<Volume>,
 }
 
 impl Member {
     /// What its image says of it besides.
     pub(crate) fn annotations(&self) -> BTreeMap<String, String> {
         let pod = self.source.ties.pod.as_ref().and_then(|pod| pod.name.clone());
-        pod.map(|name| (annotation::POD.to_owned(), name)).into_iter().collect()
+        let pod = pod.map(|name| (annotation::POD, name));
+        // They are texts: it cannot fail.
+        let volumes = serde_json::to_string(&self.volumes).ok().filter(|_| !self.volumes.is_empty());
+        let volumes = volumes.map(|volumes| (annotation::VOLUMES, volumes));
+        pod.into_iter().chain(volumes).map(|(key, value)| (key.to_owned(), value)).collect()
+    }
+
+    /// Its files, with the volumes that are stored with it.
+    pub(crate) fn files(&self) -> Files {
+        let mut files = self.source.files.clone();
+        for volume in self.volumes.iter().filter(|volume| volume.stored_in.is_some()) {
+            files.volumes.remove(&volume.name);
+            files.elsewhere.insert(volume.name.clone());
+        }
+        files
     }
 }
 
@@ -167,7 +183,7 @@ pub(crate) async fn resolve(options: &CheckpointOptions) -> Result<Vec<Member>, 
             let (first, second) = (other.source.container.clone(), container);
             return Err(MembersError::Twice { member: id, first, second });
         }
-        members.insert(id.clone(), Member { id, depends_on, firm, engine, source, bundle });
+        members.insert(id.clone(), Member { id, depends_on, firm, engine, source, bundle, volumes: Vec::new() });
     }
     let mut containers: BTreeMap<(EngineKind, String), MemberId> = BTreeMap::new();
     for member in members.values() {
@@ -176,7 +192,29 @@ pub(crate) async fn resolve(options: &CheckpointOptions) -> Result<Vec<Member>, 
             return Err(MembersError::Twice { member: member.id.clone(), first, second });
         }
     }
-    Ok(members.into_values().collect())
+    let mut members: Vec<Member> = members.into_values().collect();
+    if members.iter().any(|member| !member.source.files.volumes.is_empty()) {
+        share(&mut members, &EngineKind::Podman.driver().volumes().await?);
+    }
+    Ok(members)
+}
+
+/// Settles with which member each volume is stored: the first that has it.
+fn share(members: &mut [Member], known: &[Volume]) {
+    let mut stored: BTreeMap<String, MemberId> = BTreeMap::new();
+    for member in members {
+        for name in member.source.files.volumes.keys() {
+            let known = known.iter().find(|volume| volume.name == *name).cloned();
+            let mut volume = known.unwrap_or_else(|| Volume::named(name));
+            // Which restore made it is nothing that the next one should repeat.
+            volume.labels.remove(MARK);
+            match stored.get(name) {
+                Some(first) => volume.stored_in = Some(first.clone()),
+                None => drop(stored.insert(name.clone(), member.id.clone())),
+            }
+            member.volumes.push(volume);
+        }
+    }
 }
 
 /// Drops what compose's services depend on outside the set, such as jobs that have ended; anything else is an error.
@@ -245,7 +283,7 @@ fn parse(source: &Source, what: &'static str, text: &str) -> Result<MemberId, Me
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Files, Ties};
+    use crate::engine::Ties;
 
     fn source(labels: &[(&str, &str)]) -> Source {
         Source {
@@ -262,6 +300,28 @@ mod tests {
 
     fn ids(ids: &[&str]) -> Vec<MemberId> {
         ids.iter().map(|id| id.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_shared_volume_is_stored_with_the_first_that_has_it() {
+        let member = |id: &str, volumes: &[&str]| {
+            let mut source = source(&[]);
+            source.files.volumes = volumes.iter().map(|name| ((*name).to_owned(), PathBuf::from("/v"))).collect();
+            let (id, engine) = (id.parse().unwrap(), EngineKind::Podman);
+            Member { id, depends_on: Vec::new(), firm: true, engine, source, bundle: None, volumes: Vec::new() }
+        };
+        let mut members = [member("a", &["own", "shared"]), member("b", &["shared"]), member("c", &[])];
+        let labels = [("x", "y"), (MARK, "session")].map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        share(&mut members, &[Volume { labels, ..Volume::named("shared") }]);
+        let files = |number: usize| members[number].files().volumes.into_keys().collect::<Vec<_>>();
+        assert_eq!((files(0), files(1)), (vec!["own".to_owned(), "shared".to_owned()], Vec::new()));
+        assert_eq!(members[0].files().elsewhere, BTreeSet::new());
+        assert_eq!(members[1].files().elsewhere, ["shared".to_owned()].into());
+        assert_eq!(
+            members[1].annotations()[annotation::VOLUMES],
+            r#"[{"name":"shared","driver":"local","labels":{"x":"y"},"stored-in":"a"}]"#
+        );
+        assert_eq!(members[2].annotations(), BTreeMap::new());
     }
 
     #[test]

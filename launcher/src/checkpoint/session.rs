@@ -189,7 +189,7 @@ impl Attempt<'_> {
                     if all_frozen {
                         self.observer.phase(Phase::Capture);
                         for member in self.members {
-                            let (id, files) = (member.id.clone(), member.source.files.clone());
+                            let (id, files) = (member.id.clone(), member.files());
                             let folder = self.workspace.files(&member.id);
                             taking.spawn_blocking(move || (id, Copies::take(&files, &folder)));
                         }

@@ -11,12 +11,13 @@ mod processes;
 mod program;
 mod runc;
 mod ties;
+mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{self, PipeWriter};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use async_trait::async_trait;
@@ -37,11 +38,13 @@ pub use self::program::ProgramError;
 pub use self::runc::bundle::BundleError;
 pub(crate) use self::runc::{Runc, bundle};
 pub(crate) use self::ties::{Pod, PodTie, StartMount, Ties};
+pub(crate) use self::volumes::{Volume, stored};
 
 /// The annotation by which runc and crun are told CRIU's configuration file.
 pub(crate) const CRIU_CONFIG: &str = "org.criu.config";
 
-/// The annotation that names the session of the restore that made a container.
+/// The annotation of a container, and the label of a volume, that names the session of the restore
+/// that made it.
 pub(crate) const MARK: &str = "io.syncpoint.restored-by";
 
 /// What runs containers.
@@ -123,6 +126,15 @@ pub enum EngineError {
         #[source]
         source: io::Error,
     },
+    /// A volume was filled, and its own folder could not be made as it was.
+    #[error("the folder of the volume {volume} cannot get its owner and mode back")]
+    Volume {
+        /// The volume.
+        volume: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// What one engine has, as far as a restore needs to know.
@@ -134,7 +146,8 @@ pub(crate) struct Survey {
     pub(crate) containers: Vec<Container>,
     /// Those of the wanted networks that are there.
     pub(crate) networks: BTreeMap<String, Network>,
-    pub(crate) volumes: BTreeSet<String>,
+    /// All of its volumes, by name.
+    pub(crate) volumes: BTreeMap<String, Volume>,
     /// The names of its secrets, where a member has any.
     pub(crate) secrets: BTreeSet<String>,
     /// Its pods, where a member was in one.
@@ -236,8 +249,10 @@ pub(crate) struct Present {
 pub(crate) struct Files {
     /// What it wrote over its image.
     pub(crate) root: Option<Layers>,
-    /// Its named volumes.
+    /// Its named volumes that are stored with it, and where they are.
     pub(crate) volumes: BTreeMap<String, PathBuf>,
+    /// Its named volumes that are stored with another member.
+    pub(crate) elsewhere: BTreeSet<String>,
     /// Its `/dev/shm`.
     pub(crate) shm: Option<PathBuf>,
     /// What it printed, where its engine keeps that with the container.
@@ -271,8 +286,8 @@ pub(crate) struct Target {
     pub(crate) id: Option<String>,
     /// Whether the container gets a name other than the dump's.
     pub(crate) renamed: bool,
-    /// Volumes that come with it, none of which is there before.
-    pub(crate) volumes: Vec<String>,
+    /// Its volumes, none of which is there before the restore.
+    pub(crate) volumes: Vec<Volume>,
     /// podman: the archive. runc: the folder of CRIU's images.
     pub(crate) dump: PathBuf,
     /// podman: the pod that it goes into.
@@ -293,6 +308,11 @@ impl Target {
     /// Whether the container with this [`MARK`] was made by this target's restore.
     pub(crate) fn made(&self, mark: Option<&str>) -> bool {
         mark.is_some_and(|session| session == self.session.to_string())
+    }
+
+    /// The file with the content of a volume that comes with it. Neither name has an `@`.
+    pub(crate) fn content(&self, volume: &Volume) -> PathBuf {
+        self.dump.with_file_name(format!("{}@{}.tar", self.member, volume.name))
     }
 }
 
@@ -399,6 +419,22 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
 
     /// Takes away the container with its processes, if it is the target's own. Its volumes stay.
     async fn remove(&self, target: &Target, marks: &Marks) -> Result<(), EngineError>;
+
+    /// All of its volumes. An engine that has none needs nothing of what follows.
+    async fn volumes(&self) -> Result<Vec<Volume>, EngineError> {
+        Ok(Vec::new())
+    }
+
+    /// Makes a volume that is not there, marked as this session's, with the content of a tar. What
+    /// is mounted as the volume stays mounted.
+    async fn make_volume(&self, _: &Volume, _: SessionId, _: &Path) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    /// Leaves what is mounted as a volume to the containers that have it.
+    async fn release_volume(&self, _: &Volume) -> Result<(), EngineError> {
+        Ok(())
+    }
 }
 
 /// Kills processes without holding up the runtime.

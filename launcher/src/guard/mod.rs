@@ -766,9 +766,10 @@ fn blame_refusal(epoch: Epoch, error: &RestoreError) -> Failure {
         RestoreErrorKind::Fetch { source, .. } if matches!(**source, UnpackError::Write(_)) => {
             Failure::Surroundings(Some(epoch))
         }
-        RestoreErrorKind::Untrusted { .. } | RestoreErrorKind::Load(_) | RestoreErrorKind::Fetch { .. } => {
-            Failure::Unfit(epoch)
-        }
+        RestoreErrorKind::Untrusted { .. }
+        | RestoreErrorKind::Load(_)
+        | RestoreErrorKind::Fetch { .. }
+        | RestoreErrorKind::NoContent { .. } => Failure::Unfit(epoch),
         RestoreErrorKind::Preflight { problems } if problems.iter().any(Problem::is_of_checkpoint) => {
             Failure::Unfit(epoch)
         }

@@ -9,7 +9,7 @@ use image_format::MemberId;
 use super::Problem;
 use super::host::{Host, is_older};
 use crate::EngineKind;
-use crate::engine::{Survey, Ties};
+use crate::engine::{Survey, Ties, Volume, stored};
 
 /// What one member wants of this machine. What its dump does not say is not checked.
 #[derive(Debug, Clone)]
@@ -28,7 +28,7 @@ pub(crate) struct Want {
     pub(crate) runtime: Option<String>,
     /// Networks, and the addresses there that it keeps.
     pub(crate) networks: BTreeMap<String, Vec<IpAddr>>,
-    pub(crate) volumes: Vec<String>,
+    pub(crate) volumes: Vec<Volume>,
     pub(crate) base: Option<BaseImage>,
     pub(crate) ties: Ties,
     /// Paths of this host, and where in the container they are mounted.
@@ -83,23 +83,15 @@ pub(crate) fn restorable<'a>(members: impl IntoIterator<Item = (&'a MemberId, &'
     problems
 }
 
-/// Volumes that two members have: podman makes one with the first container that it restores, and then refuses the second. It is
-/// asked at the same times.
-pub(crate) fn shared_volumes<'a, V: IntoIterator<Item = &'a String>>(
-    members: impl IntoIterator<Item = (&'a MemberId, V)>,
-) -> Vec<Problem> {
-    let mut owners = BTreeMap::new();
-    let mut problems = Vec::new();
-    for (member, volumes) in members {
-        for volume in volumes {
-            let first = *owners.entry(volume).or_insert(member);
-            if first != member {
-                let (first, second, volume) = (first.clone(), member.clone(), volume.clone());
-                problems.push(Problem::SharedVolume { first, second, volume });
-            }
-        }
-    }
-    problems
+/// Volumes that podman does not keep itself. It is asked at the same times.
+pub(crate) fn foreign_volumes<'a>(members: impl IntoIterator<Item = (&'a MemberId, &'a [Volume])>) -> Vec<Problem> {
+    let all = members.into_iter().flat_map(|(member, volumes)| volumes.iter().map(move |volume| (member, volume)));
+    let foreign = all.filter(|(_, volume)| !volume.is_local());
+    let problem = |(member, volume): (&MemberId, &Volume)| {
+        let (volume, driver) = (volume.name.clone(), volume.driver.clone());
+        Problem::VolumeDriver { member: member.clone(), volume, driver }
+    };
+    foreign.map(problem).collect()
 }
 
 /// Everything in the way of the whole set, member by member.
@@ -110,6 +102,7 @@ pub(crate) fn check(
     missing: &BTreeSet<PathBuf>,
 ) -> Vec<Problem> {
     let mut problems = restorable(wants.iter().map(|want| (&want.member, &want.ties)));
+    problems.extend(foreign_volumes(wants.iter().map(|want| (&want.member, want.volumes.as_slice()))));
     if !host.root {
         problems.push(Problem::NotRoot);
     }
@@ -188,8 +181,8 @@ fn check_names(want: &Want, survey: &Survey, problems: &mut Vec<Problem>) {
     if want.renamed && want.connections {
         problems.push(Problem::RenamedWithConnections { member: want.member.clone() });
     }
-    for volume in want.volumes.iter().filter(|volume| survey.volumes.contains(*volume)) {
-        problems.push(Problem::VolumeExists { member: want.member.clone(), volume: volume.clone() });
+    for volume in stored(&want.volumes).filter(|volume| survey.volumes.contains_key(&volume.name)) {
+        problems.push(Problem::VolumeExists { member: want.member.clone(), volume: volume.name.clone() });
     }
 }
 
@@ -235,6 +228,7 @@ fn check_ties(want: &Want, survey: &Survey, problems: &mut Vec<Problem>) {
 fn check_each_other(wants: &[Want], problems: &mut Vec<Problem>) {
     let mut containers = BTreeMap::new();
     let mut addresses = BTreeMap::new();
+    let mut volumes = BTreeMap::new();
     for want in wants {
         let second = || want.member.clone();
         if let Some(first) = containers.insert((want.engine, &want.container), &want.member) {
@@ -247,8 +241,23 @@ fn check_each_other(wants: &[Want], problems: &mut Vec<Problem>) {
                 problems.push(Problem::SameAddress { first, second: second(), address, network });
             }
         }
+        for volume in stored(&want.volumes) {
+            if let Some(first) = volumes.insert(&volume.name, &want.member) {
+                let (first, volume) = (first.clone(), volume.name.clone());
+                problems.push(Problem::SharedVolume { first, second: second(), volume });
+            }
+        }
     }
-    problems.extend(shared_volumes(wants.iter().map(|want| (&want.member, &want.volumes))));
+    for want in wants {
+        for volume in &want.volumes {
+            if let Some(holder) = &volume.stored_in
+                && volumes.get(&volume.name) != Some(&holder)
+            {
+                let (member, volume, holder) = (want.member.clone(), volume.name.clone(), holder.clone());
+                problems.push(Problem::VolumeElsewhere { member, volume, holder });
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -420,12 +429,10 @@ mod tests {
             ["member m: it depends on the container 0123456789ab or shares its namespaces, which podman cannot dump"]
         );
         assert_eq!(tied(|ties| ties.pod = None), [""; 0]);
-        let (members, names) =
-            (["a", "b", "c"].map(|id| id.parse::<MemberId>().unwrap()), ["own", "both"].map(str::to_owned));
-        let volumes = [vec![&names[0], &names[1], &names[1]], vec![], vec![&names[1]]];
-        let found = shared_volumes(members.iter().zip(volumes));
+        let volumes = [Volume::named("own"), Volume { driver: "nfs".to_owned(), ..Volume::named("far") }];
+        let found = foreign_volumes([(&"m".parse().unwrap(), volumes.as_slice())]);
         let found: Vec<_> = found.iter().map(ToString::to_string).collect();
-        assert_eq!(found, ["members a and c share the volume both, which podman cannot restore"]);
+        assert_eq!(found, ["member m: its volume far is of the driver nfs, which podman cannot restore"]);
         let (member, mut ties): (MemberId, Ties) = ("m".parse().unwrap(), Ties::default());
         ties.pod = pod(false);
         assert_eq!(restorable([(&member, &ties)]), []);
@@ -464,8 +471,8 @@ mod tests {
             problems(|wants, _, survey| {
                 survey.containers =
                     vec![container("x", "consumer"), container("producer-id", "y"), container("z", "z")];
-                wants[0].volumes = vec!["data".to_owned(), "new".to_owned()];
-                survey.volumes = BTreeSet::from(["data".to_owned()]);
+                wants[0].volumes = vec![Volume::named("data"), Volume::named("new")];
+                survey.volumes = BTreeMap::from([("data".to_owned(), Volume::named("data"))]);
             }),
             [
                 "member consumer: there is a container consumer already (exited)",
@@ -496,14 +503,26 @@ mod tests {
                 let address = vec!["10.90.0.10".parse().unwrap()];
                 for want in wants {
                     want.container = "one".to_owned();
-                    want.volumes = vec!["data".to_owned()];
+                    want.volumes = vec![Volume::named("data")];
                     want.networks = BTreeMap::from([("demo".to_owned(), address.clone())]);
                 }
             }),
             [
                 "members consumer and producer are both to be the container one",
                 "members consumer and producer both have the address 10.90.0.10 of network demo",
-                "members consumer and producer share the volume data, which podman cannot restore",
+                "members consumer and producer both bring a volume data with content of its own",
+            ]
+        );
+        let in_consumer = || Volume { stored_in: Some("consumer".parse().unwrap()), ..Volume::named("data") };
+        let shared = |wants: &mut Vec<Want>, _: &mut Host, _: &mut Survey| {
+            wants[0].volumes = vec![Volume::named("data")];
+            wants[1].volumes = vec![in_consumer()];
+        };
+        assert_eq!(problems(shared), [""; 0]);
+        assert_eq!(
+            problems(|wants, _, _| wants[1].volumes = vec![in_consumer()]),
+            [
+                "member producer: the content of its volume data is in the image of consumer, which is not restored with it"
             ]
         );
         assert_eq!(

@@ -15,11 +15,11 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use image_format::{Descriptor, Digest, MemberId};
 use registry::{Store, StoreError};
 
-pub(crate) use self::check::{BaseImage, Want, restorable, shared_volumes};
+pub(crate) use self::check::{BaseImage, Want, foreign_volumes, restorable};
 use self::host::Host;
 pub(crate) use self::host::{Room, is_root};
 pub use self::problem::Problem;
-use crate::engine::{EngineError, Survey};
+use crate::engine::{EngineError, Survey, stored};
 use crate::error::chain;
 use crate::leaving::{Leaving, Volumes};
 use crate::plan::Planned;
@@ -50,8 +50,8 @@ pub(crate) async fn examine(
     let mut volumes = Volumes::new();
     for (engine, survey) in &mut engines {
         let its = wants.iter().filter(|want| want.engine == *engine);
-        let brought = its.flat_map(|want| want.volumes.iter().map(|volume| (volume, &want.member)));
-        let brought: BTreeMap<_, _> = brought.filter(|(volume, _)| survey.volumes.contains(*volume)).collect();
+        let brought = its.flat_map(|want| stored(&want.volumes).map(|volume| (&volume.name, &want.member)));
+        let brought: BTreeMap<_, _> = brought.filter(|(volume, _)| survey.volumes.contains_key(*volume)).collect();
         let asked = async {
             let users = leaving.users(*engine, brought.keys().copied()).await?;
             let (gone, held) = leaving.subtract(*engine, survey, &brought, &users);

@@ -240,8 +240,9 @@ pub enum Problem {
         /// Who needs it: its network, its volumes or something else of it.
         by: String,
     },
-    /// podman restores a volume with the first container and then refuses the second.
-    #[error("members {first} and {second} share the volume {volume}, which podman cannot restore")]
+    /// Two members have a volume of one name, and each its own content for it: they ran on two
+    /// hosts, or were packed one by one.
+    #[error("members {first} and {second} both bring a volume {volume} with content of its own")]
     SharedVolume {
         /// One.
         first: MemberId,
@@ -249,6 +250,28 @@ pub enum Problem {
         second: MemberId,
         /// The volume's name.
         volume: String,
+    },
+    /// The content of a shared volume is in the image of another member.
+    #[error(
+        "member {member}: the content of its volume {volume} is in the image of {holder}, which is not restored with it"
+    )]
+    VolumeElsewhere {
+        /// The member.
+        member: MemberId,
+        /// The volume's name.
+        volume: String,
+        /// The member whose image has it.
+        holder: MemberId,
+    },
+    /// podman restores only volumes that it keeps itself.
+    #[error("member {member}: its volume {volume} is of the driver {driver}, which podman cannot restore")]
+    VolumeDriver {
+        /// The member.
+        member: MemberId,
+        /// The volume's name.
+        volume: String,
+        /// The driver.
+        driver: String,
     },
     /// A volume that stays when the members are removed, since another container has it. Only a warning.
     #[error("member {member}: the container {container}, which is no member, has the volume {volume} too")]
@@ -413,7 +436,14 @@ impl Problem {
 
     /// Whether it lies in the checkpoint, so that no other machine restores it either, and this one never will.
     pub(crate) fn is_of_checkpoint(&self) -> bool {
-        matches!(self, Self::BlobMissing { .. } | Self::BlobSize { .. } | Self::BadName { .. })
+        matches!(
+            self,
+            Self::BlobMissing { .. }
+                | Self::BlobSize { .. }
+                | Self::BadName { .. }
+                | Self::VolumeElsewhere { .. }
+                | Self::VolumeDriver { .. }
+        )
     }
 
     /// What to do about it.
@@ -460,10 +490,12 @@ impl Problem {
             }
             Self::ContainerNeeded { by, .. } => format!("remove {by}"),
             Self::SharedVolume { .. } => {
-                "give each of them a volume of its own; images that are there already: restore them with podman one by one, the \
-                 second with --ignore-volumes"
-                    .to_owned()
+                "restore them on different hosts; or with podman one by one, the second with --ignore-volumes".to_owned()
             }
+            Self::VolumeElsewhere { holder, .. } => {
+                format!("restore a global checkpoint that has the member {holder} with this volume")
+            }
+            Self::VolumeDriver { .. } => "move its content into a volume of podman's own driver, local, and mount that".to_owned(),
             Self::VolumeUsed { volume, container, .. } => {
                 format!("before a restore on this host, remove {container} and then the volume: `podman volume rm {volume}`")
             }

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, Error as _, IgnoredAny};
 use serde_json::Value;
 
-use crate::engine::{Container, Labelled, Network, Pod, PodTie, StartMount, Subnet, Ties};
+use crate::engine::{Container, Labelled, Network, Pod, PodTie, StartMount, Subnet, Ties, Volume};
 
 /// `podman info`.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -204,8 +204,20 @@ pub(super) fn labels(answer: &[u8]) -> Result<Vec<Labelled>, serde_json::Error> 
     Ok(entries(answer)?.iter().filter_map(labelled).collect())
 }
 
-pub(super) fn volumes(answer: &[u8]) -> Result<BTreeSet<String>, serde_json::Error> {
-    Ok(entries(answer)?.iter().filter_map(|entry| text(entry, "/Name")).map(str::to_owned).collect())
+/// `podman volume ls`.
+pub(super) fn volumes(answer: &[u8]) -> Result<Vec<Volume>, serde_json::Error> {
+    let volume = |entry: &Value| {
+        let named = Volume::named(text(entry, "/Name")?);
+        let driver = text(entry, "/Driver").map_or(named.driver, str::to_owned);
+        Some(Volume { driver, labels: texts(entry, "/Labels"), options: texts(entry, "/Options"), ..named })
+    };
+    Ok(entries(answer)?.iter().filter_map(volume).collect())
+}
+
+/// `podman volume inspect` of one: where its content is.
+pub(super) fn mountpoint(answer: &[u8]) -> Result<PathBuf, serde_json::Error> {
+    let found = entries(answer)?.iter().find_map(|entry| text(entry, "/Mountpoint").map(PathBuf::from));
+    found.filter(|path| path.is_absolute()).ok_or_else(|| serde_json::Error::custom("no mountpoint"))
 }
 
 /// `podman secret ls --format {{.Name}}`: a name on each line. It has no JSON.
@@ -329,8 +341,16 @@ mod tests {
             storage: Some("/var/lib/containers/storage".into()),
         };
         assert_eq!(info(info_answer).unwrap(), expected);
-        let volumes_answer = br#"[{"Name":"ledger-data","Driver":"local","MountCount":0},{"Name":"b"}]"#;
-        assert_eq!(volumes(volumes_answer).unwrap(), BTreeSet::from(["b".to_owned(), "ledger-data".to_owned()]));
+        let volumes_answer = br#"[{"Name":"t","Driver":"local","Labels":{"a":"b"},"MountCount":0,
+            "Options":{"SIZE":"2M","device":"tmpfs","o":"size=2M","type":"tmpfs"}},{"Name":"b"}]"#;
+        let found = volumes(volumes_answer).unwrap();
+        assert_eq!(found[1], Volume::named("b"));
+        assert_eq!((found[0].labels["a"].as_str(), found[0].options["o"].as_str()), ("b", "size=2M"));
+        assert!(found[0].is_mount() && !found[1].is_mount());
+        assert_eq!(mountpoint(br#"[{"Name":"t","Mountpoint":"/v/t/_data"}]"#).unwrap(), PathBuf::from("/v/t/_data"));
+        for nowhere in [br#"[{"Mountpoint":""}]"#.as_slice(), br#"[{"Mountpoint":"v"}]"#, b"[]"] {
+            mountpoint(nowhere).unwrap_err();
+        }
         for empty in [b"[]".as_slice(), b"null"] {
             assert_eq!(volumes(empty).unwrap().len() + containers(empty).unwrap().len(), 0);
         }
@@ -380,7 +400,7 @@ mod tests {
         assert_eq!(containers(answer).unwrap(), [consumer]);
         let label = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
         assert_eq!(labels(answer).unwrap(), [("x".to_owned(), BTreeMap::new()), ("consumer".to_owned(), label)]);
-        assert_eq!(volumes(br#"[{"Driver":"local"},{"Name":"b"},null]"#).unwrap(), BTreeSet::from(["b".to_owned()]));
+        assert_eq!(volumes(br#"[{"Driver":"local"},{"Name":"b"},null]"#).unwrap(), [Volume::named("b")]);
         let found = all_seen(br#"[{"Id":"241c"},{"Name":"y"}]"#).unwrap();
         assert_eq!(found, [Some(Seen { id: "241c".to_owned(), ..Seen::default() }), None]);
         let network = network(

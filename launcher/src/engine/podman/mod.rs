@@ -9,25 +9,37 @@
 mod answers;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use coordinator::SessionId;
 use futures_util::future::try_join_all;
+use image_format::Limits;
+use image_format::files::{ArchivedFolder, archived_folder};
 use tokio_util::sync::CancellationToken;
 
 use super::program::{Program, ProgramError};
 use super::{
     CRIU_CONFIG, CRIU_CONFIGS, Container, DumpInto, Engine, EngineError, Files, Found, Labelled, Layers, MARK, Marks,
-    Pod, Present, RESTORE_LOG, Source, Survey, Target, Ties, is_alive, kill_left, log_lines, runc,
+    Pod, Present, RESTORE_LOG, Source, Survey, Target, Ties, Volume, is_alive, kill_left, log_lines, runc,
 };
 use answers::{Inspected, Seen};
 
 use crate::attach::Attachment;
 use crate::error::chain;
 use crate::mounts::{remove_folder, unmount_cgyards};
+
+/// How long filling a volume may take.
+const IMPORT: Duration = Duration::from_secs(3600);
+
+/// Options of volumes that podman lists besides those that it was given (podman 5.4,
+/// `libpod/runtime_volume_common.go`).
+const DERIVED: [&str; 5] = ["UID", "GID", "SIZE", "INODES", "NOQUOTA"];
 
 /// How long pulling a base image may take.
 const PULL: Duration = Duration::from_secs(1800);
@@ -49,7 +61,7 @@ impl Engine for Podman {
             tokio::try_join!(
                 ask(["info", "--format", "json"], answers::info),
                 ask(["ps", "--all", "--external", "--format", "json"], answers::containers),
-                ask(["volume", "ls", "--format", "json"], answers::volumes),
+                self.volumes(),
                 try_join_all(networks.iter().map(async |network| {
                     Ok((network.clone(), inspect("network", network, answers::network).await?))
                 })),
@@ -61,7 +73,7 @@ impl Engine for Podman {
             runtime: info.runtime,
             storage: info.storage,
             containers,
-            volumes,
+            volumes: volumes.into_iter().map(|volume| (volume.name.clone(), volume)).collect(),
             networks: networks.into_iter().filter_map(there).collect(),
             images: images.into_iter().filter_map(|(image, there)| there.then_some(image)).collect(),
             ..Survey::default()
@@ -198,6 +210,29 @@ impl Engine for Podman {
         }
     }
 
+    async fn volumes(&self) -> Result<Vec<Volume>, EngineError> {
+        ask(["volume", "ls", "--format", "json"], answers::volumes).await
+    }
+
+    async fn make_volume(&self, volume: &Volume, session: SessionId, content: &Path) -> Result<(), EngineError> {
+        create_volume(volume, session).answer().await?;
+        if volume.is_mount() {
+            podman(["volume", "mount", &volume.name]).answer().await?;
+        }
+        podman(["volume", "import", &volume.name]).arg(content).answer_within(IMPORT).await?;
+        let folder = ask(["volume", "inspect", &volume.name], answers::mountpoint).await?;
+        let content = content.to_owned();
+        let owned = tokio::task::spawn_blocking(move || own(&folder, &content)).await.map_err(io::Error::other);
+        owned.flatten().map_err(|source| EngineError::Volume { volume: volume.name.clone(), source })
+    }
+
+    async fn release_volume(&self, volume: &Volume) -> Result<(), EngineError> {
+        if volume.is_mount() {
+            podman(["volume", "unmount", &volume.name]).answer().await?;
+        }
+        Ok(())
+    }
+
     async fn remove(&self, target: &Target, marks: &Marks) -> Result<(), EngineError> {
         let found = see(name(target)).await?;
         if found.as_ref().is_some_and(|found| !is_ours(found, target)) {
@@ -226,6 +261,9 @@ fn restore_command(target: &Target) -> Program {
     let command = podman(["container", "restore", "--file-locks", "--import"]).arg(&target.dump);
     // Where memory follows, the container's annotation names the same file.
     let command = if target.follows.is_some() { command } else { command.criu_reads(&target.criu_config) };
+    // They are there, with their content: podman would bring neither their options nor one that two
+    // members share.
+    let command = if target.volumes.is_empty() { command } else { command.arg("--ignore-volumes") };
     let command = match &target.pod {
         Some(pod) => command.args(["--pod", pod]),
         None => command,
@@ -235,6 +273,26 @@ fn restore_command(target: &Target) -> Program {
     } else {
         command.arg("--tcp-established")
     }
+}
+
+/// What podman makes of `o` itself is left out.
+fn create_volume(volume: &Volume, session: SessionId) -> Program {
+    let labels = volume.labels.iter().filter(|(key, _)| *key != MARK);
+    let labels = labels.map(|(key, value)| format!("--label={key}={value}"));
+    let mark = [format!("--label={MARK}={session}")];
+    let given = volume.options.iter().filter(|(key, _)| !DERIVED.contains(&key.as_str()));
+    let options = given.map(|(key, value)| format!("--opt={key}={value}"));
+    podman(["volume", "create"]).args(labels.chain(mark).chain(options)).arg(&volume.name)
+}
+
+/// Gives a volume's folder the owner and the mode that it had. podman's import gives them to all
+/// that is in the folder, and not to the folder itself.
+fn own(folder: &Path, content: &Path) -> io::Result<()> {
+    let content = BufReader::new(File::open(content)?);
+    let top = archived_folder(content, &Limits::default()).map_err(io::Error::other)?;
+    let Some(ArchivedFolder { uid, gid, mode }) = top else { return Ok(()) };
+    std::os::unix::fs::lchown(folder, Some(uid), Some(gid))?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(mode))
 }
 
 /// The archive is taken from the standard input's place, which is the writing end of a pipe: it goes when either side dies, as a
@@ -273,6 +331,7 @@ fn source(found: Inspected) -> Source {
     let files = Files {
         root,
         volumes: volumes.map(|volume| (volume.name.clone(), volume.source.clone())).collect(),
+        elsewhere: BTreeSet::new(),
         // A container that shares another's has none here.
         shm: Some(userdata.join("shm")).filter(|shm| shm.is_dir()),
         printed: Some(userdata.join(PRINTED)).filter(|log| log.is_file()),
@@ -416,10 +475,56 @@ mod tests {
             restore_command(&target(false)).line(),
             "podman container restore --file-locks --import /w/auditor.tar --tcp-established"
         );
+        let shared = Volume { stored_in: Some("first".parse().unwrap()), ..Volume::named("data") };
+        assert_eq!(
+            restore_command(&Target { volumes: vec![shared], ..target(false) }).line(),
+            "podman container restore --file-locks --import /w/auditor.tar --ignore-volumes --tcp-established",
+            "a volume is made once, whoever of those that have it is restored first"
+        );
         assert_eq!(
             restore_command(&target(true)).line(),
             "podman container restore --file-locks --import /w/auditor.tar --ignore-static-ip --ignore-static-mac --name clone"
         );
+    }
+
+    #[test]
+    fn a_volume_is_made_with_what_its_maker_said_and_the_mark_of_this_restore() {
+        let texts = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<BTreeMap<_, _>>()
+        };
+        let volume = Volume {
+            labels: texts(&[(MARK, "another restore"), ("made", "by=hand")]),
+            options: texts(&[("SIZE", "2M"), ("UID", "7"), ("device", "tmpfs"), ("o", "size=2M,uid=7")]),
+            ..Volume::named("data")
+        };
+        let session = SessionId::from_bytes([7; 16]);
+        assert_eq!(
+            create_volume(&volume, session).line(),
+            format!(
+                "podman volume create --label=made=by=hand --label={MARK}={session} --opt=device=tmpfs \
+                 --opt=o=size=2M,uid=7 data"
+            )
+        );
+    }
+
+    #[test]
+    fn a_volumes_folder_gets_its_mode_back() {
+        let top = tempfile::tempdir().unwrap();
+        let (folder, content) = (top.path().join("folder"), top.path().join("content.tar"));
+        fs::create_dir(&folder).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o1701)).unwrap();
+        image_format::files::archive_folder(&folder, &mut File::create(&content).unwrap()).unwrap();
+        let mode = || fs::metadata(&folder).unwrap().permissions().mode() & 0o7777;
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+        own(&folder, &content).unwrap();
+        assert_eq!(mode(), 0o1701);
+        // An archive that says nothing of the folder leaves it as it is.
+        fs::write(&content, [0; 1024]).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+        own(&folder, &content).unwrap();
+        assert_eq!(mode(), 0o755);
+        fs::write(&content, "no archive").unwrap();
+        own(&folder, &content).unwrap_err();
     }
 
     #[test]
