@@ -61,23 +61,15 @@ pub(crate) struct Cover {
 }
 
 impl Cover {
-    /// Writes to `with` what is in `over`, if anything, and after it what is in `session`, and `more`; CRIU takes every hook
-    /// program that it is told of.
-    pub(crate) fn make(over: &Path, session: &Path, more: &str, with: &Path) -> io::Result<Self> {
-        let own = match std::fs::metadata(over) {
-            Ok(facts) if facts.len() > LARGEST_CONFIG => return Err(io::Error::other("it is too large")),
-            Ok(_) => std::fs::read(over)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                make_placeholder(over)?;
-                Vec::new()
-            }
-            Err(error) => return Err(error),
-        };
+    /// Writes to `with`, which is to be read in place of `over`, what is in `own`, if anything, and
+    /// after it what is in `session`, and `more`; CRIU takes every hook program that it is told of.
+    pub(crate) fn make(over: &Path, own: &Path, session: &Path, more: &str, with: &Path) -> io::Result<Self> {
+        let own = own_lines(own)?;
+        if !over.exists() {
+            make_placeholder(over)?;
+        }
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(with)?;
         file.write_all(&own)?;
-        if own.last().is_some_and(|last| *last != b'\n') {
-            file.write_all(b"\n")?;
-        }
         file.write_all(&std::fs::read(session)?)?;
         file.write_all(more.as_bytes())?;
         Ok(Self { over: over.canonicalize()?, with: with.to_owned() })
@@ -97,6 +89,21 @@ impl Cover {
             covered.join().unwrap_or_else(|_| Err(io::Error::other("the thread that starts it ended unexpectedly")))
         })
     }
+}
+
+/// What a container's own configuration for CRIU says, or the host's, in whole lines; nothing if
+/// there is none.
+pub(crate) fn own_lines(path: &Path) -> io::Result<Vec<u8>> {
+    let mut lines = match std::fs::metadata(path) {
+        Ok(facts) if facts.len() > LARGEST_CONFIG => return Err(io::Error::other("it is too large")),
+        Ok(_) => std::fs::read(path)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    if lines.last().is_some_and(|last| *last != b'\n') {
+        lines.push(b'\n');
+    }
+    Ok(lines)
 }
 
 fn make_placeholder(path: &Path) -> io::Result<()> {
@@ -121,14 +128,21 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         std::fs::write(at("session.conf"), "action-script=/s/hook\n").unwrap();
         std::fs::write(at("own.conf"), "log-file=x").unwrap();
-        let cover = Cover::make(&at("own.conf"), &at("session.conf"), "tls\n", &at("cover")).unwrap();
+        let cover = Cover::make(&at("own.conf"), &at("own.conf"), &at("session.conf"), "tls\n", &at("cover")).unwrap();
         assert_eq!(std::fs::read_to_string(at("cover")).unwrap(), "log-file=x\naction-script=/s/hook\ntls\n");
         assert_eq!(cover.over, at("own.conf").canonicalize().unwrap());
 
         let missing = at("etc/criu/runc.conf");
-        Cover::make(&missing, &at("session.conf"), "", &at("second")).unwrap();
+        Cover::make(&missing, &missing, &at("session.conf"), "", &at("second")).unwrap();
         assert_eq!(std::fs::read_to_string(&missing).unwrap(), PLACEHOLDER);
         assert!(std::fs::read_to_string(at("second")).unwrap().ends_with("action-script=/s/hook\n"));
-        assert!(Cover::make(&missing, &at("session.conf"), "", &at("second")).is_err(), "a cover is one program's");
+        assert!(
+            Cover::make(&missing, &missing, &at("session.conf"), "", &at("second")).is_err(),
+            "a cover is one program's"
+        );
+
+        // After a lazy restore the runtime reads a session's file that is gone.
+        Cover::make(&at("gone/s.conf"), &at("own.conf"), &at("session.conf"), "", &at("third")).unwrap();
+        assert_eq!(std::fs::read_to_string(at("third")).unwrap(), "log-file=x\naction-script=/s/hook\n");
     }
 }

@@ -3,6 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::{self, BufWriter, Read};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use image_format::files::HoleWriter;
@@ -16,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{CRIU_CONFIG, MARK, Target, Volume, bundle, stored};
+use crate::engine::{CRIU_CONFIG, MARK, OWN_CONFIG, Target, Volume, bundle, stored};
 use crate::error::RestoreErrorKind;
 use crate::plan::Planned;
 use crate::set::{Member, Set};
@@ -32,6 +33,8 @@ struct Job {
     target: Target,
     config: Option<serde_json::Value>,
     lazy: bool,
+    /// The container that was dumped had been restored lazily, and has the annotations of that.
+    restored_lazily: bool,
     blobs: Counted,
     store: Arc<dyn Store>,
     handle: Handle,
@@ -78,9 +81,10 @@ pub(crate) async fn fetch(
             observer.member(&member.id, MemberStep::Fetching { bytes: stored_size(member) });
             let blobs = Counted::new(&member.id, store, &tell, &stop);
             let config = planned.bundle.as_ref().map(|(_, config)| config.clone());
+            let restored_lazily = member.facts.spec_annotations.contains_key(OWN_CONFIG);
             let (member, image, target) = (member.id.clone(), member.image.clone(), target.clone());
             let (store, handle) = (Arc::clone(store), Handle::current());
-            let job = Job { member, image, target, config, lazy, blobs, store, handle };
+            let job = Job { member, image, target, config, lazy, restored_lazily, blobs, store, handle };
             running.spawn_blocking(move || (job.member.clone(), job.run()));
         }
         tokio::select! {
@@ -169,10 +173,14 @@ impl Job {
         let file = file.map_err(UnpackError::Write)?;
         let mut options = self.options();
         options.spec_annotations.insert(MARK.to_owned(), self.target.session.to_string());
+        let Target { criu_config, own_config, .. } = &self.target;
+        let text = |path: &Path| path.to_string_lossy().into_owned();
         if lazy {
             // podman tells runc not to restore lazily, which only the file that the annotation names overrules.
-            let criu_config = self.target.criu_config.to_string_lossy().into_owned();
-            options.spec_annotations.insert(CRIU_CONFIG.to_owned(), criu_config);
+            options.spec_annotations.insert(CRIU_CONFIG.to_owned(), text(criu_config));
+            options.spec_annotations.insert(OWN_CONFIG.to_owned(), text(own_config));
+        } else if self.restored_lazily {
+            options.spec_annotations.insert(CRIU_CONFIG.to_owned(), text(own_config));
         }
         let content = |volume: &Volume| (format!("volumes/{}.tar", volume.name), self.target.content(volume));
         options.aside = stored(&self.target.volumes).map(content).collect();

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use coordinator::{Rendezvous, SessionId};
 use image_format::{Compression, DumpKind, Facts, LayerContent, MemberId, annotation};
 
-use crate::engine::{Lone, Pod, Target, Ties, Volume, bundle};
+use crate::engine::{Lone, Pod, Target, Ties, Volume, bundle, criu_configs};
 use crate::preflight::{BaseImage, Want};
 use crate::set::{Member, Set};
 use crate::workspace::Workspace;
@@ -24,6 +24,8 @@ pub(crate) struct Planned {
     pub(crate) want: Want,
     /// runc: the caller's bundle and what its configuration says.
     pub(crate) bundle: Option<(PathBuf, serde_json::Value)>,
+    /// The container's own configuration for CRIU, or the host's.
+    own_config: PathBuf,
 }
 
 /// Plans every member of the set, in its order; those that cannot be planned are problems.
@@ -70,6 +72,7 @@ impl Planned {
             lone,
             session,
             criu_config: Rendezvous::criu_config_at(run_root, session, member),
+            own_config: self.own_config.clone(),
             follows: None,
         }
     }
@@ -146,7 +149,9 @@ fn plan_member(member: &Member, options: &RestoreOptions) -> Result<Planned, Vec
         volumes,
         bytes: unpacked_size(member),
     };
-    Ok(Planned { want, bundle })
+    let runtime = facts.runtime_name.as_deref().unwrap_or_default();
+    let (_, own_config) = criu_configs(runtime, |name| facts.spec_annotations.get(name).map(String::as_str));
+    Ok(Planned { want, bundle, own_config })
 }
 
 /// The volumes that a dump names, each once, as its image tells of them; the image's text if that

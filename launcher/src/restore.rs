@@ -13,6 +13,7 @@ use image_format::{Descriptor, Epoch, LazyPages, MemberId};
 use registry::{Store, cancellable, put_touched};
 use tokio::sync::mpsc;
 
+use crate::attach;
 use crate::claims::Claims;
 use crate::engine::{Marks, Target, Volume, stored};
 use crate::error::{RestoreError, RestoreErrorKind, chain};
@@ -447,9 +448,17 @@ impl Prepared<'_> {
             let following = Following::start(work, (Arc::clone(&keeper), number), Arc::clone(pages), Box::new(blobs));
             let following = following.map_err(|source| RestoreErrorKind::Lazy { member: member.clone(), source })?;
             self.following.push((member.clone(), following));
+            // runc reads both files; podman's runc only the one that the annotation names.
+            let own = match target.engine {
+                EngineKind::Podman => attach::own_lines(&target.own_config),
+                EngineKind::Runc => Ok(Vec::new()),
+            };
+            let path = &target.own_config;
+            let own = own.map_err(|source| RestoreErrorKind::File { path: path.clone(), source })?;
             let config = &target.criu_config;
             let written = OpenOptions::new().append(true).open(config);
-            let written = written.and_then(|mut file| file.write_all(lazy::criu_lines(work).as_bytes()));
+            let lines = [own.as_slice(), lazy::criu_lines(work).as_bytes()].concat();
+            let written = written.and_then(|mut file| file.write_all(&lines));
             written.map_err(|source| RestoreErrorKind::File { path: config.clone(), source })?;
         }
         Ok(())

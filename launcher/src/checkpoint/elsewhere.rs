@@ -264,6 +264,7 @@ mod tests {
             id: "0".repeat(64),
             labels: BTreeMap::new(),
             criu_config: PathBuf::new(),
+            own_config: PathBuf::new(),
             pid: 1,
             log: None,
             files: Files::default(),

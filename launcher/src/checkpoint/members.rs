@@ -291,6 +291,7 @@ mod tests {
             id: "0".repeat(64),
             labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
             criu_config: "/etc/criu/runc.conf".into(),
+            own_config: "/etc/criu/runc.conf".into(),
             pid: 1,
             log: None,
             files: Files::default(),

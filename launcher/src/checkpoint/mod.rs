@@ -415,7 +415,7 @@ fn attachments(
             Err(std::io::Error::other(format!("the container's annotation {CRIU_CONFIG} is empty")))
         } else {
             let more = pages.as_ref().map_or("", |pages| pages.lines());
-            Cover::make(over, &config, more, &workspace.criu_config(&member.id))
+            Cover::make(over, &member.source.own_config, &config, more, &workspace.criu_config(&member.id))
         };
         let cover = made.map_err(|source| CheckpointErrorKind::Attach {
             member: member.id.clone(),

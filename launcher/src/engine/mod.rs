@@ -43,6 +43,11 @@ pub(crate) use self::volumes::{Volume, stored};
 /// The annotation by which runc and crun are told CRIU's configuration file.
 pub(crate) const CRIU_CONFIG: &str = "org.criu.config";
 
+/// The annotation that names a container's own configuration of CRIU, or the host's, where
+/// [`CRIU_CONFIG`] names that of a session which is over: podman can be told in no other way to
+/// restore lazily.
+pub(crate) const OWN_CONFIG: &str = "io.syncpoint.criu-config";
+
 /// The annotation of a container, and the label of a volume, that names the session of the restore
 /// that made it.
 pub(crate) const MARK: &str = "io.syncpoint.restored-by";
@@ -222,6 +227,8 @@ pub(crate) struct Source {
     pub(crate) labels: BTreeMap<String, String>,
     /// The file that the runtime hands to CRIU as its configuration, whether it is there or not.
     pub(crate) criu_config: PathBuf,
+    /// The file with the lines that are to be in force: the same, unless it was restored lazily.
+    pub(crate) own_config: PathBuf,
     /// The first of its processes.
     pub(crate) pid: i32,
     /// Where CRIU writes its log of a dump; `None` if that is for the dump to say.
@@ -299,6 +306,8 @@ pub(crate) struct Target {
     pub(crate) session: SessionId,
     /// The session's configuration for CRIU, which CRIU reads beside the container's own or the host's.
     pub(crate) criu_config: PathBuf,
+    /// The container's own configuration for CRIU, or the host's.
+    pub(crate) own_config: PathBuf,
     /// Where CRIU works and writes its log, if its memory follows when its tasks run.
     #[serde(default)]
     pub(crate) follows: Option<PathBuf>,
@@ -447,6 +456,15 @@ async fn kill_left(container: &str, marks: Marks) -> Result<(), EngineError> {
 /// The folder with the configurations that runtimes hand to CRIU where a container's annotations name none.
 const CRIU_CONFIGS: &str = "/etc/criu";
 
+/// Where a runtime looks for CRIU's configuration, by the annotations of a container, and where the
+/// lines are that are meant.
+pub(crate) fn criu_configs<'a>(runtime: &str, annotation: impl Fn(&str) -> Option<&'a str>) -> (PathBuf, PathBuf) {
+    let file = if runtime == "crun" { "crun.conf" } else { "runc.conf" };
+    let read = annotation(CRIU_CONFIG).map_or_else(|| Path::new(CRIU_CONFIGS).join(file), PathBuf::from);
+    let own = annotation(OWN_CONFIG).map_or_else(|| read.clone(), PathBuf::from);
+    (read, own)
+}
+
 pub(crate) fn is_alive(pid: i32) -> bool {
     let Some(pid) = Pid::from_raw(pid) else { return false };
     let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return false };
@@ -458,13 +476,26 @@ pub(crate) fn is_alive(pid: i32) -> bool {
 const RESTORE_LOG: &str = "restore.log";
 
 /// CRIU's words, or why they cannot be had: a failure is never without any.
-pub(crate) fn log_lines(path: &std::path::Path) -> Vec<String> {
+pub(crate) fn log_lines(path: &Path) -> Vec<String> {
     criu_log::error_lines(path).unwrap_or_else(|error| vec![format!("{} cannot be read: {error}", path.display())])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_container_that_was_restored_lazily_keeps_its_own_configuration_of_criu() {
+        let read = |runtime: &str, annotations: &[(&str, &'static str)]| {
+            let find = |name: &str| annotations.iter().find(|(key, _)| *key == name).map(|(_, value)| *value);
+            let (read, own) = criu_configs(runtime, find);
+            [read, own].map(|path| path.to_str().unwrap().to_owned())
+        };
+        assert_eq!(read("runc", &[]), ["/etc/criu/runc.conf"; 2]);
+        assert_eq!(read("crun", &[]), ["/etc/criu/crun.conf"; 2]);
+        assert_eq!(read("runc", &[(CRIU_CONFIG, "/own")]), ["/own"; 2]);
+        assert_eq!(read("runc", &[(CRIU_CONFIG, "/session"), (OWN_CONFIG, "/own")]), ["/session", "/own"]);
+    }
 
     #[test]
     fn a_process_that_ended_is_not_alive_even_before_it_is_collected() {

@@ -8,7 +8,7 @@ pub(crate) mod bundle;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use async_trait::async_trait;
 use serde_json::Value;
@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::program::{Program, ended, words_of};
 use super::{
-    CRIU_CONFIG, CRIU_CONFIGS, Container, DumpInto, Engine, EngineError, Files, Found, Labelled, Lone, MARK, Marks,
-    Pod, Present, RESTORE_LOG, Source, Survey, Target, Ties, is_alive, kill_left, log_lines,
+    Container, DumpInto, Engine, EngineError, Files, Found, Labelled, Lone, MARK, Marks, Pod, Present, RESTORE_LOG,
+    Source, Survey, Target, Ties, criu_configs, is_alive, kill_left, log_lines,
 };
 use crate::attach::Attachment;
 use crate::error::chain;
@@ -105,14 +105,15 @@ impl Engine for Runc {
 
     async fn source(&self, container: &str) -> Result<Option<Source>, EngineError> {
         let Some(state) = state(container).await? else { return Ok(None) };
-        let default = || Path::new(CRIU_CONFIGS).join("runc.conf");
-        let criu_config = state.annotations.get(CRIU_CONFIG).map_or_else(default, PathBuf::from);
+        let annotation = |name: &str| state.annotations.get(name).map(String::as_str);
+        let (criu_config, own_config) = criu_configs("runc", annotation);
         let pid = if state.runs() { state.pid } else { 0 };
         Ok(Some(Source {
             container: container.to_owned(),
             id: container.to_owned(),
             labels: state.annotations,
             criu_config,
+            own_config,
             pid,
             log: None,
             // The root of a bundle is its maker's, and has no layers.
@@ -331,6 +332,7 @@ mod tests {
             lone: Some(lone.clone()),
             session: coordinator::SessionId::from_bytes([7; 16]),
             criu_config: "/run/syncpoint/s/lone/criu.conf".into(),
+            own_config: "/etc/criu/runc.conf".into(),
             follows: None,
         };
         assert_eq!(

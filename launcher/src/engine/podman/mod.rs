@@ -25,8 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::program::{Program, ProgramError};
 use super::{
-    CRIU_CONFIG, CRIU_CONFIGS, Container, DumpInto, Engine, EngineError, Files, Found, Labelled, Layers, MARK, Marks,
-    Pod, Present, RESTORE_LOG, Source, Survey, Target, Ties, Volume, is_alive, kill_left, log_lines, runc,
+    Container, DumpInto, Engine, EngineError, Files, Found, Labelled, Layers, MARK, Marks, Pod, Present, RESTORE_LOG,
+    Source, Survey, Target, Ties, Volume, criu_configs, is_alive, kill_left, log_lines, runc,
 };
 use answers::{Inspected, Seen};
 
@@ -318,9 +318,7 @@ fn clear(images: &Path) -> std::io::Result<()> {
 }
 
 fn source(found: Inspected) -> Source {
-    let runtime = if found.runtime == "crun" { "crun.conf" } else { "runc.conf" };
-    let default = || Path::new(CRIU_CONFIGS).join(runtime);
-    let criu_config = found.annotation(CRIU_CONFIG).map_or_else(default, PathBuf::from);
+    let (criu_config, own_config) = criu_configs(&found.runtime, |name| found.annotation(name));
     let userdata = found.oci_config_path.parent().unwrap_or(Path::new("/"));
     let data = found.graph_driver.data.clone().unwrap_or_default();
     let root = data.get("UpperDir").filter(|_| found.graph_driver.name == "overlay").map(|upper| Layers {
@@ -340,7 +338,7 @@ fn source(found: Inspected) -> Source {
     let (labels, log) = (found.labels(), Some(userdata.join("dump.log")));
     let mounted = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
     let ties = Ties { secrets: secrets(&mounted, &found.id), ..found.ties() };
-    Source { container: found.name, id: found.id, labels, criu_config, pid, log, files, ties }
+    Source { container: found.name, id: found.id, labels, criu_config, own_config, pid, log, files, ties }
 }
 
 /// Where secrets are mounted in a container, by its `/proc/PID/mountinfo`: podman mounts each from a file of its own.
@@ -469,6 +467,7 @@ mod tests {
             lone: None,
             session: coordinator::SessionId::from_bytes([7; 16]),
             criu_config: "/run/syncpoint/s/auditor/criu.conf".into(),
+            own_config: "/etc/criu/runc.conf".into(),
             follows: None,
         };
         assert_eq!(
@@ -573,5 +572,8 @@ mod tests {
         assert_eq!(read(answer("crun", "null", "overlay")).criu_config, Path::new("/etc/criu/crun.conf"));
         let annotated = read(answer("runc", r#"{"org.criu.config":"/c"}"#, "vfs"));
         assert_eq!((annotated.criu_config.as_path(), annotated.files.root), (Path::new("/c"), None));
+        assert_eq!(annotated.own_config, Path::new("/c"));
+        let lazily = read(answer("runc", r#"{"org.criu.config":"/run/s","io.syncpoint.criu-config":"/c"}"#, "vfs"));
+        assert_eq!((lazily.criu_config.as_path(), lazily.own_config.as_path()), (Path::new("/run/s"), Path::new("/c")));
     }
 }
