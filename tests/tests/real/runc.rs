@@ -4,24 +4,24 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use image_format::files::remove_tree;
 use nix::sys::signal::Signal;
 use syncpoint_tests::{Process, Registry, command, run, run_failing, wait_until};
-use tempfile::TempDir;
 
-use crate::setup::{Keys, files_below};
+use crate::setup::{Keys, WorkFolder, files_below};
 
 /// Containers of runc, dumped, made into a global checkpoint, and gone. Each depends on those before it.
 pub struct Lone {
     members: &'static [&'static str],
     registry: Registry,
     keys: Keys,
-    folder: TempDir,
+    folder: WorkFolder,
     reference: String,
 }
 
 impl Lone {
     pub fn prepare(port: u16, members: &'static [&'static str]) -> Self {
-        let (registry, keys, folder) = (Registry::start(port), Keys::generate(), TempDir::new().unwrap());
+        let (registry, keys, folder) = (Registry::start(port), Keys::generate(), WorkFolder::new());
         let reference = registry.repository("sdp/lone:epoch-1");
         let mut link = vec!["link".to_owned(), "--to".into(), reference.clone()];
         link.extend(["--application", "lone", "--sign-by", &keys.private()].map(str::to_owned));
@@ -33,7 +33,7 @@ impl Lone {
             let (image, config) = (image.to_str().unwrap(), bundle.join("config.json"));
             let pack = ["pack", image, "--bundle", config.to_str().unwrap(), "--to", &to, "--member", member];
             run(registry.syncpoint(pack).args(["--depends-on", &members[..number].join(",")]));
-            fs::remove_dir_all(image).unwrap();
+            remove_tree(image.as_ref()).unwrap();
             link.push(format!("{member}={to}"));
         }
         run(&mut registry.syncpoint(&link));

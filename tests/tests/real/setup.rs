@@ -5,6 +5,28 @@ use std::path::{Path, PathBuf};
 use syncpoint_tests::{Ledger, MEMBERS, Registry, depends_on, run, syncpoint};
 use tempfile::TempDir;
 
+/// A folder that engines and CRIU work in. It goes when it is dropped, but for what is mounted
+/// there: a plain removal would walk into the control groups that a killed CRIU left.
+#[derive(Debug)]
+pub struct WorkFolder(PathBuf);
+
+impl WorkFolder {
+    pub fn new() -> Self {
+        Self(TempDir::new().unwrap().keep())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for WorkFolder {
+    fn drop(&mut self) {
+        // What cannot be removed stays in the testbed's throw-away root.
+        let _ = image_format::files::remove_tree(&self.0);
+    }
+}
+
 /// A key pair made by `syncpoint key generate`.
 pub struct Keys(TempDir);
 

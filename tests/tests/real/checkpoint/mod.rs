@@ -17,7 +17,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use syncpoint_tests::syncpoint;
-use tempfile::TempDir;
+
+use crate::setup::WorkFolder;
 
 /// How often a test does what must never fail: `SYNCPOINT_ROUNDS`, or 20.
 fn rounds() -> u64 {
@@ -27,11 +28,11 @@ fn rounds() -> u64 {
 
 /// An OCI layout as the store, beside a work folder of its own.
 #[derive(Debug)]
-struct Layout(TempDir);
+struct Layout(WorkFolder);
 
 impl Layout {
     fn new() -> Self {
-        Self(TempDir::new().unwrap())
+        Self(WorkFolder::new())
     }
 
     /// A path beside the store.
