@@ -16,9 +16,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use engine::EngineKind;
 use image_format::{ApplicationId, MemberId};
+use launcher::Pages;
 use launcher::sdp::Storage;
-use launcher::{EngineKind, Pages};
 use registry::{Policy, Reference};
 use toml::Spanned;
 use toml::de::DeTable;

@@ -7,14 +7,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use coordinator::{Hook, RendezvousError};
+use engine::{EngineError, open_files::OpenFilesError};
 use image_format::{MemberId, UnpackError};
 use registry::StoreError;
 use registry::sign::Finding;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::EngineError;
 use crate::set::LoadError;
-use crate::{LazyError, OpenFilesError, Phase, Problem};
+use crate::{LazyError, Phase, Problem};
 
 /// A restore that failed. Nothing of the set runs, and everything that was made is removed, but for the `leftovers`.
 #[derive(Debug)]
@@ -129,7 +129,7 @@ pub enum RestoreErrorKind {
         member: MemberId,
         /// Why.
         #[source]
-        source: crate::BundleError,
+        source: engine::BundleError,
     },
     /// The memory of a member that ran did not follow.
     #[error("the memory of member {member} did not follow: no member runs any more")]
@@ -240,40 +240,4 @@ pub(crate) fn listed(headline: &str, all: &[impl fmt::Display]) -> String {
 /// ` in 3 attempts`, where that is worth telling.
 fn after(attempts: u32) -> String {
     if attempts > 1 { format!(" in {attempts} attempts") } else { String::new() }
-}
-
-/// An error with all its causes in one line. A cause that the error before it has told in its own words is not told again.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut last = error.to_string();
-    let mut text = last.clone();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let words = cause.to_string();
-        if !last.contains(&words) {
-            text.push_str(&format!(": {words}"));
-            last = words;
-        }
-        source = cause.source();
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Debug, thiserror::Error)]
-    #[error("{words}")]
-    struct Told {
-        words: &'static str,
-        source: Option<Box<Told>>,
-    }
-
-    #[test]
-    fn nothing_is_told_twice() {
-        let told = |words, source: Option<Told>| Told { words, source: source.map(Box::new) };
-        assert_eq!(chain(&told("one", Some(told("two", Some(told("three", None)))))), "one: two: three");
-        assert_eq!(chain(&told("nothing: two", Some(told("two", Some(told("three", None)))))), "nothing: two: three");
-        assert_eq!(chain(&told("one", Some(told("one", None)))), "one");
-    }
 }

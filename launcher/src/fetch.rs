@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use engine::{CRIU_CONFIG, EngineKind, MARK, OWN_CONFIG, Target, Volume, bundle, stored};
 use image_format::files::HoleWriter;
 use image_format::{
     BlobSource, CheckpointImage, Compression, Descriptor, LazyPages, MemberId, UnpackError, UnpackOptions,
@@ -17,11 +18,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{CRIU_CONFIG, MARK, OWN_CONFIG, Target, Volume, bundle, stored};
 use crate::error::RestoreErrorKind;
 use crate::plan::Planned;
 use crate::set::{Member, Set};
-use crate::{EngineKind, MemberStep, Observer, RestoreOptions, lazy};
+use crate::{MemberStep, Observer, RestoreOptions, lazy};
 
 /// Bytes that are counted before anybody is told.
 const TELL: u64 = 1 << 20;

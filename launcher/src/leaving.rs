@@ -10,11 +10,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use engine::{Container, EngineError, EngineKind, Present, Survey};
 use futures_util::future::{join_all, try_join_all};
 use image_format::MemberId;
 
-use crate::engine::{Container, EngineError, Present, Survey};
-use crate::{EngineKind, Problem, Wanted};
+use crate::{Problem, Wanted};
 
 /// Containers that are there and are to make room.
 #[derive(Debug, Default)]
@@ -199,7 +199,7 @@ pub(crate) async fn present(wanted: &Wanted) -> Result<Option<(EngineKind, Prese
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Network, Volume};
+    use engine::{Network, Volume};
 
     fn container(id: &str, name: &str) -> Container {
         Container { id: id.to_owned(), names: vec![name.to_owned()], state: "running".to_owned() }

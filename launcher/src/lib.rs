@@ -13,20 +13,14 @@
 //! that a launcher that is killed at any point leaves only what the next one finds and takes away (`sweep`). Hooks whose
 //! launcher is dead fail closed, so nothing runs meanwhile.
 
-mod attach;
 mod checkpoint;
-mod claims;
-mod descriptors;
-mod engine;
 mod error;
 mod fetch;
 mod guard;
 pub mod interval;
 mod lazy;
 mod leaving;
-mod mounts;
 mod observer;
-mod open_files;
 mod options;
 mod pages;
 mod plan;
@@ -49,7 +43,6 @@ pub use checkpoint::{
     Elsewhere, JoinReport, Joining, MembersError, Pages, ParsePagesError, Pending, Signer, Wanted, Watcher, checkpoint,
     join, pending, resume,
 };
-pub use engine::{BundleError, EngineError, EngineKind, ParseEngineError, ProgramError};
 pub use error::{RestoreError, RestoreErrorKind};
 pub use guard::{
     GUARD_DIR, GuardError, GuardEvent, GuardMetrics, GuardOptions, GuardState, GuardWatcher, Limits, LookError, Orders,
@@ -58,7 +51,6 @@ pub use guard::{
 pub use lazy::{KEEP, LazyError, keep};
 pub use leaving::EvictError;
 pub use observer::{MemberStep, Observer, Phase};
-pub use open_files::{OpenFilesError, raise_open_files};
 pub use options::{RestoreOptions, WORK_DIR};
 pub use pages::PagesError;
 pub use preempt::{PreemptError, halt, preempt};

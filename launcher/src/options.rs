@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use coordinator::{Deadlines, Fence};
+use engine::EngineKind;
 use image_format::MemberId;
 use registry::Trust;
 use tokio_util::sync::CancellationToken;
-
-use crate::EngineKind;
 
 /// Where dumps are while they are restored, unless it is said otherwise: for root alone, and not in memory.
 pub const WORK_DIR: &str = "/var/lib/syncpoint";

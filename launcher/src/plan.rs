@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use coordinator::{Rendezvous, SessionId};
+use engine::{EngineKind, Lone, Pod, Target, Ties, Volume, bundle, criu_configs};
 use image_format::{Compression, DumpKind, Facts, LayerContent, MemberId, annotation};
 
-use crate::engine::{Lone, Pod, Target, Ties, Volume, bundle, criu_configs};
 use crate::preflight::{BaseImage, Want};
 use crate::set::{Member, Set};
 use crate::workspace::Workspace;
-use crate::{EngineKind, Problem, RestoreOptions};
+use crate::{Problem, RestoreOptions};
 
 /// In the paths of the folders that podman has for each container, whichever storage it has.
 const CONTAINERS: &str = "-containers/";
@@ -197,7 +197,7 @@ fn read_bundle(member: &MemberId, given: Option<&PathBuf>) -> Result<(PathBuf, s
     match bundle::read(path) {
         Ok(config) => Ok((path.clone(), config)),
         Err(error) => {
-            let (path, reason) = (path.clone(), crate::error::chain(&error));
+            let (path, reason) = (path.clone(), engine::chain(&error));
             Err(Problem::Bundle { member: member.clone(), path, reason })
         }
     }
@@ -256,7 +256,7 @@ fn is_image_name(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::stored;
+    use engine::stored;
 
     #[test]
     fn dumps_go_to_the_engine_that_made_them() {

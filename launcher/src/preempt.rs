@@ -8,10 +8,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::claims::Claims;
 use image_format::{ApplicationId, Epoch, Timeline};
 use registry::{Selector, StoreError, catalogue};
 
-use crate::claims::Claims;
 use crate::leaving::{EvictError, Leaving, Volumes};
 use crate::restore::{make_run_root, preflight_beside};
 use crate::{

@@ -8,26 +8,28 @@ use std::time::Duration;
 
 use coordinator::proto::Passage;
 use coordinator::{Rendezvous, SessionId, SessionKind, SessionPlan};
+use engine::{
+    EngineKind, Marks, Target, Volume, attach, chain,
+    claims::Claims,
+    open_files::{raise_for, raise_open_files},
+    stored,
+};
 use futures_util::stream::StreamExt;
 use image_format::{Descriptor, Epoch, LazyPages, MemberId};
 use registry::{Store, cancellable, put_touched};
 use tokio::sync::mpsc;
 
-use crate::attach;
-use crate::claims::Claims;
-use crate::engine::{Marks, Target, Volume, stored};
-use crate::error::{RestoreError, RestoreErrorKind, chain};
+use crate::error::{RestoreError, RestoreErrorKind};
 use crate::fetch::Counted;
 use crate::lazy::{self, Following, Keeper};
 use crate::leaving::{Leaving, Volumes};
-use crate::open_files::{raise_for, raise_open_files};
 use crate::plan::{Planned, plan};
 use crate::preflight::{Examined, examine, is_root};
 use crate::session::{self, Broken, Passages};
 use crate::set::{Set, load};
 use crate::sweep::{remove_all, sweep};
 use crate::workspace::{Purpose, Record, Workspace};
-use crate::{EngineKind, MemberStep, Observer, Phase, Problem, RestoreOptions, Trust, fetch};
+use crate::{MemberStep, Observer, Phase, Problem, RestoreOptions, Trust, fetch};
 
 /// The wait before the second attempt; doubled for each further one.
 const BACK_OFF: Duration = Duration::from_millis(500);
@@ -260,7 +262,7 @@ pub(crate) fn make_run_root(path: &Path) -> std::io::Result<PathBuf> {
 /// Pulls the base images that are not here. podman would do so by itself, in the middle of the session.
 async fn pull_images(
     planned: &[Planned],
-    engines: &std::collections::BTreeMap<EngineKind, crate::engine::Survey>,
+    engines: &std::collections::BTreeMap<EngineKind, engine::Survey>,
     observer: &dyn Observer,
 ) -> Result<(), RestoreErrorKind> {
     let mut pulled = std::collections::BTreeSet::new();

@@ -18,14 +18,13 @@ use std::time::Duration;
 
 use coordinator::proto::Passage;
 use coordinator::{Event, Hook, Outcome, Rendezvous, Step};
+use engine::{Marks, Target, chain, kill};
 use image_format::MemberId;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{Marks, Target, kill};
-use crate::error::chain;
 use crate::lazy::{self, Following};
 use crate::{MemberStep, Observer};
 

@@ -9,6 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use engine::descriptors::receive;
 use image_format::image_streamer::{LENGTH, StreamerError, reply, request_len, requested};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -17,8 +18,6 @@ use nix::unistd::geteuid;
 use rustix::fs::{Mode, fchmod};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use tokio_util::sync::CancellationToken;
-
-use crate::descriptors::receive;
 
 /// How long CRIU may take in the middle of a request.
 const PATIENCE: Duration = Duration::from_secs(5);

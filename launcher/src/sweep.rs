@@ -19,13 +19,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use coordinator::SessionId;
+use engine::{EngineKind, Marks, Target, Volume, chain, kill, mounts::remove_folder, wait_gone};
 
-use crate::engine::{Marks, Target, Volume, kill, wait_gone};
-use crate::error::chain;
+use crate::Observer;
 use crate::leaving::{Volumes, remove_volumes};
-use crate::mounts::remove_folder;
 use crate::workspace::{Purpose, Record, Workspace};
-use crate::{EngineKind, Observer};
 
 /// How long the engines of a dead launcher may take to notice.
 const NOTICE: Duration = Duration::from_secs(15);
@@ -131,7 +129,7 @@ fn made(engine: EngineKind, known: &[Volume], session: SessionId) -> Volumes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::MARK;
+    use engine::MARK;
 
     #[test]
     fn only_volumes_of_this_very_restore_are_removed() {

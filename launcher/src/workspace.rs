@@ -24,12 +24,10 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use coordinator::SessionId;
+use engine::{Target, Ticks, mounts::remove_folder};
 use image_format::MemberId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-
-use crate::engine::{Target, Ticks};
-use crate::mounts::remove_folder;
 
 /// What a folder is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,12 +15,10 @@ use serde_json::{Map, Value};
 use tokio::io::AsyncWriteExt;
 use zeroize::Zeroizing;
 
+use image_format::SECRET_VARIABLES;
+
 use crate::Settings;
 use crate::reference::{HUB, canonical_host};
-
-/// Variables of the environment that hold secrets, which no program that is started needs: what outlives this one, such as the monitor
-/// of a container, would show them for as long as it runs.
-pub const SECRET_VARIABLES: &[&str] = &["COSIGN_PASSWORD", "SDP_CONFIG_PASSWORD"];
 
 /// A helper may ask a keyring, or a person; not for ever.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(60);

@@ -31,7 +31,7 @@ pub use catalogue::{
     Catalogue, CatalogueError, Listed, Newest, PassedOver, Sizes, catalogue, newest, sizes, under_tag,
 };
 pub use copy::{CopyError, CopyOptions, CopyReport, copy};
-pub use credentials::{CredentialError, SECRET_VARIABLES};
+pub use credentials::CredentialError;
 pub use layout::LayoutStore;
 pub use login::{LoginError, login, logout};
 pub use open::{Create, open};

@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use clap::Args;
 use coordinator::{Deadlines, Listen, SessionId, TlsFiles};
+use engine::EngineKind;
 use image_format::{ApplicationId, Compression, Digest, Epoch, MemberId, ParseIdError, Span};
 use launcher::{
-    CheckpointError, CheckpointOptions, CheckpointReport, CheckpointedMember, Destination, Elsewhere, EngineKind,
-    Pages, Signer, Wanted,
+    CheckpointError, CheckpointOptions, CheckpointReport, CheckpointedMember, Destination, Elsewhere, Pages, Signer,
+    Wanted,
 };
 use registry::Reference;
 use serde::Serialize;

@@ -65,7 +65,7 @@ pub async fn run(args: CoordinatorArgs, context: &Context) -> Result<(), Command
         deadlines: Deadlines { gather: gather_timeout.0, hold: hold_timeout.0 },
     };
     // How many members come is not known before they do.
-    launcher::raise_open_files();
+    engine::open_files::raise_open_files();
     let mut service = Service::start(plan).await.doing(|| "the coordinator cannot listen".to_owned())?;
     let mut events = service.events();
     context.reporter.note(&format!("listening on {}", service.address()));

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use clap::Args;
 use coordinator::Deadlines;
+use engine::EngineKind;
 use image_format::{Artifact, Descriptor, Digest, MemberId};
-use launcher::{EngineKind, RestoreError, RestoreErrorKind, RestoreOptions, RestoreReport, RestoredMember, Trust};
+use launcher::{RestoreError, RestoreErrorKind, RestoreOptions, RestoreReport, RestoredMember, Trust};
 use registry::sign::errors;
 use registry::{Reference, Store};
 use serde::Serialize;

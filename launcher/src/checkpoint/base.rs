@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::chain;
 use futures_util::stream::{self, StreamExt};
 use image_format::{Base, Digest, GlobalCheckpoint, MemberId};
 use registry::{Selector, Trust, find_base, newest, sign};
@@ -12,7 +13,6 @@ use tokio::time::timeout;
 
 use super::commit::Line;
 use super::{CheckpointErrorKind, CheckpointOptions, Destination, Watcher};
-use crate::error::chain;
 
 /// The bases by member. Those without one store all of their pages.
 pub(super) type Bases = BTreeMap<MemberId, Arc<Base>>;

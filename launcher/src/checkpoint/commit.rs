@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use coordinator::Fence;
+use engine::chain;
 use image_format::{ApplicationId, Digest, Epoch, GlobalCheckpoint, MemberEntry, MemberTimeline};
 use registry::{CatalogueError, Newest, PassedOver, StoreError, Tag, newest, sign, under_tag};
 
@@ -11,7 +12,6 @@ use super::error::{CheckpointError, CheckpointErrorKind};
 use super::phase2::Sent;
 use super::record::{Tentative, TentativeMember};
 use super::{CheckpointOptions, CheckpointReport, CheckpointedMember, Destination, Watcher};
-use crate::error::chain;
 use crate::{Observer, Phase};
 
 /// How often a checkpoint whose tag is taken at the last moment gets another number.

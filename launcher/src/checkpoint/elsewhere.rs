@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use coordinator::wire::control::{Attend, Permanent, Stored};
 use coordinator::{Delegate, RollCall};
+use engine::chain;
 use futures_util::future::try_join_all;
 use image_format::{Chain, CheckpointImage, Descriptor, MemberId, MemberTimeline};
 use registry::{Store, StoreError, first_missing};
@@ -17,7 +18,6 @@ use super::options::{CheckpointOptions, Destination, Elsewhere};
 use super::phase2::Sent;
 use super::record::{Tentative, TentativeMember};
 use super::{CheckpointReport, Watcher};
-use crate::error::chain;
 use crate::{MemberStep, Phase};
 
 /// How long another host may take to tell why it failed, once all is over.
@@ -91,7 +91,7 @@ fn settle_all(here: &mut [Member], elsewhere: &mut [Attend]) -> Result<(), Membe
 
 fn tentative(attend: Attend) -> Result<TentativeMember, CheckpointErrorKind> {
     let Attend { member, engine, container, depends_on, .. } = attend;
-    let engine = engine.parse().map_err(|error: crate::ParseEngineError| CheckpointErrorKind::Elsewhere {
+    let engine = engine.parse().map_err(|error: engine::ParseEngineError| CheckpointErrorKind::Elsewhere {
         member: member.clone(),
         reason: error.to_string(),
     })?;
@@ -250,8 +250,8 @@ mod tests {
     use tokio::runtime::Handle;
 
     use super::*;
-    use crate::EngineKind;
-    use crate::engine::{Files, Source};
+    use engine::EngineKind;
+    use engine::{Files, Source};
 
     fn ids(ids: &[&str]) -> Vec<MemberId> {
         ids.iter().map(|id| id.parse().unwrap()).collect()
@@ -268,7 +268,7 @@ mod tests {
             pid: 1,
             log: None,
             files: Files::default(),
-            ties: crate::engine::Ties::default(),
+            ties: engine::Ties::default(),
         };
         let [a, job] = [0, 1].map(|at| ids(&["a", "job"])[at].clone());
         let mut member = Member {

@@ -6,6 +6,7 @@ use std::io;
 use std::path::PathBuf;
 
 use coordinator::{Absent, AttendError, FenceError, FolderError, Hook, ListenError, RendezvousError, SessionId};
+use engine::open_files::OpenFilesError;
 use image_format::files::FilesError;
 use image_format::{ApplicationId, Digest, Epoch, GlobalError, MemberId, PackError, TimelineError};
 use registry::sign::SignError;
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::members::MembersError;
 use crate::error::listed;
 use crate::pages::PagesError;
-use crate::{OpenFilesError, Phase, Problem};
+use crate::{Phase, Problem};
 
 /// A checkpoint that failed. The application runs on as before, but for what [`CheckpointErrorKind::NotRunning`] says, and nothing
 /// is tagged, but for what [`CheckpointErrorKind::Stop`] says.
@@ -196,7 +197,7 @@ pub enum CheckpointErrorKind {
         digest: Digest,
         /// Why.
         #[source]
-        source: crate::EngineError,
+        source: engine::EngineError,
     },
     /// Members of other hosts cannot be heard.
     #[error("no other host can be heard")]

@@ -3,14 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use engine::{EngineError, EngineKind, chain, is_alive, outsiders};
 use image_format::MemberId;
 
 use super::error::CheckpointErrorKind;
 use super::members::Member;
-use crate::engine::{EngineError, is_alive, outsiders};
-use crate::error::chain;
 use crate::preflight::{foreign_volumes, restorable};
-use crate::{EngineKind, Observer, Problem};
+use crate::{Observer, Problem};
 
 /// Refuses members that no engine could restore, all of them at once.
 pub(super) fn refuse(members: &[Member]) -> Result<(), CheckpointErrorKind> {
@@ -47,7 +46,7 @@ async fn held(members: &[Member]) -> Result<Vec<Problem>, EngineError> {
         }
     }
     let driver = EngineKind::Podman.driver();
-    let others = |found: Vec<crate::engine::Container>| {
+    let others = |found: Vec<engine::Container>| {
         found.into_iter().filter(|container| !own.contains(container.id.as_str())).collect::<Vec<_>>()
     };
     // All at once first, since there are mostly none: each question takes podman a tenth of a second.

@@ -18,6 +18,7 @@ use std::time::Duration;
 use coordinator::wire::Invitation;
 use coordinator::wire::control::{Attend, Failure, Stored, Summons};
 use coordinator::{AttendError, Delegation, Lasting, Outcome, Outpost, Remote, SessionId, SessionKind};
+use engine::{chain, claims::Claims, open_files::raise_for};
 use image_format::{ApplicationId, Digest, Epoch, MemberId, Timeline, rfc3339};
 use registry::Reference;
 use tokio::net::TcpStream;
@@ -35,9 +36,6 @@ use super::{
     remove, session, stop,
 };
 use crate::Phase;
-use crate::claims::Claims;
-use crate::error::chain;
-use crate::open_files::raise_for;
 use crate::preflight::is_root;
 use crate::restore::make_run_root;
 use crate::workspace::{Purpose, Workspace};

@@ -9,11 +9,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use engine::{EngineError, EngineKind, Files, MARK, Source, Volume};
 use image_format::{ApplicationId, MemberId, annotation};
 
 use super::options::{CheckpointOptions, Wanted};
-use crate::EngineKind;
-use crate::engine::{EngineError, Files, MARK, Source, Volume};
 
 const APPLICATION: &str = "io.syncpoint.application";
 const MEMBER: &str = "io.syncpoint.member";
@@ -283,7 +282,7 @@ fn parse(source: &Source, what: &'static str, text: &str) -> Result<MemberId, Me
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Ties;
+    use engine::Ties;
 
     fn source(labels: &[(&str, &str)]) -> Source {
         Source {

@@ -13,7 +13,6 @@
 //! Two decisions, never one: tasks go on as soon as all votes are in; the checkpoint is permanent only with its tag.
 
 mod base;
-mod capture;
 mod commit;
 mod elsewhere;
 mod error;
@@ -38,6 +37,12 @@ use coordinator::hook::{expect_handed, was_not_handed};
 use coordinator::proto::Passage;
 use coordinator::wire::control::{Attend, Summons};
 use coordinator::{Hook, Rendezvous, RendezvousError, RollCall, SessionId, SessionKind, SessionPlan, Timings};
+use engine::{
+    CRIU_CONFIG, EngineKind,
+    attach::{Attachment, Cover, Handed},
+    claims::Claims,
+    open_files::raise_for,
+};
 use image_format::{ApplicationId, BarrierTime, Digest, Epoch, MemberId, MemberTimeline, Span, Timeline, rfc3339};
 use registry::{Progress, Tag, Trust};
 use tokio::time::Instant;
@@ -55,14 +60,10 @@ use self::members::{Member, resolve};
 use self::record::{Tentative, TentativeMember};
 use self::seat::Seat;
 use self::session::{Broken, Dumping};
-use crate::attach::{Attachment, Cover, Handed};
-use crate::claims::Claims;
-use crate::engine::CRIU_CONFIG;
-use crate::open_files::raise_for;
 use crate::preflight::is_root;
 use crate::restore::make_run_root;
 use crate::workspace::{Purpose, Workspace};
-use crate::{EngineKind, Observer, Phase};
+use crate::{Observer, Phase};
 
 /// What becomes of memory that CRIU cannot be handed a socket for.
 const OVER_TLS: &str = "its engine does not hand CRIU the socket for its memory, which goes over TLS instead, as with --pages tls; tasks stand frozen for longer";
@@ -358,7 +359,7 @@ impl Run<'_> {
 
     async fn close(&self, rendezvous: Rendezvous) {
         if let Err(error) = rendezvous.close().await {
-            self.watcher.warning(&crate::error::chain(&error));
+            self.watcher.warning(&engine::chain(&error));
         }
     }
 

@@ -5,12 +5,13 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use coordinator::{Deadlines, Fence, Listen, TlsFiles};
+use engine::EngineKind;
 use image_format::{ApplicationId, ChainLimits, Compression, MemberId};
 use registry::sign::PrivateKey;
 use registry::{Store, Tag, Trust, cancellable};
 use tokio_util::sync::CancellationToken;
 
-use crate::{EngineKind, WORK_DIR};
+use crate::WORK_DIR;
 
 /// Where a global checkpoint becomes permanent.
 #[derive(Debug, Clone)]

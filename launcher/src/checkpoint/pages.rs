@@ -15,11 +15,11 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
+use engine::attach::Handed;
 use image_format::page_server::{ReceiveLimits, Received};
 use image_format::{ChainLimits, MemberId};
 
 use super::base::Bases;
-use crate::attach::Handed;
 use crate::pages::{Authority, PageServer, PagesError};
 
 /// Bytes of pages of all members together that wait in memory; beyond, CRIU waits.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::{EngineKind, files::Copies};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use image_format::{Captured, Chain, DumpSource, MemberId, PackOptions, PackedImage, Span, pack};
 use registry::{Bridge, CopyOptions, Create, Location, Settings, Store, copy};
@@ -13,7 +14,6 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::base::Bases;
-use super::capture::Copies;
 use super::error::{CheckpointError, CheckpointErrorKind};
 use super::members::Member;
 use super::pages::MemberPages;
@@ -22,7 +22,7 @@ use super::session::Dumping;
 use super::thaw::{self, Frozen};
 use super::{CheckpointOptions, Destination, Watcher, file, micros};
 use crate::workspace::Workspace;
-use crate::{EngineKind, MemberStep, Phase};
+use crate::{MemberStep, Phase};
 
 /// Between a pipe's end and its engine's.
 const ENGINE_NEWS: Duration = Duration::from_secs(5);

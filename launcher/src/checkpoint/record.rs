@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use coordinator::SessionId;
+use engine::EngineKind;
 use image_format::{ApplicationId, Descriptor, Digest, Epoch, MemberId, MemberTimeline, Timeline};
 use serde::{Deserialize, Serialize};
-
-use crate::EngineKind;
 
 /// A checkpoint on its way, for whoever has to take away what is left of it, or finishes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

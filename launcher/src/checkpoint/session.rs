@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use coordinator::hook::mend;
 use coordinator::{Event, Hook, Outcome, Timings};
+use engine::{Deaths, DumpInto, EngineKind, attach::Attachment, chain, files::Copies, is_alive, log_lines};
 use image_format::MemberId;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -20,17 +21,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::capture::Copies;
 use super::members::Member;
 use super::pages::PageServers;
 use super::seat::Seat;
 use super::thaw::Frozen;
-use crate::attach::Attachment;
-use crate::engine::{Deaths, DumpInto, is_alive, log_lines};
-use crate::error::chain;
 use crate::session::{ENDING, NEWS};
 use crate::workspace::Workspace;
-use crate::{EngineKind, MemberStep, Observer, Phase};
+use crate::{MemberStep, Observer, Phase};
 
 /// Why there is no dump.
 #[derive(Debug)]

@@ -4,11 +4,11 @@ use std::io;
 use std::path::Path;
 
 use coordinator::SessionId;
+use engine::{Marks, Ticks};
 use image_format::{ApplicationId, Epoch};
 
 use super::record::Tentative;
 use crate::Observer;
-use crate::engine::{Marks, Ticks};
 use crate::sweep::{end_engines, remove_folders};
 use crate::workspace::{Purpose, Workspace};
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 
+use engine::EngineError;
 use futures_util::future::{join_all, select_all};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -11,7 +12,6 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::Wanted;
-use crate::engine::EngineError;
 use crate::leaving::present;
 
 /// Containers that all ran when they were looked at.

@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use coordinator::{Fence, FenceError};
+use engine::{chain, claims::Claims};
 use image_format::{ApplicationId, Digest, Epoch, MemberId, UnpackError};
 use registry::{
     Catalogue, CatalogueError, Listed, PassedOver, Policy, Progress, PruneError, PruneOptions, PruneReport, StoreError,
@@ -43,8 +44,6 @@ pub use self::metrics::GuardMetrics;
 use self::state::StateFile;
 pub use self::state::{GuardState, Taken, guard_state};
 use crate::checkpoint::tell_passed_over;
-use crate::claims::Claims;
-use crate::error::chain;
 use crate::leaving::{EvictError, Leaving};
 use crate::preflight::is_root;
 use crate::restore::{make_run_root, prepare};

@@ -20,14 +20,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use registry::SECRET_VARIABLES;
+use engine::{Marks, Ticks, descriptors::receive, kill};
+use image_format::SECRET_VARIABLES;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg, socketpair,
 };
 use serde::{Deserialize, Serialize};
-
-use crate::descriptors::receive;
-use crate::engine::{Marks, Ticks, kill};
 
 /// The argument with which a program is to call [`keep`].
 pub const KEEP: &str = "keep-memory";

@@ -32,6 +32,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use engine::descriptors::receive;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use image_format::{BlobSource, Digest, LazyPages, MemberId, UnpackError, touched_pages};
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
@@ -43,7 +44,6 @@ pub use self::keeper::{KEEP, keep};
 use self::memory::{Asked, Memory};
 use self::queue::{Job, Queue};
 use self::uffd::Uffd;
-use crate::descriptors::receive;
 
 /// Where CRIU looks for whoever fills memory, in its working folder.
 const SOCKET: &str = "lazy-pages.socket";

@@ -4,12 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use engine::{EngineKind, Survey, Ties, Volume, stored};
 use image_format::MemberId;
 
 use super::Problem;
 use super::host::{Host, is_older};
-use crate::EngineKind;
-use crate::engine::{Survey, Ties, Volume, stored};
 
 /// What one member wants of this machine. What its dump does not say is not checked.
 #[derive(Debug, Clone)]
@@ -263,7 +262,7 @@ fn check_each_other(wants: &[Want], problems: &mut Vec<Problem>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Container, Network, Pod, PodTie, StartMount};
+    use engine::{Container, Network, Pod, PodTie, StartMount};
 
     fn want(member: &str) -> Want {
         Want {

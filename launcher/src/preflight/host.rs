@@ -6,9 +6,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use engine::{Program, ProgramError};
 use rustix::fs::{Access, access};
-
-use crate::engine::{Program, ProgramError};
 
 /// What this machine is.
 #[derive(Debug, Clone)]

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use engine::{EngineError, EngineKind, Survey, chain, stored};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use image_format::{Descriptor, Digest, MemberId};
 use registry::{Store, StoreError};
@@ -19,12 +20,10 @@ pub(crate) use self::check::{BaseImage, Want, foreign_volumes, restorable};
 use self::host::Host;
 pub(crate) use self::host::{Room, is_root};
 pub use self::problem::Problem;
-use crate::engine::{EngineError, Survey, stored};
-use crate::error::chain;
+use crate::RestoreOptions;
 use crate::leaving::{Leaving, Volumes};
 use crate::plan::Planned;
 use crate::set::Set;
-use crate::{EngineKind, RestoreOptions};
 
 /// What was seen: the problems, and for the later steps which images the engines have.
 #[derive(Debug)]

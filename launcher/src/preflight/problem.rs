@@ -3,9 +3,8 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use engine::EngineKind;
 use image_format::{Digest, DumpKind, MemberId};
-
-use crate::EngineKind;
 
 /// One thing that would make a restore fail, or that is worth knowing before.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::{EngineKind, chain};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -24,8 +25,7 @@ use super::etcd::DatabaseError;
 use super::ids::BlockId;
 use super::lease::Acquired;
 use super::roster::{Guarded, GuardedState, Step, steps};
-use crate::error::chain;
-use crate::{EngineKind, GuardError, GuardEvent, GuardMetrics, GuardOptions, GuardWatcher, Orders, guard, guard_state};
+use crate::{GuardError, GuardEvent, GuardMetrics, GuardOptions, GuardWatcher, Orders, guard, guard_state};
 
 /// From one look to the next.
 const LOOK: Duration = Duration::from_secs(1);

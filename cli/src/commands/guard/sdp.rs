@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use engine::EngineKind;
 use launcher::sdp::{BlockGuard, BlockGuards, BlockId, BlockPlan, Database, Storage, guard_blocks};
-use launcher::{EngineKind, GuardMetrics, GuardWatcher};
+use launcher::{GuardMetrics, GuardWatcher};
 
 use super::http::Shown;
 use super::log::Log;

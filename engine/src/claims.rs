@@ -12,16 +12,16 @@ use crate::EngineKind;
 
 /// Claims that hold until they are dropped.
 #[derive(Debug, Default)]
-pub(crate) struct Claims(Vec<File>);
+pub struct Claims(Vec<File>);
 
 impl Claims {
     /// Claims the name of a container; says whether nobody else has it.
-    pub(crate) fn claim_container(&mut self, run_root: &Path, engine: EngineKind, name: &str) -> io::Result<bool> {
+    pub fn claim_container(&mut self, run_root: &Path, engine: EngineKind, name: &str) -> io::Result<bool> {
         self.claim(run_root, &format!("{engine}-{name}"))
     }
 
     /// Claims any name; says whether nobody else has it.
-    pub(crate) fn claim(&mut self, run_root: &Path, name: &str) -> io::Result<bool> {
+    pub fn claim(&mut self, run_root: &Path, name: &str) -> io::Result<bool> {
         let folder = run_root.join("claims");
         DirBuilder::new().mode(0o700).recursive(true).create(&folder)?;
         let path = folder.join(name);

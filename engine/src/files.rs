@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use image_format::Captured;
 use image_format::files::{FilesError, Writers, archive_folder, archive_upper, clone_tree};
 
-use crate::engine::Files;
+use crate::Files;
 use crate::mounts::remove_folder;
 
 /// The container's log, by its name in podman's archive.
@@ -20,7 +20,7 @@ const EMPTY_TAR: [u8; 1024] = [0; 1024];
 
 /// Copies of what a container had written at one instant.
 #[derive(Debug)]
-pub(crate) struct Copies {
+pub struct Copies {
     folder: PathBuf,
     /// The folders below the writable layer, which say what an opaque folder of it hides.
     lower: Option<Vec<PathBuf>>,
@@ -34,7 +34,7 @@ pub(crate) struct Copies {
 
 impl Copies {
     /// Copies a container's files into a new folder. Reflinks where the filesystem gives them.
-    pub(crate) fn take(files: &Files, folder: &Path) -> Result<Self, FilesError> {
+    pub fn take(files: &Files, folder: &Path) -> Result<Self, FilesError> {
         make_folder(folder)?;
         if let Some(layers) = &files.root {
             clone_tree(&layers.upper, &folder.join("upper"), Writers::Frozen)?;
@@ -67,7 +67,7 @@ impl Copies {
     }
 
     /// Archives the copies, under the names that podman's restore knows. Each copy goes once it is archived.
-    pub(crate) fn archive(self) -> Result<Captured, FilesError> {
+    pub fn archive(self) -> Result<Captured, FilesError> {
         let mut captured = Captured::default();
         let at = |name: &str| self.folder.join(name);
         if let Some(lower) = &self.lower {
@@ -150,7 +150,7 @@ mod tests {
         fs::write(at("log"), "printed").unwrap();
         fs::set_permissions(at("log"), fs::Permissions::from_mode(0o644)).unwrap();
         let files = Files {
-            root: Some(crate::engine::Layers { upper: at("upper"), lower: vec![at("lower")] }),
+            root: Some(crate::Layers { upper: at("upper"), lower: vec![at("lower")] }),
             volumes: [("data".to_owned(), at("volume"))].into(),
             elsewhere: ["shared".to_owned()].into(),
             shm: Some(at("shm")),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use coordinator::SessionId;
 use serde_json::{Map, Value};
 
-use crate::engine::MARK;
+use crate::MARK;
 
 /// Far more than any `config.json` has.
 const LARGEST: u64 = 4 << 20;
@@ -54,7 +54,7 @@ pub enum BundleError {
 }
 
 /// Reads the configuration of the bundle in `dir` and makes it fit for a copy elsewhere.
-pub(crate) fn read(dir: &Path) -> Result<Value, BundleError> {
+pub fn read(dir: &Path) -> Result<Value, BundleError> {
     let path = dir.join(CONFIG);
     let file_error = |source| BundleError::File { path: path.clone(), source };
     let dir = dir.canonicalize().map_err(file_error)?;
@@ -87,7 +87,7 @@ pub(crate) fn read(dir: &Path) -> Result<Value, BundleError> {
 }
 
 /// Writes a bundle with this configuration, and the mark of the restore `session`, into the new folder `dir`.
-pub(crate) fn write(mut config: Value, session: SessionId, dir: &Path) -> Result<(), BundleError> {
+pub fn write(mut config: Value, session: SessionId, dir: &Path) -> Result<(), BundleError> {
     let path = dir.join(CONFIG);
     if let Some(config) = config.as_object_mut() {
         let annotations = config.entry("annotations").or_insert_with(|| Value::Object(Map::new()));

@@ -24,18 +24,18 @@ const DYING: Duration = Duration::from_secs(10);
 
 /// By what a process is known to belong to a container.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Marks {
+pub struct Marks {
     /// The id, as the last part of a cgroup's name and as an argument of an engine's program.
-    pub(crate) id: Option<String>,
+    pub id: Option<String>,
     /// The folder of the restore: an engine's program that was told of something in it works for that restore.
-    pub(crate) folder: Option<PathBuf>,
+    pub folder: Option<PathBuf>,
     /// When the restore began: whatever is older is not its doing, whatever its cgroup is called.
-    pub(crate) since: Ticks,
+    pub since: Ticks,
 }
 
 impl Marks {
     /// Marks that no process has.
-    pub(crate) fn nothing() -> Self {
+    pub fn nothing() -> Self {
         Self { id: None, folder: None, since: Ticks(u64::MAX) }
     }
 }
@@ -43,11 +43,11 @@ impl Marks {
 /// A time since boot, in the kernel's clock ticks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct Ticks(u64);
+pub struct Ticks(u64);
 
 impl Ticks {
     /// When this process was started; zero if the kernel does not say.
-    pub(crate) fn of_this_process() -> Self {
+    pub fn of_this_process() -> Self {
         read(std::process::id().cast_signed()).map(|process| process.started).unwrap_or_default()
     }
 }
@@ -68,7 +68,7 @@ fn find(marks: &Marks) -> BTreeSet<i32> {
 
 /// Processes in a container's cgroup that do not descend from its first one, with their names: CRIU does not dump them. What
 /// `podman exec` starts is such.
-pub(crate) fn outsiders(id: &str, init: i32) -> Vec<(i32, String)> {
+pub fn outsiders(id: &str, init: i32) -> Vec<(i32, String)> {
     let all = read_all();
     let found = outside(&all, id, init);
     let name = |pid: i32| fs::read(format!("/proc/{pid}/comm")).ok();
@@ -88,7 +88,7 @@ fn outside(all: &BTreeMap<i32, Process>, id: &str, init: i32) -> Vec<i32> {
 ///
 /// # Errors
 /// Some do not go: stuck in the kernel, or not ours to kill.
-pub(crate) fn kill(marks: &Marks) -> io::Result<()> {
+pub fn kill(marks: &Marks) -> io::Result<()> {
     let until = Instant::now() + DYING;
     loop {
         let found = find(marks);
@@ -107,7 +107,7 @@ pub(crate) fn kill(marks: &Marks) -> io::Result<()> {
 }
 
 /// Waits until no process has these marks any more; says whether it came to that in time.
-pub(crate) fn wait_gone(marks: &Marks, limit: Duration) -> bool {
+pub fn wait_gone(marks: &Marks, limit: Duration) -> bool {
     let until = Instant::now() + limit;
     while !find(marks).is_empty() {
         if Instant::now() > until {

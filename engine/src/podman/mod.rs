@@ -31,8 +31,8 @@ use super::{
 use answers::{Inspected, Seen};
 
 use crate::attach::Attachment;
-use crate::error::chain;
 use crate::mounts::{remove_folder, unmount_cgyards};
+use crate::words::chain;
 
 /// How long filling a volume may take.
 const IMPORT: Duration = Duration::from_secs(3600);

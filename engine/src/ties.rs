@@ -10,23 +10,24 @@ const SECRETS: &str = "/run/secrets";
 
 /// What ties a container down. A dump says less of this than a container that is there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Ties {
+pub struct Ties {
     /// The folder that is its root filesystem, where that is not an image.
-    pub(crate) rootfs: Option<String>,
+    pub rootfs: Option<String>,
     /// Mounts that podman makes when it starts a container, and not when it restores one, by their place in the container.
-    pub(crate) mounts: BTreeMap<String, StartMount>,
+    pub mounts: BTreeMap<String, StartMount>,
     /// Files with secrets, by their place in the container.
-    pub(crate) secrets: BTreeMap<String, String>,
-    pub(crate) pod: Option<PodTie>,
+    pub secrets: BTreeMap<String, String>,
+    /// The pod that it is in.
+    pub pod: Option<PodTie>,
     /// Ids of other containers that it depends on, or whose namespaces it is in, but for the one of its pod.
-    pub(crate) containers: BTreeSet<String>,
+    pub containers: BTreeSet<String>,
     /// Whether its ids are others than the host's.
-    pub(crate) user_namespace: bool,
+    pub user_namespace: bool,
 }
 
 /// A mount that is made at a start alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum StartMount {
+pub enum StartMount {
     /// `--volume ...:O`.
     Overlay,
     /// `--mount type=image`.
@@ -36,7 +37,8 @@ pub(crate) enum StartMount {
 }
 
 impl StartMount {
-    pub(crate) fn in_words(self) -> &'static str {
+    /// What people call such a mount.
+    pub fn in_words(self) -> &'static str {
         match self {
             Self::Overlay => "an overlay volume (:O)",
             Self::Image => "an image (type=image)",
@@ -47,12 +49,13 @@ impl StartMount {
 
 /// The pod that a container is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct PodTie {
-    pub(crate) id: String,
+pub struct PodTie {
+    /// Its id.
+    pub id: String,
     /// Its name, where that is known.
-    pub(crate) name: Option<String>,
+    pub name: Option<String>,
     /// Whether it is known to have no infra container.
-    pub(crate) alone: bool,
+    pub alone: bool,
 }
 
 impl fmt::Display for PodTie {
@@ -63,16 +66,18 @@ impl fmt::Display for PodTie {
 
 /// A pod that podman has.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Pod {
-    pub(crate) id: String,
-    pub(crate) name: String,
+pub struct Pod {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
     /// The container that holds its namespaces; without one podman restores nothing into it.
-    pub(crate) infra: Option<String>,
+    pub infra: Option<String>,
 }
 
 impl PodTie {
     /// The pod here that a member goes into: the very one, or one of the same name.
-    pub(crate) fn find<'a>(&self, pods: &'a [Pod]) -> Option<&'a Pod> {
+    pub fn find<'a>(&self, pods: &'a [Pod]) -> Option<&'a Pod> {
         let own = pods.iter().find(|pod| pod.id == self.id);
         own.or_else(|| pods.iter().find(|pod| self.name.as_deref() == Some(&pod.name)))
     }
@@ -80,7 +85,7 @@ impl PodTie {
 
 impl Ties {
     /// What a dump says of podman's container.
-    pub(crate) fn of_dump(facts: &Facts, pod_name: Option<&str>) -> Self {
+    pub fn of_dump(facts: &Facts, pod_name: Option<&str>) -> Self {
         let mounts = facts.overlays.iter().map(|place| (place, StartMount::Overlay));
         let mounts = mounts.chain(facts.image_mounts.iter().map(|place| (place, StartMount::Image)));
         let mounts = mounts.chain(facts.volume_parts.iter().map(|place| (place, StartMount::PartOfVolume)));
@@ -96,7 +101,7 @@ impl Ties {
     }
 
     /// Secrets in the folder that podman makes anew, empty, when it restores a container: CRIU finds no place to mount them at.
-    pub(crate) fn secrets_without_place(&self) -> impl Iterator<Item = (&String, &String)> {
+    pub fn secrets_without_place(&self) -> impl Iterator<Item = (&String, &String)> {
         self.secrets.iter().filter(|(place, _)| place.starts_with(SECRETS))
     }
 }

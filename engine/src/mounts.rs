@@ -21,7 +21,7 @@ const MOUNTS: &str = "/proc/thread-self/mountinfo";
 ///
 /// # Errors
 /// The mounts cannot be listed, or one cannot be taken away.
-pub(crate) fn unmount_all(is_left: impl Fn(&Path) -> bool) -> io::Result<()> {
+pub fn unmount_all(is_left: impl Fn(&Path) -> bool) -> io::Result<()> {
     let mounts = std::fs::read(MOUNTS)?;
     for point in points(&mounts).into_iter().rev().filter(|point| is_left(point)) {
         unmount(&point, UnmountFlags::DETACH)
@@ -35,7 +35,7 @@ pub(crate) fn unmount_all(is_left: impl Fn(&Path) -> bool) -> io::Result<()> {
 ///
 /// # Errors
 /// As [`unmount_all`], and what cannot be removed, such as a folder on which something was mounted meanwhile.
-pub(crate) fn remove_folder(dir: &Path) -> io::Result<()> {
+pub fn remove_folder(dir: &Path) -> io::Result<()> {
     let real = dir.canonicalize()?;
     unmount_all(|point| point.starts_with(&real))?;
     remove_tree(&real)
@@ -46,7 +46,7 @@ pub(crate) fn remove_folder(dir: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// As [`unmount_all`].
-pub(crate) fn unmount_cgyards(container: &str) -> io::Result<()> {
+pub fn unmount_cgyards(container: &str) -> io::Result<()> {
     unmount_all(|point| {
         let is = |wanted: &dyn Fn(&[u8]) -> bool| point.iter().any(|name| wanted(name.as_bytes()));
         is(&|name| name == container.as_bytes()) && is(&|name| name.starts_with(CGYARD))

@@ -28,14 +28,16 @@ const NUMBER: u64 = 900;
 
 /// A descriptor that CRIU finds open from the start.
 #[derive(Debug)]
-pub(crate) struct Handed {
-    pub(crate) descriptor: OwnedFd,
+pub struct Handed {
+    /// The descriptor here.
+    pub descriptor: OwnedFd,
     /// Its number there.
-    pub(crate) number: i32,
+    pub number: i32,
 }
 
 impl Handed {
-    pub(crate) fn new(descriptor: OwnedFd) -> Self {
+    /// Hands on a descriptor, under a number that engines leave alone.
+    pub fn new(descriptor: OwnedFd) -> Self {
         let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         // Not over 900.
         Self { descriptor, number: NUMBER.min(most.saturating_sub(1)) as i32 }
@@ -44,16 +46,16 @@ impl Handed {
 
 /// What ties one run of an engine's program to a session.
 #[derive(Debug)]
-pub(crate) struct Attachment {
+pub struct Attachment {
     /// CRIU's configuration.
-    pub(crate) cover: Cover,
+    pub cover: Cover,
     /// What CRIU is handed.
-    pub(crate) handed: Option<Handed>,
+    pub handed: Option<Handed>,
 }
 
 /// A file, and what a program shall find in its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Cover {
+pub struct Cover {
     /// The file that the runtime reads.
     over: PathBuf,
     /// What it is to read.
@@ -63,7 +65,7 @@ pub(crate) struct Cover {
 impl Cover {
     /// Writes to `with`, which is to be read in place of `over`, what is in `own`, if anything, and
     /// after it what is in `session`, and `more`; CRIU takes every hook program that it is told of.
-    pub(crate) fn make(over: &Path, own: &Path, session: &Path, more: &str, with: &Path) -> io::Result<Self> {
+    pub fn make(over: &Path, own: &Path, session: &Path, more: &str, with: &Path) -> io::Result<Self> {
         let own = own_lines(own)?;
         if !over.exists() {
             make_placeholder(over)?;
@@ -76,7 +78,7 @@ impl Cover {
     }
 
     /// Runs `start` where the cover is in place; what it starts stays there. Needs root.
-    pub(crate) fn within<T: Send>(&self, start: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    pub fn within<T: Send>(&self, start: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         // A thread of its own: its mount namespace ends with it, but for the processes that it started.
         std::thread::scope(|scope| {
             let covered = scope.spawn(|| {
@@ -93,7 +95,7 @@ impl Cover {
 
 /// What a container's own configuration for CRIU says, or the host's, in whole lines; nothing if
 /// there is none.
-pub(crate) fn own_lines(path: &Path) -> io::Result<Vec<u8>> {
+pub fn own_lines(path: &Path) -> io::Result<Vec<u8>> {
     let mut lines = match std::fs::metadata(path) {
         Ok(facts) if facts.len() > LARGEST_CONFIG => return Err(io::Error::other("it is too large")),
         Ok(_) => std::fs::read(path)?,

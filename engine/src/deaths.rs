@@ -10,7 +10,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 /// Handles of processes, by their places in the list that was given. The kernel keeps them in the order in which they become readable,
 /// which is when their processes end.
 #[derive(Debug)]
-pub(crate) struct Deaths {
+pub struct Deaths {
     ready: OwnedFd,
     handles: Vec<OwnedFd>,
     /// Who was gone from the start.
@@ -19,7 +19,7 @@ pub(crate) struct Deaths {
 
 impl Deaths {
     /// Looks after these processes from now on.
-    pub(crate) fn watch(pids: impl IntoIterator<Item = i32>) -> io::Result<Self> {
+    pub fn watch(pids: impl IntoIterator<Item = i32>) -> io::Result<Self> {
         let ready = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let (mut handles, mut before) = (Vec::new(), Vec::new());
         for (place, pid) in pids.into_iter().enumerate() {
@@ -35,7 +35,7 @@ impl Deaths {
     }
 
     /// Who has ended, the first one first.
-    pub(crate) fn so_far(&self) -> Vec<usize> {
+    pub fn so_far(&self) -> Vec<usize> {
         let mut ended = self.before.clone();
         let mut events = Vec::with_capacity(self.handles.len());
         if !self.handles.is_empty()

@@ -1,17 +1,24 @@
 //! Engines: what runs containers. One trait, a driver for each.
 //!
-//! An engine is asked four things: what is here ([`Engine::survey`]), to restore one member, whether it runs, and to
-//! take away whatever came of it. A container is known to be a restore's own by its annotation [`MARK`], which names that
+//! An engine says what is here ([`Engine::survey`]) and what a dump needs to know of a container ([`Engine::source`]). An engine
+//! dumps a container, restores a member, says whether the member runs, and takes away whatever came of it. A container is known to be a restore's own by its annotation [`MARK`], which names that
 //! restore's session and no other: nothing else is ever removed.
 
+pub mod attach;
+pub mod claims;
 mod criu_log;
 mod deaths;
+pub mod descriptors;
+pub mod files;
+pub mod mounts;
+pub mod open_files;
 mod podman;
 mod processes;
 mod program;
 mod runc;
 mod ties;
 mod volumes;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -30,27 +37,28 @@ use tokio_util::sync::CancellationToken;
 
 use crate::attach::Attachment;
 
-pub(crate) use self::deaths::Deaths;
-pub(crate) use self::podman::Podman;
-pub(crate) use self::processes::{Marks, Ticks, kill, outsiders, wait_gone};
-pub(crate) use self::program::Program;
-pub use self::program::ProgramError;
+pub use self::deaths::Deaths;
+use self::podman::Podman;
+pub use self::processes::{Marks, Ticks, kill, outsiders, wait_gone};
+pub use self::program::{Program, ProgramError};
+use self::runc::Runc;
+pub use self::runc::bundle;
 pub use self::runc::bundle::BundleError;
-pub(crate) use self::runc::{Runc, bundle};
-pub(crate) use self::ties::{Pod, PodTie, StartMount, Ties};
-pub(crate) use self::volumes::{Volume, stored};
+pub use self::ties::{Pod, PodTie, StartMount, Ties};
+pub use self::volumes::{Volume, stored};
+pub use self::words::chain;
 
 /// The annotation by which runc and crun are told CRIU's configuration file.
-pub(crate) const CRIU_CONFIG: &str = "org.criu.config";
+pub const CRIU_CONFIG: &str = "org.criu.config";
 
 /// The annotation that names a container's own configuration of CRIU, or the host's, where
 /// [`CRIU_CONFIG`] names that of a session which is over: podman can be told in no other way to
 /// restore lazily.
-pub(crate) const OWN_CONFIG: &str = "io.syncpoint.criu-config";
+pub const OWN_CONFIG: &str = "io.syncpoint.criu-config";
 
 /// The annotation of a container, and the label of a volume, that names the session of the restore
 /// that made it.
-pub(crate) const MARK: &str = "io.syncpoint.restored-by";
+pub const MARK: &str = "io.syncpoint.restored-by";
 
 /// What runs containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -73,7 +81,7 @@ impl EngineKind {
     }
 
     /// The driver.
-    pub(crate) fn driver(self) -> &'static dyn Engine {
+    pub fn driver(self) -> &'static dyn Engine {
         match self {
             Self::Podman => &Podman,
             Self::Runc => &Runc,
@@ -144,57 +152,64 @@ pub enum EngineError {
 
 /// What one engine has, as far as a restore needs to know.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Survey {
-    pub(crate) version: String,
+pub struct Survey {
+    /// The version of its program, as that prints it.
+    pub version: String,
     /// The name of the runtime that it uses.
-    pub(crate) runtime: Option<String>,
-    pub(crate) containers: Vec<Container>,
+    pub runtime: Option<String>,
+    /// All of its containers.
+    pub containers: Vec<Container>,
     /// Those of the wanted networks that are there.
-    pub(crate) networks: BTreeMap<String, Network>,
+    pub networks: BTreeMap<String, Network>,
     /// All of its volumes, by name.
-    pub(crate) volumes: BTreeMap<String, Volume>,
+    pub volumes: BTreeMap<String, Volume>,
     /// The names of its secrets, where a member has any.
-    pub(crate) secrets: BTreeSet<String>,
+    pub secrets: BTreeSet<String>,
     /// Its pods, where a member was in one.
-    pub(crate) pods: Vec<Pod>,
+    pub pods: Vec<Pod>,
     /// Those of the wanted images that are there, by id.
-    pub(crate) images: BTreeSet<String>,
+    pub images: BTreeSet<String>,
     /// Where it keeps containers.
-    pub(crate) storage: Option<PathBuf>,
+    pub storage: Option<PathBuf>,
 }
 
 /// A container that an engine knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Container {
-    pub(crate) id: String,
-    pub(crate) names: Vec<String>,
-    pub(crate) state: String,
+pub struct Container {
+    /// The engine's own id.
+    pub id: String,
+    /// Its names, the one that people use first.
+    pub names: Vec<String>,
+    /// Its state, in the engine's word, such as `running`.
+    pub state: String,
 }
 
 impl Container {
     /// What people call it.
-    pub(crate) fn name(&self) -> &str {
+    pub fn name(&self) -> &str {
         self.names.first().unwrap_or(&self.id)
     }
 }
 
 /// A network that an engine knows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Network {
-    pub(crate) subnets: Vec<Subnet>,
+pub struct Network {
+    /// The ranges that its addresses come from.
+    pub subnets: Vec<Subnet>,
     /// Who has which address now.
-    pub(crate) taken: BTreeMap<IpAddr, String>,
+    pub taken: BTreeMap<IpAddr, String>,
 }
 
 /// A range of addresses, such as `10.90.0.0/24`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Subnet {
+pub struct Subnet {
     address: IpAddr,
     length: u32,
 }
 
 impl Subnet {
-    pub(crate) fn contains(self, address: IpAddr) -> bool {
+    /// Whether an address is in the range. An IPv4 address is in no IPv6 range.
+    pub fn contains(self, address: IpAddr) -> bool {
         // The bits after the prefix are shifted out; a shift by all the bits compares nothing.
         match (self.address, address) {
             (IpAddr::V4(own), IpAddr::V4(other)) => {
@@ -219,138 +234,147 @@ impl FromStr for Subnet {
 
 /// A container that runs and is to be dumped.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Source {
+pub struct Source {
     /// The name that people know it by; runc has no other id.
-    pub(crate) container: String,
+    pub container: String,
     /// The engine's own id.
-    pub(crate) id: String,
-    pub(crate) labels: BTreeMap<String, String>,
+    pub id: String,
+    /// The labels that the container was made with.
+    pub labels: BTreeMap<String, String>,
     /// The file that the runtime hands to CRIU as its configuration, whether it is there or not.
-    pub(crate) criu_config: PathBuf,
+    pub criu_config: PathBuf,
     /// The file with the lines that are to be in force: the same, unless it was restored lazily.
-    pub(crate) own_config: PathBuf,
+    pub own_config: PathBuf,
     /// The first of its processes.
-    pub(crate) pid: i32,
+    pub pid: i32,
     /// Where CRIU writes its log of a dump; `None` if that is for the dump to say.
-    pub(crate) log: Option<PathBuf>,
-    pub(crate) files: Files,
-    pub(crate) ties: Ties,
+    pub log: Option<PathBuf>,
+    /// Where its files are.
+    pub files: Files,
+    /// What else it cannot be without.
+    pub ties: Ties,
 }
 
 /// A container that is there, running or not: what it takes to watch it and to take it away. A restore that was cut off leaves containers of
 /// which an engine says little more than the id.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Present {
+pub struct Present {
     /// Container id, as the engine prints it.
-    pub(crate) id: String,
+    pub id: String,
     /// The name that people know it by.
-    pub(crate) container: String,
+    pub container: String,
     /// Pid of the container's init process, in the host's pid namespace; 0 if it does not run.
-    pub(crate) pid: i32,
+    pub pid: i32,
     /// Named volumes that it mounts, as far as the engine says.
-    pub(crate) volumes: BTreeSet<String>,
+    pub volumes: BTreeSet<String>,
 }
 
 /// The files of a container that live outside CRIU's images.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Files {
+pub struct Files {
     /// What it wrote over its image.
-    pub(crate) root: Option<Layers>,
+    pub root: Option<Layers>,
     /// Its named volumes that are stored with it, and where they are.
-    pub(crate) volumes: BTreeMap<String, PathBuf>,
+    pub volumes: BTreeMap<String, PathBuf>,
     /// Its named volumes that are stored with another member.
-    pub(crate) elsewhere: BTreeSet<String>,
+    pub elsewhere: BTreeSet<String>,
     /// Its `/dev/shm`.
-    pub(crate) shm: Option<PathBuf>,
+    pub shm: Option<PathBuf>,
     /// What it printed, where its engine keeps that with the container.
-    pub(crate) printed: Option<PathBuf>,
+    pub printed: Option<PathBuf>,
 }
 
 /// A writable layer and what lies below it, the topmost first.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Layers {
-    pub(crate) upper: PathBuf,
-    pub(crate) lower: Vec<PathBuf>,
+pub struct Layers {
+    /// The folder of the writable layer.
+    pub upper: PathBuf,
+    /// The folders of the layers below.
+    pub lower: Vec<PathBuf>,
 }
 
 /// Where a dump goes.
 #[derive(Debug)]
-pub(crate) enum DumpInto {
+pub enum DumpInto {
     /// As an archive into this pipe.
     Pipe(PipeWriter),
-    /// DumpInto `images` and `work` of this folder.
+    /// Into `images` and `work` of this folder.
     Folder(PathBuf),
 }
 
 /// What a restore of one member needs, and by what its container is known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Target {
-    pub(crate) member: MemberId,
-    pub(crate) engine: EngineKind,
+pub struct Target {
+    /// The member that is restored.
+    pub member: MemberId,
+    /// What is to run it.
+    pub engine: EngineKind,
     /// The container's name; runc has no other id.
-    pub(crate) container: String,
+    pub container: String,
     /// Its id, where that is known before: podman keeps it, unless the container gets another name.
-    pub(crate) id: Option<String>,
+    pub id: Option<String>,
     /// Whether the container gets a name other than the dump's.
-    pub(crate) renamed: bool,
+    pub renamed: bool,
     /// Its volumes, none of which is there before the restore.
-    pub(crate) volumes: Vec<Volume>,
+    pub volumes: Vec<Volume>,
     /// podman: the archive. runc: the folder of CRIU's images.
-    pub(crate) dump: PathBuf,
+    pub dump: PathBuf,
     /// podman: the pod that it goes into.
     #[serde(default)]
-    pub(crate) pod: Option<String>,
+    pub pod: Option<String>,
     /// What runc needs besides.
-    pub(crate) lone: Option<Lone>,
+    pub lone: Option<Lone>,
     /// The restore that makes the container; the container's annotation [`MARK`] says so.
-    pub(crate) session: SessionId,
+    pub session: SessionId,
     /// The session's configuration for CRIU, which CRIU reads beside the container's own or the host's.
-    pub(crate) criu_config: PathBuf,
+    pub criu_config: PathBuf,
     /// The container's own configuration for CRIU, or the host's.
-    pub(crate) own_config: PathBuf,
+    pub own_config: PathBuf,
     /// Where CRIU works and writes its log, if its memory follows when its tasks run.
     #[serde(default)]
-    pub(crate) follows: Option<PathBuf>,
+    pub follows: Option<PathBuf>,
 }
 
 impl Target {
     /// Whether the container with this [`MARK`] was made by this target's restore.
-    pub(crate) fn made(&self, mark: Option<&str>) -> bool {
+    pub fn made(&self, mark: Option<&str>) -> bool {
         mark.is_some_and(|session| session == self.session.to_string())
     }
 
     /// The file with the content of a volume that comes with it. Neither name has an `@`.
-    pub(crate) fn content(&self, volume: &Volume) -> PathBuf {
+    pub fn content(&self, volume: &Volume) -> PathBuf {
         self.dump.with_file_name(format!("{}@{}.tar", self.member, volume.name))
     }
 }
 
 /// What a container needs that has no engine but its runtime.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Lone {
+pub struct Lone {
     /// The bundle, made for this restore.
-    pub(crate) bundle: PathBuf,
+    pub bundle: PathBuf,
     /// Where runc and CRIU write their logs.
-    pub(crate) work: PathBuf,
+    pub work: PathBuf,
     /// Where the container writes what it prints.
-    pub(crate) output: PathBuf,
+    pub output: PathBuf,
 }
 
 /// How a member's container is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Found {
-    pub(crate) id: String,
-    pub(crate) running: bool,
+pub struct Found {
+    /// The engine's own id.
+    pub id: String,
+    /// Whether its first process runs.
+    pub running: bool,
     /// Whether it was made by the restore that asks.
-    pub(crate) ours: bool,
+    pub ours: bool,
 }
 
 /// The name of a container, and its labels.
-pub(crate) type Labelled = (String, BTreeMap<String, String>);
+pub type Labelled = (String, BTreeMap<String, String>);
 
 /// What runs containers.
 #[async_trait]
-pub(crate) trait Engine: Send + Sync + fmt::Debug {
+pub trait Engine: Send + Sync + fmt::Debug {
     /// What is here. `images` are ids.
     async fn survey(&self, networks: &BTreeSet<String>, images: &BTreeSet<String>) -> Result<Survey, EngineError>;
 
@@ -458,14 +482,15 @@ const CRIU_CONFIGS: &str = "/etc/criu";
 
 /// Where a runtime looks for CRIU's configuration, by the annotations of a container, and where the
 /// lines are that are meant.
-pub(crate) fn criu_configs<'a>(runtime: &str, annotation: impl Fn(&str) -> Option<&'a str>) -> (PathBuf, PathBuf) {
+pub fn criu_configs<'a>(runtime: &str, annotation: impl Fn(&str) -> Option<&'a str>) -> (PathBuf, PathBuf) {
     let file = if runtime == "crun" { "crun.conf" } else { "runc.conf" };
     let read = annotation(CRIU_CONFIG).map_or_else(|| Path::new(CRIU_CONFIGS).join(file), PathBuf::from);
     let own = annotation(OWN_CONFIG).map_or_else(|| read.clone(), PathBuf::from);
     (read, own)
 }
 
-pub(crate) fn is_alive(pid: i32) -> bool {
+/// Whether a process runs. One that has ended does not, also while nobody has collected it.
+pub fn is_alive(pid: i32) -> bool {
     let Some(pid) = Pid::from_raw(pid) else { return false };
     let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return false };
     // A handle is readable from when its process has ended, also while nobody has collected it.
@@ -476,7 +501,7 @@ pub(crate) fn is_alive(pid: i32) -> bool {
 const RESTORE_LOG: &str = "restore.log";
 
 /// CRIU's words, or why they cannot be had: a failure is never without any.
-pub(crate) fn log_lines(path: &Path) -> Vec<String> {
+pub fn log_lines(path: &Path) -> Vec<String> {
     criu_log::error_lines(path).unwrap_or_else(|error| vec![format!("{} cannot be read: {error}", path.display())])
 }
 

@@ -16,8 +16,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::attach::{Attachment, Handed};
-use crate::error::chain;
 use crate::open_files;
+use crate::words::chain;
 
 /// How long an engine may take to answer a question. `podman ps` waits for whoever restores or removes a container.
 const QUESTION: Duration = Duration::from_secs(60);
@@ -33,12 +33,12 @@ const LONGEST_WORDS: usize = 2048;
 
 /// What a program did.
 #[derive(Debug)]
-pub(crate) struct Ran {
-    pub(crate) status: ExitStatus,
+pub struct Ran {
+    pub status: ExitStatus,
     /// What it printed.
-    pub(crate) answer: Vec<u8>,
+    pub answer: Vec<u8>,
     /// The last of what it said on its standard error stream, without control characters.
-    pub(crate) words: String,
+    pub words: String,
 }
 
 /// Why a program gave no answer.
@@ -99,7 +99,7 @@ impl ProgramError {
 
 /// A program and its arguments.
 #[derive(Debug)]
-pub(crate) struct Program {
+pub struct Program {
     name: &'static str,
     arguments: Vec<OsString>,
     /// The configuration that CRIU reads in addition to those that it would read anyway.
@@ -109,7 +109,8 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    pub(crate) fn new<S: AsRef<OsStr>>(name: &'static str, arguments: impl IntoIterator<Item = S>) -> Self {
+    /// A program of this name, and its arguments.
+    pub fn new<S: AsRef<OsStr>>(name: &'static str, arguments: impl IntoIterator<Item = S>) -> Self {
         Self {
             name,
             arguments: arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect(),
@@ -118,12 +119,14 @@ impl Program {
         }
     }
 
-    pub(crate) fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+    /// One argument more.
+    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
         self.arguments.push(argument.as_ref().to_owned());
         self
     }
 
-    pub(crate) fn args<S: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
+    /// More arguments.
+    pub fn args<S: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
         self.arguments.extend(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
         self
     }
@@ -131,19 +134,19 @@ impl Program {
     /// Runs it as a part of a restore's session: CRIU reads the session's configuration first, then the one that the
     /// container's annotation names, or the host's. Of two action scripts it runs both. podman, conmon and runtimes hand
     /// the variable on at a restore (run: podman 5.4, runc 1.1); at a dump podman does not.
-    pub(crate) fn criu_reads(mut self, config: &Path) -> Self {
+    pub fn criu_reads(mut self, config: &Path) -> Self {
         self.criu_config = Some(config.to_owned());
         self
     }
 
     /// Runs it as a part of a dump's session.
-    pub(crate) fn attached(mut self, attachment: Attachment) -> Self {
+    pub fn attached(mut self, attachment: Attachment) -> Self {
         self.attachment = Some(attachment);
         self
     }
 
     /// The command line, for messages.
-    pub(crate) fn line(&self) -> String {
+    pub fn line(&self) -> String {
         let mut line = self.name.to_owned();
         for argument in &self.arguments {
             line.push(' ');
@@ -153,11 +156,12 @@ impl Program {
     }
 
     /// Asks a question and takes whatever it answers; what takes too long is killed.
-    pub(crate) async fn ask(self) -> Result<Ran, ProgramError> {
+    pub async fn ask(self) -> Result<Ran, ProgramError> {
         self.ask_within(QUESTION).await
     }
 
-    pub(crate) async fn ask_within(self, limit: Duration) -> Result<Ran, ProgramError> {
+    /// As [`Program::ask`], with a limit of its own.
+    pub async fn ask_within(self, limit: Duration) -> Result<Ran, ProgramError> {
         let mut command = self.command(Stdio::piped(), Stdio::piped());
         command.kill_on_drop(true);
         match timeout(limit, self.run(command)).await {
@@ -167,11 +171,12 @@ impl Program {
     }
 
     /// Asks a question to which there must be an answer.
-    pub(crate) async fn answer(self) -> Result<Vec<u8>, ProgramError> {
+    pub async fn answer(self) -> Result<Vec<u8>, ProgramError> {
         self.answer_within(QUESTION).await
     }
 
-    pub(crate) async fn answer_within(self, limit: Duration) -> Result<Vec<u8>, ProgramError> {
+    /// As [`Program::answer`], with a limit of its own.
+    pub async fn answer_within(self, limit: Duration) -> Result<Vec<u8>, ProgramError> {
         let line = self.line();
         let ran = self.ask_within(limit).await?;
         if ran.status.success() {
@@ -185,12 +190,12 @@ impl Program {
     /// is harder to clean up after than an engine that finds that its hooks say no.
     ///
     /// `output` takes what it says. A file, for what a restore starts may keep the stream open as long as it runs.
-    pub(crate) async fn run_until(self, output: &File, kill: &CancellationToken) -> Result<ExitStatus, ProgramError> {
+    pub async fn run_until(self, output: &File, kill: &CancellationToken) -> Result<ExitStatus, ProgramError> {
         self.run_with(Stdio::null(), output, kill).await
     }
 
     /// Runs it to its end; a failure is told with its own words.
-    pub(crate) async fn finish(self, input: Stdio, kill: &CancellationToken) -> Result<(), String> {
+    pub async fn finish(self, input: Stdio, kill: &CancellationToken) -> Result<(), String> {
         let (name, output) = (self.name, tempfile::tempfile());
         let output = output.map_err(|error| format!("no temporary file: {error}"))?;
         let status = self.run_with(input, &output, kill).await.map_err(|error| chain(&error))?;
@@ -201,7 +206,7 @@ impl Program {
     }
 
     /// The same as [`Program::run_until`] with a standard input.
-    pub(crate) async fn run_with(
+    pub async fn run_with(
         mut self,
         input: Stdio,
         output: &File,
@@ -271,7 +276,7 @@ impl Program {
 }
 
 /// How a program failed, as a fragment.
-pub(crate) fn ended(program: &str, status: ExitStatus, words: &str) -> String {
+pub fn ended(program: &str, status: ExitStatus, words: &str) -> String {
     match words {
         "" => format!("{program} ended with {status}"),
         words => format!("{program} ended with {status}: {words}"),
@@ -307,7 +312,7 @@ async fn tail(stream: Option<impl AsyncRead + Unpin>) -> io::Result<String> {
 }
 
 /// The last of what was written to a file, as text.
-pub(crate) fn words_of(mut file: &File) -> io::Result<String> {
+pub fn words_of(mut file: &File) -> io::Result<String> {
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(2 * LONGEST_WORDS as u64)))?;
     let mut bytes = Vec::new();
@@ -316,7 +321,7 @@ pub(crate) fn words_of(mut file: &File) -> io::Result<String> {
 }
 
 /// What a program said last, fit for a message: one line, bounded, nothing that a terminal would act on.
-pub(crate) fn words(bytes: &[u8]) -> String {
+pub fn words(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
     let clean = one_line(&lines, usize::MAX);

@@ -7,7 +7,7 @@
 use std::ffi::OsStr;
 use std::sync::OnceLock;
 
-use registry::SECRET_VARIABLES;
+use image_format::SECRET_VARIABLES;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::process::Command;
 
@@ -33,11 +33,12 @@ pub struct OpenFilesError {
 }
 
 impl OpenFilesError {
-    pub(crate) const HINT: &str = "raise the hard limit of open files: `ulimit -Hn`, or LimitNOFILE= of a systemd unit";
+    /// What to do about it.
+    pub const HINT: &str = "raise the hard limit of open files: `ulimit -Hn`, or LimitNOFILE= of a systemd unit";
 }
 
 /// Raises the soft limit of open files to what a session of so many members needs, or refuses what would fail in the middle.
-pub(crate) fn raise_for(members: usize) -> Result<(), OpenFilesError> {
+pub fn raise_for(members: usize) -> Result<(), OpenFilesError> {
     let limit = getrlimit(Resource::Nofile);
     match missing(members, limit.current, limit.maximum)? {
         Some(needed) => {
@@ -77,7 +78,7 @@ fn raise(limit: Rlimit, to: Option<u64>) {
 }
 
 /// A program that gets the limit that this process was given, and none of its secrets.
-pub(crate) fn command(program: &str) -> Command {
+pub fn command(program: &str) -> Command {
     let mut command = limited(program, GIVEN.get().copied());
     for name in SECRET_VARIABLES {
         command.env_remove(name);

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, Error as _, IgnoredAny};
 use serde_json::Value;
 
-use crate::engine::{Container, Labelled, Network, Pod, PodTie, StartMount, Subnet, Ties, Volume};
+use crate::{Container, Labelled, Network, Pod, PodTie, StartMount, Subnet, Ties, Volume};
 
 /// `podman info`.
 #[derive(Debug, Default, PartialEq, Eq)]

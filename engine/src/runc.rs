@@ -3,7 +3,7 @@
 //! The bundle is one made for the restore: the caller's own, with the annotation that marks the container. What the
 //! container prints goes to `container.log` in the caller's bundle, for there is nobody to hand it to.
 
-pub(crate) mod bundle;
+pub mod bundle;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -20,8 +20,8 @@ use super::{
     Source, Survey, Target, Ties, criu_configs, is_alive, kill_left, log_lines,
 };
 use crate::attach::Attachment;
-use crate::error::chain;
 use crate::mounts::unmount_all;
+use crate::words::chain;
 
 /// The driver.
 #[derive(Debug)]

@@ -26,18 +26,21 @@ const LONGEST_DRIVER: usize = 128;
 
 /// A volume that an engine keeps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Volume {
-    pub(crate) name: String,
+pub struct Volume {
+    /// Its name.
+    pub name: String,
+    /// The driver that keeps it: `local`, unless a plugin does.
     #[serde(default = "Volume::local")]
-    pub(crate) driver: String,
+    pub driver: String,
+    /// Its labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(crate) labels: BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
     /// As `podman volume create --opt` takes them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(crate) options: BTreeMap<String, String>,
+    pub options: BTreeMap<String, String>,
     /// The member whose image has its content, where that is not the one that this is said of.
     #[serde(rename = "stored-in", default, skip_serializing_if = "Option::is_none")]
-    pub(crate) stored_in: Option<MemberId>,
+    pub stored_in: Option<MemberId>,
 }
 
 impl Volume {
@@ -49,14 +52,14 @@ impl Volume {
     }
 
     /// A volume of which only the name is known.
-    pub(crate) fn named(name: &str) -> Self {
+    pub fn named(name: &str) -> Self {
         let (labels, options) = (BTreeMap::new(), BTreeMap::new());
         Self { name: name.to_owned(), driver: Self::local(), labels, options, stored_in: None }
     }
 
     /// What an image says of its volumes. Whatever could be no volume of an engine is `None`, since
     /// labels and options become arguments of programs.
-    pub(crate) fn parse_all(text: &str) -> Option<Vec<Self>> {
+    pub fn parse_all(text: &str) -> Option<Vec<Self>> {
         let volumes: Vec<Self> = serde_json::from_str(text).ok().filter(|_| text.len() <= LONGEST)?;
         volumes.iter().all(Self::is_sound).then_some(volumes)
     }
@@ -72,30 +75,30 @@ impl Volume {
     }
 
     /// Whether podman keeps it itself, so that it can be made and filled again.
-    pub(crate) fn is_local(&self) -> bool {
+    pub fn is_local(&self) -> bool {
         self.driver == Self::LOCAL
     }
 
     /// The folder of the host that is mounted as the volume, if it is one.
-    pub(crate) fn folder(&self) -> Option<&str> {
+    pub fn folder(&self) -> Option<&str> {
         let device = self.options.get("device")?;
         let is_bind = self.options.get("o").is_some_and(|o| o.split(',').any(|o| o == "bind" || o == "rbind"));
         (is_bind && device.starts_with('/')).then_some(device)
     }
 
     /// Whether something is mounted as the volume, so that it has content only while it is mounted.
-    pub(crate) fn is_mount(&self) -> bool {
+    pub fn is_mount(&self) -> bool {
         self.options.contains_key("device") || self.options.contains_key("type")
     }
 
     /// Whether the restore of this session made it.
-    pub(crate) fn made_by(&self, session: SessionId) -> bool {
+    pub fn made_by(&self, session: SessionId) -> bool {
         self.labels.get(MARK).is_some_and(|mark| *mark == session.to_string())
     }
 }
 
 /// Those of these volumes whose content is in the image of the member that has them.
-pub(crate) fn stored(volumes: &[Volume]) -> impl Iterator<Item = &Volume> {
+pub fn stored(volumes: &[Volume]) -> impl Iterator<Item = &Volume> {
     volumes.iter().filter(|volume| volume.stored_in.is_none())
 }
 
