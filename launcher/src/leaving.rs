@@ -14,7 +14,8 @@ use engine::{Container, EngineError, EngineKind, Present, Survey};
 use futures_util::future::{join_all, try_join_all};
 use image_format::MemberId;
 
-use crate::{Problem, Wanted};
+use crate::checkpoint::Wanted;
+use crate::restore::preflight::Problem;
 
 /// Containers that are there and are to make room.
 #[derive(Debug, Default)]

@@ -14,28 +14,18 @@
 //! launcher is dead fail closed, so nothing runs meanwhile.
 
 mod checkpoint;
-mod error;
-mod fetch;
 mod guard;
 pub mod interval;
-mod lazy;
 mod leaving;
+mod memory;
 mod observer;
-mod options;
 mod pages;
-mod plan;
 mod preempt;
-mod preflight;
 mod receive;
 mod restore;
 pub mod sdp;
-mod serve;
-mod session;
-mod set;
-mod streamer;
 #[cfg(test)]
 mod stuck;
-mod sweep;
 mod workspace;
 
 pub use checkpoint::{
@@ -43,20 +33,20 @@ pub use checkpoint::{
     Elsewhere, JoinReport, Joining, MembersError, Pages, ParsePagesError, Pending, Signer, Wanted, Watcher, checkpoint,
     join, pending, resume,
 };
-pub use error::{RestoreError, RestoreErrorKind};
 pub use guard::{
     GUARD_DIR, GuardError, GuardEvent, GuardMetrics, GuardOptions, GuardState, GuardWatcher, Limits, LookError, Orders,
     RollbackError, Surrender, Taken, guard, guard_state,
 };
-pub use lazy::{KEEP, LazyError, keep};
 pub use leaving::EvictError;
+pub use memory::{KEEP, LazyError, keep};
 pub use observer::{MemberStep, Observer, Phase};
-pub use options::{RestoreOptions, WORK_DIR};
 pub use pages::PagesError;
 pub use preempt::{PreemptError, halt, preempt};
-pub use preflight::Problem;
+pub use receive::serve::{ServeError, Served, Server};
 pub use receive::{Came, ReceiveDumpError, ReceiveOptions, ReceivedDump, Receiver, Way};
 pub use registry::Trust;
+pub use restore::error::{RestoreError, RestoreErrorKind};
+pub use restore::options::{RestoreOptions, WORK_DIR};
+pub use restore::preflight::Problem;
+pub use restore::set::LoadError;
 pub use restore::{RestoreReport, RestoredMember, check_rights, preflight, restore};
-pub use serve::{ServeError, Served, Server};
-pub use set::LoadError;

@@ -12,7 +12,7 @@ use super::error::{CheckpointError, CheckpointErrorKind};
 use super::phase2::Sent;
 use super::record::{Tentative, TentativeMember};
 use super::{CheckpointOptions, CheckpointReport, CheckpointedMember, Destination, Watcher};
-use crate::{Observer, Phase};
+use crate::observer::{Observer, Phase};
 
 /// How often a checkpoint whose tag is taken at the last moment gets another number.
 const COMMITS: u32 = 5;

@@ -18,7 +18,7 @@ use super::options::{CheckpointOptions, Destination, Elsewhere};
 use super::phase2::Sent;
 use super::record::{Tentative, TentativeMember};
 use super::{CheckpointReport, Watcher};
-use crate::{MemberStep, Phase};
+use crate::observer::{MemberStep, Phase};
 
 /// How long another host may take to tell why it failed, once all is over.
 const LAST_WORDS: Duration = Duration::from_secs(5);

@@ -14,9 +14,10 @@ use registry::{CatalogueError, CopyError, ParseReferenceError, StoreError, Tag};
 use tokio_util::sync::CancellationToken;
 
 use super::members::MembersError;
-use crate::error::listed;
+use crate::observer::Phase;
 use crate::pages::PagesError;
-use crate::{Phase, Problem};
+use crate::restore::error::listed;
+use crate::restore::preflight::Problem;
 
 /// A checkpoint that failed. The application runs on as before, but for what [`CheckpointErrorKind::NotRunning`] says, and nothing
 /// is tagged, but for what [`CheckpointErrorKind::Stop`] says.

@@ -8,8 +8,9 @@ use image_format::MemberId;
 
 use super::error::CheckpointErrorKind;
 use super::members::Member;
-use crate::preflight::{foreign_volumes, restorable};
-use crate::{Observer, Problem};
+use crate::observer::Observer;
+use crate::restore::preflight::Problem;
+use crate::restore::preflight::{foreign_volumes, restorable};
 
 /// Refuses members that no engine could restore, all of them at once.
 pub(super) fn refuse(members: &[Member]) -> Result<(), CheckpointErrorKind> {

@@ -35,9 +35,9 @@ use super::{
     CheckpointedMember, Watcher, attachments, broken_off, claim_containers, commit, examine, file, page_servers,
     remove, session, stop,
 };
-use crate::Phase;
-use crate::preflight::is_root;
-use crate::restore::make_run_root;
+use crate::observer::Phase;
+use crate::restore::preflight::is_root;
+use crate::workspace::make_run_root;
 use crate::workspace::{Purpose, Workspace};
 
 /// Between two attempts to join, at first and at most.

@@ -60,10 +60,10 @@ use self::members::{Member, resolve};
 use self::record::{Tentative, TentativeMember};
 use self::seat::Seat;
 use self::session::{Broken, Dumping};
-use crate::preflight::is_root;
-use crate::restore::make_run_root;
+use crate::observer::{Observer, Phase};
+use crate::restore::preflight::is_root;
+use crate::workspace::make_run_root;
 use crate::workspace::{Purpose, Workspace};
-use crate::{Observer, Phase};
 
 /// What becomes of memory that CRIU cannot be handed a socket for.
 const OVER_TLS: &str = "its engine does not hand CRIU the socket for its memory, which goes over TLS instead, as with --pages tls; tasks stand frozen for longer";
@@ -549,8 +549,10 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use crate::preflight;
+    use crate::restore::error::RestoreErrorKind;
+    use crate::restore::options::RestoreOptions;
     use crate::stuck::{OPERATIONS, Stuck};
-    use crate::{RestoreErrorKind, RestoreOptions, preflight};
 
     async fn layout(path: PathBuf) -> Arc<dyn Store> {
         registry::open(&Location::Layout(path), &Settings::default(), Create::Layout).await.unwrap()

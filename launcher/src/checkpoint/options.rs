@@ -11,7 +11,7 @@ use registry::sign::PrivateKey;
 use registry::{Store, Tag, Trust, cancellable};
 use tokio_util::sync::CancellationToken;
 
-use crate::WORK_DIR;
+use crate::restore::options::WORK_DIR;
 
 /// Where a global checkpoint becomes permanent.
 #[derive(Debug, Clone)]

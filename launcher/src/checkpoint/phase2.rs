@@ -21,8 +21,8 @@ use super::record::{Tentative, TentativeMember};
 use super::session::Dumping;
 use super::thaw::{self, Frozen};
 use super::{CheckpointOptions, Destination, Watcher, file, micros};
+use crate::observer::{MemberStep, Phase};
 use crate::workspace::Workspace;
-use crate::{MemberStep, Phase};
 
 /// Between a pipe's end and its engine's.
 const ENGINE_NEWS: Duration = Duration::from_secs(5);

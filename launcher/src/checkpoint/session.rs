@@ -25,9 +25,9 @@ use super::members::Member;
 use super::pages::PageServers;
 use super::seat::Seat;
 use super::thaw::Frozen;
-use crate::session::{ENDING, NEWS};
+use crate::observer::{MemberStep, Observer, Phase};
+use crate::restore::session::{ENDING, NEWS};
 use crate::workspace::Workspace;
-use crate::{MemberStep, Observer, Phase};
 
 /// Why there is no dump.
 #[derive(Debug)]

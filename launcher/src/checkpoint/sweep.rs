@@ -8,8 +8,8 @@ use engine::{Marks, Ticks};
 use image_format::{ApplicationId, Epoch};
 
 use super::record::Tentative;
-use crate::Observer;
-use crate::sweep::{end_engines, remove_folders};
+use crate::observer::Observer;
+use crate::restore::sweep::{end_engines, remove_folders};
 use crate::workspace::{Purpose, Workspace};
 
 /// A checkpoint that was taken and is not permanent.

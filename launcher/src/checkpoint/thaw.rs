@@ -7,7 +7,7 @@ use coordinator::hook::{FoundFrozen, thaw};
 use image_format::MemberId;
 
 use super::members::Member;
-use crate::Observer;
+use crate::observer::Observer;
 
 /// How often members are looked at while their dumps are packed. A hook of somebody else's, or CRIU after it, freezes them within
 /// moments of the release.

@@ -11,7 +11,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::Wanted;
+use crate::checkpoint::Wanted;
 use crate::leaving::present;
 
 /// Containers that all ran when they were looked at.

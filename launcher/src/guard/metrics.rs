@@ -7,7 +7,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use image_format::ApplicationId;
 
-use crate::{CheckpointReport, Phase};
+use crate::CheckpointReport;
+use crate::observer::Phase;
 
 /// The counters of one application's guard. Shared between the guard and whoever shows them.
 #[derive(Debug)]

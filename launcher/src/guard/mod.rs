@@ -44,13 +44,17 @@ pub use self::metrics::GuardMetrics;
 use self::state::StateFile;
 pub use self::state::{GuardState, Taken, guard_state};
 use crate::checkpoint::tell_passed_over;
+use crate::checkpoint::{CheckpointOptions, Destination};
 use crate::leaving::{EvictError, Leaving};
-use crate::preflight::is_root;
-use crate::restore::{make_run_root, prepare};
-use crate::{
-    CheckpointError, CheckpointOptions, CheckpointReport, Destination, LoadError, MemberStep, Observer, Phase, Problem,
-    RestoreError, RestoreErrorKind, RestoreOptions, checkpoint,
-};
+use crate::observer::{MemberStep, Observer, Phase};
+use crate::restore::error::{RestoreError, RestoreErrorKind};
+use crate::restore::options::RestoreOptions;
+use crate::restore::preflight::Problem;
+use crate::restore::preflight::is_root;
+use crate::restore::prepare;
+use crate::restore::set::LoadError;
+use crate::workspace::make_run_root;
+use crate::{CheckpointError, CheckpointReport, checkpoint};
 
 /// Where guards keep what they know, unless it is said otherwise.
 pub const GUARD_DIR: &str = "/var/lib/syncpoint/guard";

@@ -9,7 +9,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags};
 use tokio_util::sync::CancellationToken;
 
-use crate::streamer::{ConversationError, Listener, wait};
+use crate::receive::streamer::{ConversationError, Listener, wait};
 
 /// Bytes that a pipe holds and that are read at a time: what the kernel gives an unprivileged user at most.
 const PIPE: usize = 1 << 20;

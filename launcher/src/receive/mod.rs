@@ -13,6 +13,8 @@
 //! whole, whatever base it is packed over, until somebody has it.
 
 mod capture;
+pub(crate) mod serve;
+mod streamer;
 
 use std::fs;
 use std::io;
@@ -30,7 +32,7 @@ use image_format::{Captured, DumpError, DumpSource, MemberId};
 use tokio_util::sync::CancellationToken;
 
 use crate::pages::{Admit, PageServer, PagesError};
-use crate::streamer::{ConversationError, Listener};
+use crate::receive::streamer::{ConversationError, Listener};
 
 /// What CRIU writes last of all, if its dump succeeded.
 const STATS: &str = "stats-dump";

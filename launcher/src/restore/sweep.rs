@@ -21,8 +21,8 @@ use std::time::Duration;
 use coordinator::SessionId;
 use engine::{EngineKind, Marks, Target, Volume, chain, kill, mounts::remove_folder, wait_gone};
 
-use crate::Observer;
 use crate::leaving::{Volumes, remove_volumes};
+use crate::observer::Observer;
 use crate::workspace::{Purpose, Record, Workspace};
 
 /// How long the engines of a dead launcher may take to notice.

@@ -10,10 +10,11 @@ use coordinator::{Rendezvous, SessionId};
 use engine::{EngineKind, Lone, Pod, Target, Ties, Volume, bundle, criu_configs};
 use image_format::{Compression, DumpKind, Facts, LayerContent, MemberId, annotation};
 
-use crate::preflight::{BaseImage, Want};
-use crate::set::{Member, Set};
+use crate::restore::options::RestoreOptions;
+use crate::restore::preflight::Problem;
+use crate::restore::preflight::{BaseImage, Want};
+use crate::restore::set::{Member, Set};
 use crate::workspace::Workspace;
-use crate::{Problem, RestoreOptions};
 
 /// In the paths of the folders that podman has for each container, whichever storage it has.
 const CONTAINERS: &str = "-containers/";

@@ -18,10 +18,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::RestoreErrorKind;
-use crate::plan::Planned;
-use crate::set::{Member, Set};
-use crate::{MemberStep, Observer, RestoreOptions, lazy};
+use crate::memory;
+use crate::observer::{MemberStep, Observer};
+use crate::restore::error::RestoreErrorKind;
+use crate::restore::options::RestoreOptions;
+use crate::restore::plan::Planned;
+use crate::restore::set::{Member, Set};
 
 /// Bytes that are counted before anybody is told.
 const TELL: u64 = 1 << 20;
@@ -61,7 +63,7 @@ pub(crate) async fn fetch(
 ) -> Result<Vec<Option<Arc<LazyPages>>>, RestoreErrorKind> {
     let RestoreOptions { jobs, cancel, .. } = options;
     let mut lazy = options.lazy;
-    if let Some(reason) = lazy::unable().filter(|_| lazy) {
+    if let Some(reason) = memory::unable().filter(|_| lazy) {
         observer.note(&format!("all memory is fetched before anything runs: {reason}"));
         lazy = false;
     }

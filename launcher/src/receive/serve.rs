@@ -15,7 +15,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags};
 use tokio_util::sync::CancellationToken;
 
-use crate::streamer::{ConversationError, Listener, wait};
+use crate::receive::streamer::{ConversationError, Listener, wait};
 
 /// Bytes that a pipe holds.
 const PIPE: i32 = 1 << 20;

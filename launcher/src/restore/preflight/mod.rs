@@ -20,10 +20,10 @@ pub(crate) use self::check::{BaseImage, Want, foreign_volumes, restorable};
 use self::host::Host;
 pub(crate) use self::host::{Room, is_root};
 pub use self::problem::Problem;
-use crate::RestoreOptions;
 use crate::leaving::{Leaving, Volumes};
-use crate::plan::Planned;
-use crate::set::Set;
+use crate::restore::options::RestoreOptions;
+use crate::restore::plan::Planned;
+use crate::restore::set::Set;
 
 /// What was seen: the problems, and for the later steps which images the engines have.
 #[derive(Debug)]

@@ -17,9 +17,9 @@
 //! that were forked meanwhile. Here they are held until the tasks are dead.
 
 mod keeper;
-mod memory;
 mod queue;
 mod space;
+mod spaces;
 mod uffd;
 
 use std::collections::BTreeMap;
@@ -41,8 +41,8 @@ use tokio::sync::watch;
 
 pub(crate) use self::keeper::Keeper;
 pub use self::keeper::{KEEP, keep};
-use self::memory::{Asked, Memory};
 use self::queue::{Job, Queue};
+use self::spaces::{Asked, Memory};
 use self::uffd::Uffd;
 
 /// Where CRIU looks for whoever fills memory, in its working folder.

@@ -25,8 +25,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::lazy::{self, Following};
-use crate::{MemberStep, Observer};
+use crate::memory::{self, Following};
+use crate::observer::{MemberStep, Observer};
 
 /// How long an engine may take to end once its session is decided. Hooks that are told to abort end CRIU at once.
 pub(crate) const ENDING: Duration = Duration::from_secs(10);
@@ -121,7 +121,7 @@ impl Attempt<'_> {
         following: &mut [(MemberId, Following)],
         cancel: &CancellationToken,
     ) -> Outcome {
-        let mut lost = pin!(lazy::lost(following));
+        let mut lost = pin!(memory::lost(following));
         let mut told = false;
         let mut waves = waves.iter();
         let mut started = 0;

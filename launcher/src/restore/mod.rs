@@ -1,8 +1,16 @@
 //! The restore of a set, from a digest in a store to containers that run: all of them, or none.
 
+pub(crate) mod error;
+pub(crate) mod fetch;
+pub(crate) mod options;
+mod plan;
+pub(crate) mod preflight;
+pub(crate) mod session;
+pub(crate) mod set;
+pub(crate) mod sweep;
+
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,17 +27,20 @@ use image_format::{Descriptor, Epoch, LazyPages, MemberId};
 use registry::{Store, cancellable, put_touched};
 use tokio::sync::mpsc;
 
-use crate::error::{RestoreError, RestoreErrorKind};
-use crate::fetch::Counted;
-use crate::lazy::{self, Following, Keeper};
 use crate::leaving::{Leaving, Volumes};
-use crate::plan::{Planned, plan};
-use crate::preflight::{Examined, examine, is_root};
-use crate::session::{self, Broken, Passages};
-use crate::set::{Set, load};
-use crate::sweep::{remove_all, sweep};
-use crate::workspace::{Purpose, Record, Workspace};
-use crate::{MemberStep, Observer, Phase, Problem, RestoreOptions, Trust, fetch};
+use crate::memory::{self, Following, Keeper};
+use crate::observer::{MemberStep, Observer, Phase};
+use crate::restore::error::{RestoreError, RestoreErrorKind};
+use crate::restore::fetch::Counted;
+use crate::restore::options::RestoreOptions;
+use crate::restore::plan::{Planned, plan};
+use crate::restore::preflight::Problem;
+use crate::restore::preflight::{Examined, examine, is_root};
+use crate::restore::session::{Broken, Passages};
+use crate::restore::set::{Set, load};
+use crate::restore::sweep::{remove_all, sweep};
+use crate::workspace::{Purpose, Record, Workspace, make_run_root};
+use registry::Trust;
 
 /// The wait before the second attempt; doubled for each further one.
 const BACK_OFF: Duration = Duration::from_millis(500);
@@ -252,13 +263,6 @@ fn claim(planned: &[Planned], options: &RestoreOptions) -> Result<(Claims, Vec<P
     Ok((claims, busy))
 }
 
-/// The folder itself, as an absolute path without links: that is how it stands in CRIU's configuration.
-pub(crate) fn make_run_root(path: &Path) -> std::io::Result<PathBuf> {
-    use std::os::unix::fs::DirBuilderExt;
-    let made = std::fs::DirBuilder::new().mode(0o700).recursive(true).create(path);
-    made.and_then(|()| path.canonicalize())
-}
-
 /// Pulls the base images that are not here. podman would do so by itself, in the middle of the session.
 async fn pull_images(
     planned: &[Planned],
@@ -459,7 +463,7 @@ impl Prepared<'_> {
             let own = own.map_err(|source| RestoreErrorKind::File { path: path.clone(), source })?;
             let config = &target.criu_config;
             let written = OpenOptions::new().append(true).open(config);
-            let lines = [own.as_slice(), lazy::criu_lines(work).as_bytes()].concat();
+            let lines = [own.as_slice(), memory::criu_lines(work).as_bytes()].concat();
             let written = written.and_then(|mut file| file.write_all(&lines));
             written.map_err(|source| RestoreErrorKind::File { path: config.clone(), source })?;
         }
@@ -495,7 +499,7 @@ impl Prepared<'_> {
             self.observer.member(member, MemberStep::Fetching { bytes: following.bytes() });
         }
         let observer = self.observer;
-        let mut ends = lazy::ends(&mut self.following);
+        let mut ends = memory::ends(&mut self.following);
         let failed = |kind| Err(RestoreError::new(Phase::Memory, kind));
         loop {
             tokio::select! {

@@ -13,8 +13,10 @@ use registry::StoreError;
 use registry::sign::Finding;
 use tokio_util::sync::CancellationToken;
 
-use crate::set::LoadError;
-use crate::{LazyError, Phase, Problem};
+use crate::memory::LazyError;
+use crate::observer::Phase;
+use crate::restore::preflight::Problem;
+use crate::restore::set::LoadError;
 
 /// A restore that failed. Nothing of the set runs, and everything that was made is removed, but for the `leftovers`.
 #[derive(Debug)]
