@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use launcher::sdp::{Endpoint, Protocol};
+use guard::sdp::{Endpoint, Protocol};
 
 /// The variables that mean something to the program, each with one line for people.
 pub const VARIABLES: &[(&str, &str)] = &[

@@ -5,8 +5,8 @@ use std::fmt;
 use std::io;
 
 use coordinator::{AttendError, Hook};
+use guard::sdp::DatabaseError;
 use image_format::{ArchiveError, ArtifactError, DumpError, GlobalError, ImageError, MemberId, PackError, UnpackError};
-use launcher::sdp::DatabaseError;
 use launcher::{
     CheckpointError, CheckpointErrorKind, LoadError, PagesError, ReceiveDumpError, RestoreError, RestoreErrorKind,
 };

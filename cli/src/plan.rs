@@ -17,9 +17,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use engine::EngineKind;
+use guard::sdp::Storage;
 use image_format::{ApplicationId, MemberId};
 use launcher::Pages;
-use launcher::sdp::Storage;
 use registry::{Policy, Reference};
 use toml::Spanned;
 use toml::de::DeTable;

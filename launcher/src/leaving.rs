@@ -19,17 +19,17 @@ use crate::restore::preflight::Problem;
 
 /// Containers that are there and are to make room.
 #[derive(Debug, Default)]
-pub(crate) struct Leaving {
+pub struct Leaving {
     containers: Vec<(EngineKind, Present)>,
     /// Volumes that are known to be theirs, also where a container that mounted one is gone already.
     volumes: BTreeSet<String>,
 }
 
 /// Volumes that the checkpoint brings back, by engine.
-pub(crate) type Volumes = BTreeSet<(EngineKind, String)>;
+pub type Volumes = BTreeSet<(EngineKind, String)>;
 
 /// Who mounts which volume.
-pub(crate) type Users = BTreeMap<String, Vec<Container>>;
+pub type Users = BTreeMap<String, Vec<Container>>;
 
 /// Why what is left of an application was not taken away.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +50,7 @@ pub enum EvictError {
 
 impl Leaving {
     /// Looks for the containers of these names; `volumes` are known to be theirs.
-    pub(crate) async fn look(wanted: &[Wanted], volumes: BTreeSet<String>) -> Result<Self, EngineError> {
+    pub async fn look(wanted: &[Wanted], volumes: BTreeSet<String>) -> Result<Self, EngineError> {
         let containers = try_join_all(wanted.iter().map(present)).await?;
         Ok(Self { containers: containers.into_iter().flatten().collect(), volumes })
     }
@@ -60,7 +60,7 @@ impl Leaving {
     }
 
     /// Who mounts each of these volumes. Where nothing is leaving, nobody needs to know.
-    pub(crate) async fn users(
+    pub async fn users(
         &self,
         engine: EngineKind,
         volumes: impl Iterator<Item = &String>,
@@ -72,7 +72,7 @@ impl Leaving {
     }
 
     /// Whom of these, which stay, cannot be without one that is leaving.
-    pub(crate) async fn needed(&self, engine: EngineKind, staying: &[Container]) -> Result<Vec<Problem>, EngineError> {
+    pub async fn needed(&self, engine: EngineKind, staying: &[Container]) -> Result<Vec<Problem>, EngineError> {
         if self.containers.is_empty() {
             return Ok(Vec::new());
         }
@@ -99,7 +99,7 @@ impl Leaving {
 
     /// Takes out of a survey what will be gone: containers, their addresses, and those of the volumes in `brought` that go with them, which
     /// it gives. A volume that somebody else holds is a problem.
-    pub(crate) fn subtract(
+    pub fn subtract(
         &self,
         engine: EngineKind,
         survey: &mut Survey,
@@ -136,7 +136,7 @@ impl Leaving {
     ///
     /// # Errors
     /// A volume that somebody else holds by now, before anything is touched; otherwise what could not be taken away.
-    pub(crate) async fn evict(&self, volumes: &Volumes) -> Result<(), EvictError> {
+    pub async fn evict(&self, volumes: &Volumes) -> Result<(), EvictError> {
         for (engine, volume) in volumes {
             let users = engine.driver().volume_users(&[volume]).await?;
             if let Some(other) = users.iter().find(|user| !self.has(*engine, &user.id)) {
@@ -153,7 +153,7 @@ impl Leaving {
     ///
     /// # Errors
     /// One that could not be ended.
-    pub(crate) async fn stop(&self) -> Result<(), EngineError> {
+    pub async fn stop(&self) -> Result<(), EngineError> {
         let stops = self.containers.iter().map(|(engine, present)| engine.driver().stop(&present.id));
         join_all(stops).await.into_iter().collect()
     }
@@ -175,7 +175,7 @@ impl Leaving {
 }
 
 /// Removes each of these volumes; gives those that could not be.
-pub(crate) async fn remove_volumes(volumes: &Volumes) -> Vec<(String, EngineError)> {
+pub async fn remove_volumes(volumes: &Volumes) -> Vec<(String, EngineError)> {
     let removed = volumes.iter().map(|(engine, volume)| async move {
         engine.driver().remove_volume(volume).await.err().map(|error| (volume.clone(), error))
     });
@@ -183,7 +183,7 @@ pub(crate) async fn remove_volumes(volumes: &Volumes) -> Vec<(String, EngineErro
 }
 
 /// The container that is meant, and what runs it: podman if nothing else is said, and runc where only that knows it.
-pub(crate) async fn present(wanted: &Wanted) -> Result<Option<(EngineKind, Present)>, EngineError> {
+pub async fn present(wanted: &Wanted) -> Result<Option<(EngineKind, Present)>, EngineError> {
     let engines = wanted.engine.map_or_else(|| vec![EngineKind::Podman, EngineKind::Runc], |engine| vec![engine]);
     for engine in engines {
         match engine.driver().present(&wanted.container).await {

@@ -1,4 +1,4 @@
-//! What happens to containers: engines, preflight and the restore run.
+//! The checkpoint run and the restore run.
 //!
 //! [`restore`] takes a checkpoint from a store and starts every member of it, or none. It is one straight line:
 //!
@@ -14,16 +14,12 @@
 //! launcher is dead fail closed, so nothing runs meanwhile.
 
 mod checkpoint;
-mod guard;
-pub mod interval;
 mod leaving;
 mod memory;
 mod observer;
 mod pages;
-mod preempt;
 mod receive;
 mod restore;
-pub mod sdp;
 #[cfg(test)]
 mod stuck;
 mod workspace;
@@ -31,22 +27,19 @@ mod workspace;
 pub use checkpoint::{
     CheckpointError, CheckpointErrorKind, CheckpointOptions, CheckpointReport, CheckpointedMember, Destination,
     Elsewhere, JoinReport, Joining, MembersError, Pages, ParsePagesError, Pending, Signer, Wanted, Watcher, checkpoint,
-    join, pending, resume,
+    join, pending, resume, tell_passed_over,
 };
-pub use guard::{
-    GUARD_DIR, GuardError, GuardEvent, GuardMetrics, GuardOptions, GuardState, GuardWatcher, Limits, LookError, Orders,
-    RollbackError, Surrender, Taken, guard, guard_state,
-};
-pub use leaving::EvictError;
+pub use leaving::{EvictError, Leaving, Volumes, present};
 pub use memory::{KEEP, LazyError, keep};
 pub use observer::{MemberStep, Observer, Phase};
 pub use pages::PagesError;
-pub use preempt::{PreemptError, halt, preempt};
 pub use receive::serve::{ServeError, Served, Server};
 pub use receive::{Came, ReceiveDumpError, ReceiveOptions, ReceivedDump, Receiver, Way};
-pub use registry::Trust;
 pub use restore::error::{RestoreError, RestoreErrorKind};
 pub use restore::options::{RestoreOptions, WORK_DIR};
-pub use restore::preflight::Problem;
+pub use restore::preflight::{Problem, is_root};
 pub use restore::set::LoadError;
-pub use restore::{RestoreReport, RestoredMember, check_rights, preflight, restore};
+pub use restore::{
+    Prepared, RestoreReport, RestoredMember, check_rights, preflight, preflight_beside, prepare, restore,
+};
+pub use workspace::make_run_root;

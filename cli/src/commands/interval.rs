@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use guard::guard_state;
+use guard::interval::{Cost, optimum, overhead};
 use image_format::{ApplicationId, Timeline};
-use launcher::guard_state;
-use launcher::interval::{Cost, optimum, overhead};
 use registry::{Catalogue, Listed, Reference, catalogue};
 use serde::Serialize;
 
@@ -59,7 +59,7 @@ pub struct IntervalArgs {
     mtbf: Option<Age>,
 
     /// Where the guards of this machine keep what they saw
-    #[arg(long, value_name = "DIR", default_value = launcher::GUARD_DIR)]
+    #[arg(long, value_name = "DIR", default_value = guard::GUARD_DIR)]
     state_dir: PathBuf,
 
     /// How long it takes until a failed application runs again

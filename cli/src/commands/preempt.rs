@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
+use guard::PreemptError;
 use image_format::ApplicationId;
-use launcher::{CheckpointOptions, Destination, PreemptError, Signer, Wanted};
+use launcher::{CheckpointOptions, Destination, Signer, Wanted};
 use registry::{Catalogue, Reference, Selector, catalogue};
 
 use crate::commands::sign::Identity;
@@ -120,7 +121,7 @@ pub async fn run(args: PreemptArgs, context: &Context) -> Result<(), CommandErro
         ..usual
     };
     let within = args.within.map(|time| time.0);
-    let report = launcher::preempt(&destination, &options, within, &*context.reporter).await;
+    let report = guard::preempt(&destination, &options, within, &*context.reporter).await;
     let report = report.map_err(|error| failed(&options.application, error))?;
     context.output.print(args.format, &checkpoint::checkpointed(&to, report, true, true))
 }

@@ -1,7 +1,7 @@
 //! `syncpoint sdp`: the words of SKA's console for the Science Data Processor.
 
 use clap::{Args, Subcommand};
-use launcher::sdp::{BlockId, Database, Interval, Prefix, Scope, Setting, SettingValue, Storage};
+use guard::sdp::{BlockId, Database, Interval, Prefix, Scope, Setting, SettingValue, Storage};
 
 use crate::context::Context;
 use crate::error::CommandError;

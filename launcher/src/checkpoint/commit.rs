@@ -105,7 +105,7 @@ impl Line {
 }
 
 /// Names what is passed over, each with its reason.
-pub(crate) fn tell_passed_over(passed_over: &[PassedOver], observer: &dyn Observer) {
+pub fn tell_passed_over(passed_over: &[PassedOver], observer: &dyn Observer) {
     for PassedOver { tag, why } in passed_over {
         observer.warning(&format!("the tag {tag} is passed over: {}", chain(why)));
     }

@@ -47,7 +47,7 @@ use image_format::{ApplicationId, BarrierTime, Digest, Epoch, MemberId, MemberTi
 use registry::{Progress, Tag, Trust};
 use tokio::time::Instant;
 
-pub(crate) use self::commit::tell_passed_over;
+pub use self::commit::tell_passed_over;
 pub use self::error::{CheckpointError, CheckpointErrorKind};
 pub use self::join::{JoinReport, join};
 pub use self::members::MembersError;

@@ -30,7 +30,7 @@ pub struct Destination {
 
 impl Destination {
     /// The same, whose store is waited for no longer than until this is cancelled.
-    pub(crate) fn until(&self, cancel: &CancellationToken) -> Self {
+    pub fn until(&self, cancel: &CancellationToken) -> Self {
         Self { store: cancellable(Arc::clone(&self.store), cancel.clone()), ..self.clone() }
     }
 }

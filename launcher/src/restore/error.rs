@@ -171,7 +171,8 @@ pub enum RestoreErrorKind {
 }
 
 impl RestoreError {
-    pub(crate) fn new(phase: Phase, kind: impl Into<RestoreErrorKind>) -> Self {
+    /// What went wrong in a phase, of which no member is known to be the cause.
+    pub fn new(phase: Phase, kind: impl Into<RestoreErrorKind>) -> Self {
         Self {
             phase,
             kind: Box::new(kind.into()),

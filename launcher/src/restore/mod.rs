@@ -91,7 +91,7 @@ pub async fn restore(
 ///
 /// # Errors
 /// Whatever would keep the set from being restored.
-pub(crate) async fn prepare<'a>(
+pub async fn prepare<'a>(
     store: Arc<dyn Store>,
     root: Descriptor,
     options: &'a RestoreOptions,
@@ -202,7 +202,7 @@ pub async fn preflight(
 }
 
 /// The same as if what is leaving were gone; gives its volumes that have to go before the restore, too.
-pub(crate) async fn preflight_beside(
+pub async fn preflight_beside(
     store: Arc<dyn Store>,
     root: Descriptor,
     options: &RestoreOptions,
@@ -291,13 +291,13 @@ async fn pull_images(
 }
 
 /// A set that can be restored, as far as can be known before: its dumps are all here, or their memory follows. Dropped, it leaves nothing.
-pub(crate) struct Prepared<'a> {
+pub struct Prepared<'a> {
     set: Set,
     store: Arc<dyn Store>,
     workspace: Workspace,
     record: Record,
     /// Volumes of what is leaving, which have to go first.
-    pub(crate) volumes: Volumes,
+    pub volumes: Volumes,
     /// What of each target's memory is to follow.
     follows: Vec<Option<Arc<LazyPages>>>,
     /// It follows. Let go of only when it is there, or the tasks are dead.
@@ -312,12 +312,21 @@ pub(crate) struct Prepared<'a> {
     _claims: Claims,
 }
 
+impl std::fmt::Debug for Prepared<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Prepared")
+            .field("workspace", &self.workspace)
+            .field("volumes", &self.volumes)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Prepared<'_> {
     /// Starts the members; tries until all of them run, or often enough.
     ///
     /// # Errors
     /// As [`restore`].
-    pub(crate) async fn run(mut self) -> Result<RestoreReport, RestoreError> {
+    pub async fn run(mut self) -> Result<RestoreReport, RestoreError> {
         let attempts = self.options.attempts.max(1);
         let mut attempt = 1;
         let mut wait = BACK_OFF;

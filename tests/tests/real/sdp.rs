@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use launcher::sdp::{Acquired, CatalogueEntry, Database, DatabaseError, Desired, Endpoint, Held, Prefix, desired};
+use guard::sdp::{Acquired, CatalogueEntry, Database, DatabaseError, Desired, Endpoint, Held, Prefix, desired};
 
 use serde_json::Value;
 use syncpoint_tests::{Etcd, Ledger, Registry, Task, bin, run, run_failing, wait_until};

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use guard::{GuardEvent, GuardWatcher};
 use image_format::rfc3339;
-use launcher::{GuardEvent, GuardWatcher};
 use registry::Reference;
 use serde_json::{Map, Value, json};
 

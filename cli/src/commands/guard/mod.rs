@@ -12,12 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
+use guard::sdp::{Prefix, Storage};
+use guard::{GuardError, GuardMetrics, GuardOptions, Limits, Orders};
 use image_format::Compression;
-use launcher::sdp::{Prefix, Storage};
-use launcher::{
-    CheckpointOptions, Destination, GuardError, GuardMetrics, GuardOptions, Limits, Orders, Pages, RestoreOptions,
-    Signer, Wanted,
-};
+use launcher::{CheckpointOptions, Destination, Pages, RestoreOptions, Signer, Wanted};
 use registry::Reference;
 use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
@@ -104,7 +102,7 @@ pub struct GuardArgs {
     work_dir: PathBuf,
 
     /// Where the guard keeps what it must know when it is started again
-    #[arg(long, value_name = "DIR", default_value = launcher::GUARD_DIR)]
+    #[arg(long, value_name = "DIR", default_value = guard::GUARD_DIR)]
     state_dir: PathBuf,
 
     #[command(flatten)]
@@ -145,7 +143,7 @@ pub async fn run(args: GuardArgs, context: &Context) -> Result<(), CommandError>
         Log::new(args.log_format == LogFormat::Json, Arc::clone(&context.reporter), Some(application.to_string()));
     log.started(&to, interval, shown);
     let (_orders, orders) = tokio::sync::watch::channel(Orders { interval, failure: None });
-    serve(launcher::guard(&options, orders, &metrics, &log)).await.map_err(failed)?;
+    serve(guard::guard(&options, orders, &metrics, &log)).await.map_err(failed)?;
     if on_terminate == OnTerminate::Preempt {
         return preempt(&options, &log).await;
     }
@@ -266,7 +264,7 @@ async fn options(
 /// this; a second one does.
 async fn preempt(options: &GuardOptions, log: &Log) -> Result<(), CommandError> {
     let last = CheckpointOptions { cancel: CancellationToken::new(), ..options.checkpoint.clone() };
-    let report = launcher::halt(&options.destination, &last, &()).await;
+    let report = guard::halt(&options.destination, &last, &()).await;
     let report = report.map_err(|error| preempt::failed(&last.application, error))?;
     log.ended(&format!("preempted: epoch {} is permanent, and the containers are stopped", report.epoch));
     Ok(())

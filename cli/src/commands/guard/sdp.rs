@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use engine::EngineKind;
-use launcher::sdp::{BlockGuard, BlockGuards, BlockId, BlockPlan, Database, Storage, guard_blocks};
-use launcher::{GuardMetrics, GuardWatcher};
+use guard::sdp::{BlockGuard, BlockGuards, BlockId, BlockPlan, Database, Storage, guard_blocks};
+use guard::{GuardMetrics, GuardWatcher};
 
 use super::http::Shown;
 use super::log::Log;

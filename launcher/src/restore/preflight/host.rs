@@ -38,7 +38,7 @@ impl Host {
 }
 
 /// Whether this process acts as root.
-pub(crate) fn is_root() -> bool {
+pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 

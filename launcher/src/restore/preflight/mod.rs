@@ -18,7 +18,8 @@ use registry::{Store, StoreError};
 
 pub(crate) use self::check::{BaseImage, Want, foreign_volumes, restorable};
 use self::host::Host;
-pub(crate) use self::host::{Room, is_root};
+pub(crate) use self::host::Room;
+pub use self::host::is_root;
 pub use self::problem::Problem;
 use crate::leaving::{Leaving, Volumes};
 use crate::restore::options::RestoreOptions;

@@ -434,7 +434,7 @@ impl Problem {
     }
 
     /// Whether it lies in the checkpoint, so that no other machine restores it either, and this one never will.
-    pub(crate) fn is_of_checkpoint(&self) -> bool {
+    pub fn is_of_checkpoint(&self) -> bool {
         matches!(
             self,
             Self::BlobMissing { .. }

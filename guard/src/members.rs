@@ -6,13 +6,11 @@ use std::os::fd::OwnedFd;
 
 use engine::EngineError;
 use futures_util::future::{join_all, select_all};
+use launcher::{Wanted, present};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-
-use crate::checkpoint::Wanted;
-use crate::leaving::present;
 
 /// Containers that all ran when they were looked at.
 #[derive(Debug, Default)]

@@ -10,17 +10,13 @@ use std::time::Duration;
 
 use engine::claims::Claims;
 use image_format::{ApplicationId, Epoch, Timeline};
+use launcher::{
+    CheckpointError, CheckpointErrorKind, CheckpointOptions, CheckpointReport, Destination, EvictError, Leaving, Phase,
+    Problem, RestoreError, RestoreErrorKind, RestoreOptions, Volumes, Wanted, Watcher, checkpoint, make_run_root,
+    preflight_beside,
+};
 use registry::{Selector, StoreError, catalogue};
 
-use crate::checkpoint::{CheckpointOptions, Destination, Wanted};
-use crate::leaving::{EvictError, Leaving, Volumes};
-use crate::observer::Phase;
-use crate::restore::error::{RestoreError, RestoreErrorKind};
-use crate::restore::options::RestoreOptions;
-use crate::restore::preflight::Problem;
-use crate::restore::preflight_beside;
-use crate::workspace::make_run_root;
-use crate::{CheckpointError, CheckpointErrorKind, CheckpointReport, Watcher, checkpoint};
 use registry::Trust;
 
 /// Checkpoints whose durations are looked at: one may have been a lucky one, and the first of a chain stores everything.

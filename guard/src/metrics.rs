@@ -6,9 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use image_format::ApplicationId;
-
-use crate::CheckpointReport;
-use crate::observer::Phase;
+use launcher::{CheckpointReport, Phase};
 
 /// The counters of one application's guard. Shared between the guard and whoever shows them.
 #[derive(Debug)]

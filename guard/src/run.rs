@@ -10,14 +10,9 @@
 //! What is left of the application is ended only when a checkpoint is verified, preflighted and fetched. Until then what still runs goes on,
 //! with its volumes; so it does when no checkpoint can be restored and the guard gives up.
 //!
-//! When which of it is done is for [`decider`] to say, which knows neither containers nor clocks; this is its driver. What must
-//! outlive the guard stands in a file ([`state`]): one that is killed and started again finds an application that does not run as
+//! When which of it is done is for [`crate::decider`] to say, which knows neither containers nor clocks; this is its driver. What must
+//! outlive the guard stands in a file ([`crate::state`]): one that is killed and started again finds an application that does not run as
 //! a whole, and rolls it back. There is one guard of an application on a host, by a lock that goes with its process.
-
-mod decider;
-mod members;
-mod metrics;
-mod state;
 
 use std::collections::BTreeSet;
 use std::future::pending;
@@ -29,6 +24,11 @@ use std::time::{Duration, Instant, SystemTime};
 use coordinator::{Fence, FenceError};
 use engine::{chain, claims::Claims};
 use image_format::{ApplicationId, Digest, Epoch, MemberId, UnpackError};
+use launcher::{
+    CheckpointError, CheckpointOptions, CheckpointReport, Destination, EvictError, Leaving, LoadError, MemberStep,
+    Observer, Phase, Problem, RestoreError, RestoreErrorKind, RestoreOptions, checkpoint, is_root, make_run_root,
+    prepare, tell_passed_over,
+};
 use registry::{
     Catalogue, CatalogueError, Listed, PassedOver, Policy, Progress, PruneError, PruneOptions, PruneReport, StoreError,
     catalogue,
@@ -36,25 +36,10 @@ use registry::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use self::decider::{Action, Decider, Failure};
-pub use self::decider::{Limits, Surrender};
-pub use self::members::LookError;
-use self::members::{Look, Running, look, running};
-pub use self::metrics::GuardMetrics;
-use self::state::StateFile;
-pub use self::state::{GuardState, Taken, guard_state};
-use crate::checkpoint::tell_passed_over;
-use crate::checkpoint::{CheckpointOptions, Destination};
-use crate::leaving::{EvictError, Leaving};
-use crate::observer::{MemberStep, Observer, Phase};
-use crate::restore::error::{RestoreError, RestoreErrorKind};
-use crate::restore::options::RestoreOptions;
-use crate::restore::preflight::Problem;
-use crate::restore::preflight::is_root;
-use crate::restore::prepare;
-use crate::restore::set::LoadError;
-use crate::workspace::make_run_root;
-use crate::{CheckpointError, CheckpointReport, checkpoint};
+use crate::decider::{Action, Decider, Failure, Limits, Surrender};
+use crate::members::{Look, LookError, Running, look, running};
+use crate::metrics::GuardMetrics;
+use crate::state::{GuardState, StateFile};
 
 /// Where guards keep what they know, unless it is said otherwise.
 pub const GUARD_DIR: &str = "/var/lib/syncpoint/guard";
