@@ -19,7 +19,7 @@ use std::time::Duration;
 use engine::EngineKind;
 use guard::sdp::Storage;
 use image_format::{ApplicationId, MemberId};
-use launcher::Pages;
+use launcher::PageTransport;
 use registry::{Policy, Reference};
 use toml::Spanned;
 use toml::de::DeTable;
@@ -51,7 +51,7 @@ pub struct CheckpointPlan {
     /// How long they may be frozen.
     pub freeze: Option<Duration>,
     /// Which way memory takes.
-    pub pages: Option<Pages>,
+    pub pages: Option<PageTransport>,
     /// How it is guarded.
     pub guard: GuardPlan,
     /// The members, in the order of the file.
@@ -225,7 +225,7 @@ fn retention(mut rules: Fields<'_>) -> Result<Policy, Problem> {
 }
 
 /// The two words for one choice; whoever says both must mean the same.
-fn pages(text: &str) -> Result<Pages, &'static str> {
+fn pages(text: &str) -> Result<PageTransport, &'static str> {
     text.parse().map_err(|_| "it is stream, tls or disk")
 }
 

@@ -22,7 +22,7 @@ mod tls;
 pub mod wire;
 
 pub use bounded::Bounded;
-pub use control::{Absent, AttendError, Delegate, Delegation, Ending, Lasting, RollCall};
+pub use control::{Absent, AttendError, CommitResult, Committed, Delegate, Delegation, RollCall};
 pub use door::{Listen, ListenError};
 pub use fence::{Fence, FenceError};
 pub use plan::{Deadlines, ParseSessionIdError, PlanError, SessionId, SessionPlan};

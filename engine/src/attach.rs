@@ -28,14 +28,14 @@ const NUMBER: u64 = 900;
 
 /// A descriptor that CRIU finds open from the start.
 #[derive(Debug)]
-pub struct Handed {
+pub struct InheritedFd {
     /// The descriptor here.
     pub descriptor: OwnedFd,
     /// Its number there.
     pub number: i32,
 }
 
-impl Handed {
+impl InheritedFd {
     /// Hands on a descriptor, under a number that engines leave alone.
     pub fn new(descriptor: OwnedFd) -> Self {
         let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
@@ -48,21 +48,21 @@ impl Handed {
 #[derive(Debug)]
 pub struct Attachment {
     /// CRIU's configuration.
-    pub cover: Cover,
+    pub cover: ConfigOverlay,
     /// What CRIU is handed.
-    pub handed: Option<Handed>,
+    pub handed: Option<InheritedFd>,
 }
 
 /// A file, and what a program shall find in its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cover {
+pub struct ConfigOverlay {
     /// The file that the runtime reads.
     over: PathBuf,
     /// What it is to read.
     with: PathBuf,
 }
 
-impl Cover {
+impl ConfigOverlay {
     /// Writes to `with`, which is to be read in place of `over`, what is in `own`, if anything, and
     /// after it what is in `session`, and `more`; CRIU takes every hook program that it is told of.
     pub fn make(over: &Path, own: &Path, session: &Path, more: &str, with: &Path) -> io::Result<Self> {
@@ -130,21 +130,22 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         std::fs::write(at("session.conf"), "action-script=/s/hook\n").unwrap();
         std::fs::write(at("own.conf"), "log-file=x").unwrap();
-        let cover = Cover::make(&at("own.conf"), &at("own.conf"), &at("session.conf"), "tls\n", &at("cover")).unwrap();
+        let cover =
+            ConfigOverlay::make(&at("own.conf"), &at("own.conf"), &at("session.conf"), "tls\n", &at("cover")).unwrap();
         assert_eq!(std::fs::read_to_string(at("cover")).unwrap(), "log-file=x\naction-script=/s/hook\ntls\n");
         assert_eq!(cover.over, at("own.conf").canonicalize().unwrap());
 
         let missing = at("etc/criu/runc.conf");
-        Cover::make(&missing, &missing, &at("session.conf"), "", &at("second")).unwrap();
+        ConfigOverlay::make(&missing, &missing, &at("session.conf"), "", &at("second")).unwrap();
         assert_eq!(std::fs::read_to_string(&missing).unwrap(), PLACEHOLDER);
         assert!(std::fs::read_to_string(at("second")).unwrap().ends_with("action-script=/s/hook\n"));
         assert!(
-            Cover::make(&missing, &missing, &at("session.conf"), "", &at("second")).is_err(),
+            ConfigOverlay::make(&missing, &missing, &at("session.conf"), "", &at("second")).is_err(),
             "a cover is one program's"
         );
 
         // After a lazy restore the runtime reads a session's file that is gone.
-        Cover::make(&at("gone/s.conf"), &at("own.conf"), &at("session.conf"), "", &at("third")).unwrap();
+        ConfigOverlay::make(&at("gone/s.conf"), &at("own.conf"), &at("session.conf"), "", &at("third")).unwrap();
         assert_eq!(std::fs::read_to_string(at("third")).unwrap(), "log-file=x\naction-script=/s/hook\n");
     }
 }

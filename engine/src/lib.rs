@@ -234,7 +234,7 @@ impl FromStr for Subnet {
 
 /// A container that runs and is to be dumped.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Source {
+pub struct RunningContainer {
     /// The name that people know it by; runc has no other id.
     pub container: String,
     /// The engine's own id.
@@ -323,7 +323,7 @@ pub struct Target {
     #[serde(default)]
     pub pod: Option<String>,
     /// What runc needs besides.
-    pub lone: Option<Lone>,
+    pub lone: Option<RuncPaths>,
     /// The restore that makes the container; the container's annotation [`MARK`] says so.
     pub session: SessionId,
     /// The session's configuration for CRIU, which CRIU reads beside the container's own or the host's.
@@ -349,7 +349,7 @@ impl Target {
 
 /// What a container needs that has no engine but its runtime.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lone {
+pub struct RuncPaths {
     /// The bundle, made for this restore.
     pub bundle: PathBuf,
     /// Where runc and CRIU write their logs.
@@ -401,7 +401,7 @@ pub trait Engine: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// An answer that leaves out something that the dump would then leave out too.
-    async fn source(&self, container: &str) -> Result<Option<Source>, EngineError>;
+    async fn source(&self, container: &str) -> Result<Option<RunningContainer>, EngineError>;
 
     /// The container of this name or id, if there is one.
     async fn present(&self, container: &str) -> Result<Option<Present>, EngineError>;
@@ -409,7 +409,7 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// Dumps one container, which runs on; returns when all of the dump is written. `kill` ends the engine's program.
     async fn dump(
         &self,
-        source: &Source,
+        source: &RunningContainer,
         attachment: Attachment,
         into: DumpInto,
         kill: &CancellationToken,

@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::attach::{Attachment, Handed};
+use crate::attach::{Attachment, InheritedFd};
 use crate::open_files;
 use crate::words::chain;
 
@@ -223,7 +223,7 @@ impl Program {
         let child = match self.attachment.take() {
             None => spawn(command),
             Some(Attachment { cover, handed }) => {
-                if let Some(Handed { descriptor: parent_fd, number: child_fd }) = handed {
+                if let Some(InheritedFd { descriptor: parent_fd, number: child_fd }) = handed {
                     let mapping = FdMapping { parent_fd, child_fd };
                     command.fd_mappings(vec![mapping]).map_err(|error| self.start_error(io::Error::other(error)))?;
                 }

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::program::{Program, ended, words_of};
 use super::{
-    Container, DumpInto, Engine, EngineError, Files, Found, Labelled, Lone, MARK, Marks, Pod, Present, RESTORE_LOG,
-    Source, Survey, Target, Ties, criu_configs, is_alive, kill_left, log_lines,
+    Container, DumpInto, Engine, EngineError, Files, Found, Labelled, MARK, Marks, Pod, Present, RESTORE_LOG,
+    RuncPaths, RunningContainer, Survey, Target, Ties, criu_configs, is_alive, kill_left, log_lines,
 };
 use crate::attach::Attachment;
 use crate::mounts::unmount_all;
@@ -103,12 +103,12 @@ impl Engine for Runc {
         Ok(Vec::new())
     }
 
-    async fn source(&self, container: &str) -> Result<Option<Source>, EngineError> {
+    async fn source(&self, container: &str) -> Result<Option<RunningContainer>, EngineError> {
         let Some(state) = state(container).await? else { return Ok(None) };
         let annotation = |name: &str| state.annotations.get(name).map(String::as_str);
         let (criu_config, own_config) = criu_configs("runc", annotation);
         let pid = if state.runs() { state.pid } else { 0 };
-        Ok(Some(Source {
+        Ok(Some(RunningContainer {
             container: container.to_owned(),
             id: container.to_owned(),
             labels: state.annotations,
@@ -135,7 +135,7 @@ impl Engine for Runc {
 
     async fn dump(
         &self,
-        source: &Source,
+        source: &RunningContainer,
         attachment: Attachment,
         into: DumpInto,
         kill: &CancellationToken,
@@ -232,7 +232,7 @@ async fn state(container: &str) -> Result<Option<State>, EngineError> {
     Ok(Some(State::read(&answer)))
 }
 
-fn dump_command(source: &Source, folder: &Path) -> Program {
+fn dump_command(source: &RunningContainer, folder: &Path) -> Program {
     Program::new("runc", ["--log"])
         .arg(folder.join("work").join(RUNC_LOG))
         .args(["checkpoint", "--leave-running", "--tcp-established", "--file-locks", "--image-path"])
@@ -247,7 +247,7 @@ const RUNC_LOG: &str = "runc.log";
 /// What runc and crun say of a container that they do not know.
 const NOT_THERE: &str = "does not exist";
 
-fn restore_command(target: &Target, lone: &Lone) -> Program {
+fn restore_command(target: &Target, lone: &RuncPaths) -> Program {
     let lazily = target.follows.as_ref().map(|_| "--lazy-pages");
     Program::new("runc", ["--log"])
         .arg(lone.work.join(RUNC_LOG))
@@ -319,7 +319,7 @@ mod tests {
 
     #[test]
     fn the_command_names_everything() {
-        let lone = Lone { bundle: "/w/b".into(), work: "/w/work".into(), output: "/b/container.log".into() };
+        let lone = RuncPaths { bundle: "/w/b".into(), work: "/w/work".into(), output: "/b/container.log".into() };
         let target = Target {
             member: "lone".parse().unwrap(),
             engine: crate::EngineKind::Runc,

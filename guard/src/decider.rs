@@ -26,7 +26,7 @@
 //! - *for now*: this machine or the store refuses the checkpoint, or its members did not come up. When no older one is left, the next round
 //!   begins with it again.
 //!
-//! **How often**: each attempt waits twice as long as the one before, and there are at most [`Limits::attempts`] until a checkpoint becomes
+//! **How often**: each attempt waits twice as long as the one before, and there are at most [`RollbackPolicy::attempts`] until a checkpoint becomes
 //! permanent after a probation that was survived. A checkpoint that is passed over before anything was ended is no attempt, and the next
 //! one is tried at once. The driver (`super`) does what is asked, and says what came of it.
 
@@ -36,7 +36,7 @@ use image_format::Epoch;
 
 /// How far a guard goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct RollbackPolicy {
     /// Attempts in a row to roll back before the guard gives up.
     pub attempts: u32,
     /// The wait before the second one; doubled for each further one.
@@ -47,7 +47,7 @@ pub struct Limits {
     pub probation: Duration,
 }
 
-impl Default for Limits {
+impl Default for RollbackPolicy {
     /// Eight rollbacks in a row, from one second to a minute apart, and ten seconds of probation.
     fn default() -> Self {
         Self {
@@ -115,7 +115,7 @@ enum State {
 /// The state machine of one application.
 #[derive(Debug)]
 pub(super) struct Decider {
-    limits: Limits,
+    limits: RollbackPolicy,
     interval: Duration,
     state: State,
     next_tick: Instant,
@@ -136,7 +136,7 @@ pub(super) struct Decider {
 
 impl Decider {
     /// A decider for an application whose members all run.
-    pub fn new(limits: Limits, interval: Duration, now: Instant) -> Self {
+    pub fn new(limits: RollbackPolicy, interval: Duration, now: Instant) -> Self {
         Self {
             limits,
             interval,
@@ -308,8 +308,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn limits() -> Limits {
-        Limits { attempts: 3, back_off: SECOND, longest_back_off: 4 * SECOND, probation: 5 * SECOND }
+    fn limits() -> RollbackPolicy {
+        RollbackPolicy { attempts: 3, back_off: SECOND, longest_back_off: 4 * SECOND, probation: 5 * SECOND }
     }
 
     fn running(now: Instant) -> Decider {
@@ -458,7 +458,7 @@ mod tests {
     #[test]
     fn what_the_store_never_gives_is_passed_over_and_what_does_not_come_up_too() {
         let mut now = Instant::now();
-        let mut decider = Decider::new(Limits { attempts: 6, ..limits() }, SECOND, now);
+        let mut decider = Decider::new(RollbackPolicy { attempts: 6, ..limits() }, SECOND, now);
         decider.handle_loss(now);
         let fails = |newest| match newest {
             5 => Failure::Surroundings(Some(Epoch(5))),

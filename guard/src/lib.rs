@@ -12,7 +12,7 @@ mod run;
 pub mod sdp;
 mod state;
 
-pub use self::decider::{Limits, Surrender};
+pub use self::decider::{RollbackPolicy, Surrender};
 pub use self::members::LookError;
 pub use self::metrics::GuardMetrics;
 pub use self::preempt::{PreemptError, halt, preempt};

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use engine::EngineError;
 use futures_util::future::{join_all, select_all};
-use launcher::{Wanted, present};
+use launcher::{ContainerSpec, present};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::Interest;
@@ -49,7 +49,7 @@ pub(super) enum Look {
 ///
 /// # Errors
 /// An engine does not answer.
-pub(super) async fn look(wanted: &[Wanted]) -> Result<Look, LookError> {
+pub(super) async fn look(wanted: &[ContainerSpec]) -> Result<Look, LookError> {
     let (mut running, mut missing) = (Running::default(), Vec::new());
     for (wanted, found) in wanted.iter().zip(join_all(wanted.iter().map(watch)).await) {
         match found? {
@@ -64,7 +64,7 @@ pub(super) async fn look(wanted: &[Wanted]) -> Result<Look, LookError> {
 }
 
 /// The names of those that run; one of which nothing is known is left out.
-pub(super) async fn running(wanted: &[Wanted]) -> Vec<String> {
+pub(super) async fn running(wanted: &[ContainerSpec]) -> Vec<String> {
     let found = join_all(wanted.iter().map(watch)).await;
     let running = wanted.iter().zip(found).filter(|(_, found)| matches!(found, Ok(Some(_))));
     running.map(|(wanted, _)| wanted.container.clone()).collect()
@@ -89,7 +89,7 @@ pub enum LookError {
 }
 
 /// A handle of the container's first process, if that runs, and the volumes that the container mounts.
-async fn watch(wanted: &Wanted) -> Result<Option<(AsyncFd<OwnedFd>, BTreeSet<String>)>, LookError> {
+async fn watch(wanted: &ContainerSpec) -> Result<Option<(AsyncFd<OwnedFd>, BTreeSet<String>)>, LookError> {
     let Some((engine, found)) = present(wanted).await? else { return Ok(None) };
     let failed = |source: io::Error| LookError::Watch { container: found.container.clone(), source };
     let Some(pid) = Pid::from_raw(found.pid) else { return Ok(None) };

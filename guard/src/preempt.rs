@@ -11,9 +11,9 @@ use std::time::Duration;
 use engine::claims::Claims;
 use image_format::{ApplicationId, Epoch, Timeline};
 use launcher::{
-    CheckpointError, CheckpointErrorKind, CheckpointOptions, CheckpointReport, Destination, EvictError, Leaving, Phase,
-    Problem, RestoreError, RestoreErrorKind, RestoreOptions, Volumes, Wanted, Watcher, checkpoint, make_run_root,
-    preflight_beside,
+    CheckpointError, CheckpointErrorKind, CheckpointOptions, CheckpointReport, ContainerSpec, Destination, EvictError,
+    Leaving, Phase, Problem, RestoreError, RestoreErrorKind, RestoreOptions, Volumes, Watcher, checkpoint,
+    make_run_root, preflight_beside,
 };
 use registry::{Selector, StoreError, catalogue};
 
@@ -168,7 +168,8 @@ async fn restorable(
 ) -> Result<(Leaving, Volumes), PreemptError> {
     let destination = &destination.until(&options.cancel);
     let failed = |source: RestoreError| PreemptError::Unrestorable { epoch: report.epoch, source: Box::new(source) };
-    let here = |container: &String, engine| Wanted { engine: Some(engine), ..Wanted::named(container.clone()) };
+    let here =
+        |container: &String, engine| ContainerSpec { engine: Some(engine), ..ContainerSpec::named(container.clone()) };
     let members: Vec<_> = report.members.iter().map(|member| here(&member.container, member.engine)).collect();
     let leaving = Leaving::look(&members, BTreeSet::new()).await;
     let leaving = leaving.map_err(|source| PreemptError::Evict { epoch: report.epoch, source: source.into() })?;

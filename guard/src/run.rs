@@ -36,7 +36,7 @@ use registry::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::decider::{Action, Decider, Failure, Limits, Surrender};
+use crate::decider::{Action, Decider, Failure, RollbackPolicy, Surrender};
 use crate::members::{Look, LookError, Running, look, running};
 use crate::metrics::GuardMetrics;
 use crate::state::{GuardState, StateFile};
@@ -54,7 +54,7 @@ pub struct GuardOptions {
     /// How it is rolled back.
     pub restore: RestoreOptions,
     /// How far to go with that.
-    pub limits: Limits,
+    pub limits: RollbackPolicy,
     /// Where the guard's state is.
     pub state_dir: PathBuf,
     /// Which checkpoints of the application stay when a new one is permanent; all of them if not given.
@@ -479,7 +479,7 @@ impl Guard<'_> {
 
     /// Which members run. An engine that does not answer is asked again: it may be busy with what a guard that was killed had begun.
     async fn look(&self, stop: &CancellationToken) -> Result<Look, LookError> {
-        let Limits { attempts, back_off, .. } = self.options.limits;
+        let RollbackPolicy { attempts, back_off, .. } = self.options.limits;
         for _ in 1..attempts {
             match look(&self.options.checkpoint.members).await {
                 Ok(found) => return Ok(found),

@@ -14,7 +14,7 @@ use engine::{Container, EngineError, EngineKind, Present, Survey};
 use futures_util::future::{join_all, try_join_all};
 use image_format::MemberId;
 
-use crate::checkpoint::Wanted;
+use crate::checkpoint::ContainerSpec;
 use crate::restore::preflight::Problem;
 
 /// Containers that are there and are to make room.
@@ -50,7 +50,7 @@ pub enum EvictError {
 
 impl Leaving {
     /// Looks for the containers of these names; `volumes` are known to be theirs.
-    pub async fn look(wanted: &[Wanted], volumes: BTreeSet<String>) -> Result<Self, EngineError> {
+    pub async fn look(wanted: &[ContainerSpec], volumes: BTreeSet<String>) -> Result<Self, EngineError> {
         let containers = try_join_all(wanted.iter().map(present)).await?;
         Ok(Self { containers: containers.into_iter().flatten().collect(), volumes })
     }
@@ -183,7 +183,7 @@ pub async fn remove_volumes(volumes: &Volumes) -> Vec<(String, EngineError)> {
 }
 
 /// The container that is meant, and what runs it: podman if nothing else is said, and runc where only that knows it.
-pub async fn present(wanted: &Wanted) -> Result<Option<(EngineKind, Present)>, EngineError> {
+pub async fn present(wanted: &ContainerSpec) -> Result<Option<(EngineKind, Present)>, EngineError> {
     let engines = wanted.engine.map_or_else(|| vec![EngineKind::Podman, EngineKind::Runc], |engine| vec![engine]);
     for engine in engines {
         match engine.driver().present(&wanted.container).await {

@@ -25,16 +25,16 @@ mod stuck;
 mod workspace;
 
 pub use checkpoint::{
-    CheckpointError, CheckpointErrorKind, CheckpointOptions, CheckpointReport, CheckpointedMember, Destination,
-    Elsewhere, JoinReport, Joining, MembersError, Pages, ParsePagesError, Pending, Signer, Wanted, Watcher, checkpoint,
-    join, pending, resume, tell_passed_over,
+    CheckpointError, CheckpointErrorKind, CheckpointOptions, CheckpointReport, CheckpointedMember, ContainerSpec,
+    Destination, JoinReport, JoinTarget, MembersError, PageTransport, ParsePageTransportError, RemoteMembers,
+    ResumableCheckpoint, Signer, Watcher, checkpoint, join, resumable, resume, tell_passed_over,
 };
 pub use leaving::{EvictError, Leaving, Volumes, present};
 pub use memory::{KEEP, LazyError, keep};
 pub use observer::{MemberStep, Observer, Phase};
 pub use pages::PagesError;
 pub use receive::serve::{ServeError, Served, Server};
-pub use receive::{Came, ReceiveDumpError, ReceiveOptions, ReceivedDump, Receiver, Way};
+pub use receive::{DumpTransport, ReceiveDumpError, ReceiveOptions, ReceivedDump, ReceivedSize, Receiver};
 pub use restore::error::{RestoreError, RestoreErrorKind};
 pub use restore::options::{RestoreOptions, WORK_DIR};
 pub use restore::preflight::{Problem, is_root};

@@ -12,8 +12,8 @@ use coordinator::{Deadlines, Listen, SessionId, TlsFiles};
 use engine::EngineKind;
 use image_format::{ApplicationId, Compression, Digest, Epoch, MemberId, ParseIdError, Span};
 use launcher::{
-    CheckpointError, CheckpointOptions, CheckpointReport, CheckpointedMember, Destination, Elsewhere, Pages, Signer,
-    Wanted,
+    CheckpointError, CheckpointOptions, CheckpointReport, CheckpointedMember, ContainerSpec, Destination,
+    PageTransport, RemoteMembers, Signer,
 };
 use registry::Reference;
 use serde::Serialize;
@@ -93,8 +93,8 @@ pub struct CheckpointArgs {
     compression: Compression,
 
     /// Which way memory takes: stream, over a socket, so that tasks stand frozen for less time and only pages that changed are kept; tls, the same encrypted; disk, as CRIU writes it. As the plan says, or else stream
-    #[arg(long, value_name = "WAY", value_parser = words(Pages::ALL, Pages::as_str))]
-    pages: Option<Pages>,
+    #[arg(long, value_name = "WAY", value_parser = words(PageTransport::ALL, PageTransport::as_str))]
+    pages: Option<PageTransport>,
 
     /// Store all pages of every member again, whatever is in the line before
     #[arg(long)]
@@ -177,7 +177,7 @@ struct ElsewhereArgs {
 }
 
 impl ElsewhereArgs {
-    fn take(&self) -> Result<Option<Elsewhere>, CommandError> {
+    fn take(&self) -> Result<Option<RemoteMembers>, CommandError> {
         if let Some(twice) =
             self.with.iter().enumerate().find_map(|(at, id)| self.with[..at].contains(id).then_some(id))
         {
@@ -187,7 +187,7 @@ impl ElsewhereArgs {
         let given = (self.listen, self.tls_ca.clone(), self.tls_certificate.clone(), self.tls_key.clone());
         let (Some(address), Some(ca), Some(certificate), Some(key)) = given else { return Ok(None) };
         let listen = Listen { address, tls: TlsFiles { ca, certificate, key } };
-        Ok(Some(Elsewhere { listen, members: self.with.clone() }))
+        Ok(Some(RemoteMembers { listen, members: self.with.clone() }))
     }
 }
 
@@ -357,7 +357,7 @@ pub async fn run(mut args: CheckpointArgs, context: &Context) -> Result<(), Comm
 }
 
 /// Takes from a plan what the command line does not say; gives its members.
-fn follow(args: &mut CheckpointArgs, plan: CheckpointPlan) -> Vec<Wanted> {
+fn follow(args: &mut CheckpointArgs, plan: CheckpointPlan) -> Vec<ContainerSpec> {
     let CheckpointPlan { application, to, key, stop, gather, freeze, pages, guard: _, members } = plan;
     args.application = args.application.take().or(application);
     args.to = args.to.take().or(to);
@@ -368,18 +368,18 @@ fn follow(args: &mut CheckpointArgs, plan: CheckpointPlan) -> Vec<Wanted> {
     args.gather_timeout = args.gather_timeout.or(gather.map(Time));
     args.freeze_timeout = args.freeze_timeout.or(freeze.map(Time));
     args.pages = args.pages.or(pages);
-    members.into_iter().map(Wanted::from).collect()
+    members.into_iter().map(ContainerSpec::from).collect()
 }
 
-impl From<PlanMember> for Wanted {
+impl From<PlanMember> for ContainerSpec {
     fn from(member: PlanMember) -> Self {
         let PlanMember { id, container, engine, depends_on, bundle, without_rootfs } = member;
         Self { id: Some(id), container, engine, depends_on: Some(depends_on), bundle, without_rootfs }
     }
 }
 
-fn pending(session: SessionId, args: &CheckpointArgs) -> Result<launcher::Pending, CommandError> {
-    let pending = launcher::pending(&args.work_dir)?;
+fn pending(session: SessionId, args: &CheckpointArgs) -> Result<launcher::ResumableCheckpoint, CommandError> {
+    let pending = launcher::resumable(&args.work_dir)?;
     let others: Vec<String> = pending.iter().map(|one| format!("{} of {}", one.session, one.application)).collect();
     pending.into_iter().find(|one| one.session == session).ok_or_else(|| {
         let error = format!("there is no unfinished checkpoint {session} in {}", args.work_dir.display());
@@ -389,7 +389,7 @@ fn pending(session: SessionId, args: &CheckpointArgs) -> Result<launcher::Pendin
 
 impl Containers {
     /// What was asked for, member by member.
-    pub fn wanted(&self) -> Result<Vec<Wanted>, CommandError> {
+    pub fn wanted(&self) -> Result<Vec<ContainerSpec>, CommandError> {
         let mut depends_on: BTreeMap<&MemberId, &MemberList> = BTreeMap::new();
         for KeyValue(member, list) in &self.depends_on {
             if depends_on.insert(member, list).is_some() {
@@ -409,13 +409,13 @@ impl Containers {
             let id = member.clone().or_else(|| name.parse().ok());
             let given = id.as_ref().and_then(|id| depends_on.remove(id));
             let bundle = id.as_ref().and_then(|id| bundles.remove(id));
-            wanted.push(Wanted {
+            wanted.push(ContainerSpec {
                 id: member.clone(),
                 engine: self.engine,
                 depends_on: given.map(|list| list.0.clone()),
                 bundle: bundle.cloned(),
                 without_rootfs: id.as_ref().is_some_and(|id| without_rootfs.remove(id)),
-                ..Wanted::named(name)
+                ..ContainerSpec::named(name)
             });
         }
         match depends_on.into_keys().chain(bundles.into_keys()).chain(without_rootfs).next() {

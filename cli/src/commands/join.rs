@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use coordinator::{Deadlines, TlsFiles};
 use image_format::{ApplicationId, Compression, Digest, Epoch};
-use launcher::{CheckpointErrorKind, CheckpointOptions, Destination, JoinReport, Joining, Pages, Phase};
+use launcher::{CheckpointErrorKind, CheckpointOptions, Destination, JoinReport, JoinTarget, PageTransport, Phase};
 use registry::Reference;
 use serde::Serialize;
 
@@ -79,8 +79,8 @@ pub struct JoinArgs {
     compression: Compression,
 
     /// Which way memory takes: stream, over a socket, so that tasks stand frozen for less time and only pages that changed are kept; tls, the same encrypted; disk, as CRIU writes it
-    #[arg(long, value_name = "WAY", default_value = "stream", value_parser = words(Pages::ALL, Pages::as_str))]
-    pages: Pages,
+    #[arg(long, value_name = "WAY", default_value = "stream", value_parser = words(PageTransport::ALL, PageTransport::as_str))]
+    pages: PageTransport,
 
     /// Where members are kept until they are sent, with room for all of this host, packed
     #[arg(long, value_name = "DIR", default_value = launcher::WORK_DIR)]
@@ -139,7 +139,7 @@ pub async fn run(args: JoinArgs, context: &Context) -> Result<(), CommandError> 
     let mut own: Vec<PathBuf> = ids.map(|id| tls.of(id).key).collect();
     own.dedup();
     own.iter().for_each(|key| keys::warn_if_open(key, context));
-    let joining = Joining { address: args.coordinator.clone(), tls, once: args.once };
+    let joining = JoinTarget { address: args.coordinator.clone(), tls, once: args.once };
     let store = store::create(&args.to, &args.transport, context).await?;
     let trust = keys::of_line(None, args.key.iter().map(PathBuf::as_path), context)?;
     let destination = Destination { store, reference: args.to.to_string(), tag: None, signer: None, trust };
@@ -167,7 +167,7 @@ pub async fn run(args: JoinArgs, context: &Context) -> Result<(), CommandError> 
                 }
                 if not_handed {
                     context.reporter.note("from here on memory of this host goes over TLS, as with --pages tls");
-                    options.pages = Pages::Tls;
+                    options.pages = PageTransport::Tls;
                 }
             }
             Err(error) => return Err(failed(&args.application, error)),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 use guard::PreemptError;
 use image_format::ApplicationId;
-use launcher::{CheckpointOptions, Destination, Signer, Wanted};
+use launcher::{CheckpointOptions, ContainerSpec, Destination, Signer};
 use registry::{Catalogue, Reference, Selector, catalogue};
 
 use crate::commands::sign::Identity;
@@ -109,7 +109,7 @@ pub async fn run(args: PreemptArgs, context: &Context) -> Result<(), CommandErro
     let destination = Destination { store, reference: to.to_string(), tag, signer, trust };
     let usual = CheckpointOptions::new(args.application, context.environment.hook_program());
     let options = CheckpointOptions {
-        members: members.into_iter().map(Wanted::from).collect(),
+        members: members.into_iter().map(ContainerSpec::from).collect(),
         deadlines: coordinator::Deadlines {
             gather: deadlines.0.unwrap_or(usual.deadlines.gather),
             hold: deadlines.1.unwrap_or(usual.deadlines.hold),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args};
 use coordinator::TlsFiles;
-use launcher::{Came, ReceiveOptions, ReceivedDump, Receiver, Way};
+use launcher::{DumpTransport, ReceiveOptions, ReceivedDump, ReceivedSize, Receiver};
 
 use super::pack::{Packed, Packer, Packing};
 use crate::context::Context;
@@ -92,8 +92,8 @@ pub async fn run(args: ReceiveArgs, context: &Context) -> Result<(), CommandErro
         keys::warn_if_open(&tls.key, context);
     }
     let way = match args.listen {
-        Some(address) => Way::Pages { address, tls, member: args.packing.member().cloned() },
-        None => Way::Streamer,
+        Some(address) => DumpTransport::Pages { address, tls, member: args.packing.member().cloned() },
+        None => DumpTransport::Streamer,
     };
     let options = ReceiveOptions {
         way,
@@ -115,8 +115,8 @@ pub async fn run(args: ReceiveArgs, context: &Context) -> Result<(), CommandErro
     let dump = blocking(move || Ok(receiver.receive(&stop)?)).await;
     let dump = interrupted(dump, context).doing(|| "nothing came of CRIU's dump".to_owned())?;
     context.reporter.note(&match dump.came() {
-        Came::Pages(bytes) => format!("{} of memory came", size(bytes)),
-        Came::Images(bytes) => format!("{} of images came", size(bytes)),
+        ReceivedSize::Pages(bytes) => format!("{} of memory came", size(bytes)),
+        ReceivedSize::Images(bytes) => format!("{} of images came", size(bytes)),
     });
     let packed = tokio::select! {
         packed = pack(&dump, &packer, context) => packed,

@@ -27,11 +27,11 @@ const STEP: Duration = Duration::from_secs(5);
 const OBEDIENCE: Duration = Duration::from_secs(2);
 
 /// What came of a checkpoint after the release; why it is not permanent is a fragment.
-pub type Ending = Result<Lasting, String>;
+pub type CommitResult = Result<Committed, String>;
 
 /// A checkpoint that is permanent, as the members of this host were told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lasting {
+pub struct Committed {
     /// The global checkpoint.
     pub digest: Digest,
     /// Its tag.
@@ -50,7 +50,7 @@ pub struct Delegation {
     summons: watch::Receiver<Option<BTreeMap<MemberId, Summons>>>,
     capture: watch::Receiver<bool>,
     outcome: watch::Receiver<Option<Outcome>>,
-    verdict: watch::Receiver<Option<Ending>>,
+    verdict: watch::Receiver<Option<CommitResult>>,
     /// To the one that brings the words together.
     tell: mpsc::UnboundedSender<Heard>,
     /// One for each connection, and the one that brings their words together.
@@ -219,7 +219,7 @@ impl Delegation {
     ///
     /// # Errors
     /// Why it is not; as a fragment.
-    pub async fn ending(&self) -> Ending {
+    pub async fn ending(&self) -> CommitResult {
         match self.verdict.clone().wait_for(Option::is_some).await.as_deref() {
             Ok(Some(verdict)) => verdict.clone(),
             Ok(None) | Err(_) => Err("the connection was given up".to_owned()),
@@ -247,12 +247,12 @@ struct Ears {
     members: BTreeSet<MemberId>,
     summoned: BTreeMap<MemberId, Summons>,
     asked: BTreeSet<MemberId>,
-    lasting: Option<Lasting>,
+    lasting: Option<Committed>,
     gone: BTreeSet<MemberId>,
     summon: watch::Sender<Option<BTreeMap<MemberId, Summons>>>,
     ask: watch::Sender<bool>,
     decide: watch::Sender<Option<Outcome>>,
-    judge: watch::Sender<Option<Ending>>,
+    judge: watch::Sender<Option<CommitResult>>,
 }
 
 impl Ears {
@@ -281,7 +281,7 @@ impl Ears {
             Some(Word::Reply(Reply::Abort { reason })) => self.end(&reason),
             Some(Word::NotPermanent { reason }) => self.end(&reason),
             Some(Word::Permanent(Permanent { digest, tag, epoch, timeline })) => {
-                let lasting = Lasting { digest, tag, epoch, timelines: BTreeMap::new() };
+                let lasting = Committed { digest, tag, epoch, timelines: BTreeMap::new() };
                 self.lasting.get_or_insert(lasting).timelines.insert(member, timeline);
                 self.judge_if_all_know();
             }
@@ -314,7 +314,7 @@ impl Ears {
         self.decide.send_if_modified(|decided| decided.is_none() && decided.replace(outcome).is_none());
     }
 
-    fn judge(&self, verdict: Ending) {
+    fn judge(&self, verdict: CommitResult) {
         self.judge.send_if_modified(|judged| judged.is_none() && judged.replace(verdict).is_none());
     }
 }

@@ -33,7 +33,7 @@ use tokio::time::{sleep, timeout};
 
 pub use self::delegate::Delegate;
 pub(crate) use self::delegate::Seat;
-pub use self::delegation::{AttendError, Delegation, Ending, Lasting};
+pub use self::delegation::{AttendError, CommitResult, Committed, Delegation};
 pub(crate) use self::roll_call::Attendee;
 pub use self::roll_call::{Absent, RollCall};
 use crate::door::{body, send};

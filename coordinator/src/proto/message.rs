@@ -161,7 +161,7 @@ pub enum Outcome {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Timings {
     /// For each member, in the order of the barriers.
-    pub members: BTreeMap<MemberId, Vec<Passage>>,
+    pub members: BTreeMap<MemberId, Vec<BarrierCrossing>>,
     /// At a dump, when the files were taken.
     pub capture: Option<Span>,
 }
@@ -177,7 +177,7 @@ pub struct Span {
 
 /// One member at one barrier. Times are since the session's start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Passage {
+pub struct BarrierCrossing {
     /// The barrier's hook.
     pub hook: Hook,
     /// When the member came.

@@ -8,8 +8,8 @@ use image_format::{Epoch, MemberId};
 
 use super::hook::{Attendance, Duty, Hook};
 use super::message::{
-    Action, Cause, ConnectionId, Event, Finished, Message, Missing, Moment, Outcome, Passage, Refusal, Reply, Span,
-    Step, Timings, Vote,
+    Action, BarrierCrossing, Cause, ConnectionId, Event, Finished, Message, Missing, Moment, Outcome, Refusal, Reply,
+    Span, Step, Timings, Vote,
 };
 use crate::plan::{PlanError, SessionId, SessionPlan};
 
@@ -45,7 +45,7 @@ struct Member {
     /// When it came to each barrier so far; one that it skipped counts with the next one's time.
     arrivals: Vec<Moment>,
     /// When each barrier opened for it.
-    passages: Vec<Passage>,
+    passages: Vec<BarrierCrossing>,
     told: Told,
 }
 
@@ -313,7 +313,7 @@ impl Session {
         let hook = self.plan.kind.barriers()[barrier].hook;
         let passed = now.since_start();
         for (id, member) in &mut self.members {
-            member.passages.push(Passage { hook, arrived: member.arrivals[barrier].since_start(), passed });
+            member.passages.push(BarrierCrossing { hook, arrived: member.arrivals[barrier].since_start(), passed });
             let event = Event { member: id.clone(), step: Step::Passed(hook), at: passed };
             self.actions.push_back(Action::Tell(event));
         }

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::program::{Program, ProgramError};
 use super::{
     Container, DumpInto, Engine, EngineError, Files, Found, Labelled, Layers, MARK, Marks, Pod, Present, RESTORE_LOG,
-    Source, Survey, Target, Ties, Volume, criu_configs, is_alive, kill_left, log_lines, runc,
+    RunningContainer, Survey, Target, Ties, Volume, criu_configs, is_alive, kill_left, log_lines, runc,
 };
 use answers::{Inspected, Seen};
 
@@ -108,7 +108,7 @@ impl Engine for Podman {
         ask(["ps", "--all", "--filter", &filter, "--format", "json"], answers::labels).await
     }
 
-    async fn source(&self, container: &str) -> Result<Option<Source>, EngineError> {
+    async fn source(&self, container: &str) -> Result<Option<RunningContainer>, EngineError> {
         let Some(inspected) = inspect("container", container, answers::container).await? else { return Ok(None) };
         let mut source = source(inspected);
         if let Some(tie) = &mut source.ties.pod {
@@ -127,7 +127,7 @@ impl Engine for Podman {
 
     async fn dump(
         &self,
-        source: &Source,
+        source: &RunningContainer,
         attachment: Attachment,
         into: DumpInto,
         kill: &CancellationToken,
@@ -297,14 +297,14 @@ fn own(folder: &Path, content: &Path) -> io::Result<()> {
 
 /// The archive is taken from the standard input's place, which is the writing end of a pipe: it goes when either side dies, as a
 /// named pipe would not. What is left out, podman would read only when the tasks run again.
-fn dump_command(source: &Source) -> Program {
+fn dump_command(source: &RunningContainer) -> Program {
     podman(["container", "checkpoint", "--leave-running", "--tcp-established", "--file-locks"])
         .args(["--ignore-rootfs", "--ignore-volumes", "--compress", "none", "--export", "/dev/stdin"])
         .arg(&source.id)
 }
 
 /// Where CRIU writes its images: beside its log.
-fn images(source: &Source) -> Option<PathBuf> {
+fn images(source: &RunningContainer) -> Option<PathBuf> {
     source.log.as_ref().map(|log| log.with_file_name("checkpoint"))
 }
 
@@ -317,7 +317,7 @@ fn clear(images: &Path) -> std::io::Result<()> {
     }
 }
 
-fn source(found: Inspected) -> Source {
+fn source(found: Inspected) -> RunningContainer {
     let (criu_config, own_config) = criu_configs(&found.runtime, |name| found.annotation(name));
     let userdata = found.oci_config_path.parent().unwrap_or(Path::new("/"));
     let data = found.graph_driver.data.clone().unwrap_or_default();
@@ -338,7 +338,7 @@ fn source(found: Inspected) -> Source {
     let (labels, log) = (found.labels(), Some(userdata.join("dump.log")));
     let mounted = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
     let ties = Ties { secrets: secrets(&mounted, &found.id), ..found.ties() };
-    Source { container: found.name, id: found.id, labels, criu_config, own_config, pid, log, files, ties }
+    RunningContainer { container: found.name, id: found.id, labels, criu_config, own_config, pid, log, files, ties }
 }
 
 /// Where secrets are mounted in a container, by its `/proc/PID/mountinfo`: podman mounts each from a file of its own.

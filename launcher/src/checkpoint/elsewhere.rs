@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::error::{CheckpointError, CheckpointErrorKind};
 use super::members::{Member, MembersError, settle};
-use super::options::{CheckpointOptions, Destination, Elsewhere};
+use super::options::{CheckpointOptions, Destination, RemoteMembers};
 use super::phase2::Sent;
 use super::record::{Tentative, TentativeMember};
 use super::{CheckpointReport, Watcher};
@@ -44,7 +44,7 @@ pub(super) async fn gather(
     }
     watcher.phase(Phase::Await);
     let awaiting = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Await, kind);
-    let Elsewhere { listen, members: awaited } = elsewhere;
+    let RemoteMembers { listen, members: awaited } = elsewhere;
     let opened = RollCall::open(listen, options.application.clone(), awaited.iter().cloned()).await;
     let mut roll_call = opened.map_err(|error| awaiting(error.into()))?;
     match attend(&mut roll_call, members, options, watcher).await {
@@ -251,7 +251,7 @@ mod tests {
 
     use super::*;
     use engine::EngineKind;
-    use engine::{Files, Source};
+    use engine::{Files, RunningContainer};
 
     fn ids(ids: &[&str]) -> Vec<MemberId> {
         ids.iter().map(|id| id.parse().unwrap()).collect()
@@ -259,7 +259,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_dependency_on_one_host_is_no_wait_for_others() {
-        let source = Source {
+        let source = RunningContainer {
             container: "a".to_owned(),
             id: "0".repeat(64),
             labels: BTreeMap::new(),

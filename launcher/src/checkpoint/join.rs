@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use coordinator::wire::Invitation;
 use coordinator::wire::control::{Attend, Failure, Stored, Summons};
-use coordinator::{AttendError, Delegation, Lasting, Outcome, Outpost, Remote, SessionId, SessionKind};
+use coordinator::{AttendError, Committed, Delegation, Outcome, Outpost, Remote, SessionId, SessionKind};
 use engine::{chain, claims::Claims, open_files::raise_for};
 use image_format::{ApplicationId, Digest, Epoch, MemberId, Timeline, rfc3339};
 use registry::Reference;
@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::base::{self, Bases};
 use super::error::{CheckpointError, CheckpointErrorKind};
 use super::members::{Member, resolve};
-use super::options::{CheckpointOptions, Destination, Joining};
+use super::options::{CheckpointOptions, Destination, JoinTarget};
 use super::phase2::{Phase2, Sent};
 use super::record::{Tentative, TentativeMember};
 use super::seat::Seat;
@@ -78,7 +78,7 @@ pub struct JoinReport {
 /// # Errors
 /// Why this checkpoint came to nothing, or this host cannot take part in any.
 pub async fn join(
-    joining: &Joining,
+    joining: &JoinTarget,
     destination: &Destination,
     options: &CheckpointOptions,
     watcher: &dyn Watcher,
@@ -106,7 +106,7 @@ pub async fn join(
 
 /// Goes to the coordinating host again and again until a session begins.
 async fn await_invitation(
-    joining: &Joining,
+    joining: &JoinTarget,
     options: &CheckpointOptions,
     watcher: &dyn Watcher,
 ) -> Result<(Vec<Member>, Delegation, BTreeMap<MemberId, Summons>), CheckpointErrorKind> {
@@ -156,7 +156,7 @@ async fn probe(address: &str) -> Result<(), AttendError> {
 }
 
 async fn attend(
-    joining: &Joining,
+    joining: &JoinTarget,
     options: &CheckpointOptions,
 ) -> Result<(Vec<Member>, Delegation, BTreeMap<MemberId, Summons>), CheckpointErrorKind> {
     let members = resolve(options).await?;
@@ -181,13 +181,13 @@ async fn attend(
 }
 
 /// A member's way to the coordinating host.
-fn remote(joining: &Joining, member: &MemberId) -> Remote {
+fn remote(joining: &JoinTarget, member: &MemberId) -> Remote {
     Remote { address: joining.address.clone(), tls: joining.tls.of(member) }
 }
 
 /// This host's part of one checkpoint.
 struct Part<'a> {
-    joining: &'a Joining,
+    joining: &'a JoinTarget,
     destination: &'a Destination,
     options: &'a CheckpointOptions,
     delegation: Delegation,
@@ -287,7 +287,7 @@ impl Part<'_> {
         summons: &BTreeMap<MemberId, Summons>,
         session: &Invitation,
         begun: Instant,
-    ) -> Result<(Lasting, Tentative, Sent), CheckpointError> {
+    ) -> Result<(Committed, Tentative, Sent), CheckpointError> {
         self.watcher.phase(Phase::Dump);
         let dumping = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Dump, kind);
         workspace.write(&tentative).map_err(|source| dumping(file(workspace.path(), source)))?;
@@ -372,7 +372,7 @@ impl Part<'_> {
         base::find(images, within, self.destination, self.options, workspace.path(), self.watcher).await
     }
 
-    async fn await_permanent(&self, tentative: &Tentative, sent: &Sent) -> Result<Lasting, CheckpointError> {
+    async fn await_permanent(&self, tentative: &Tentative, sent: &Sent) -> Result<Committed, CheckpointError> {
         self.watcher.phase(Phase::Commit);
         for member in &tentative.members {
             let Some(manifest) = member.manifest.clone() else { continue };
@@ -402,7 +402,7 @@ impl Part<'_> {
     }
 }
 
-fn report(mut lasting: Lasting, tentative: Tentative, sent: &Sent, stopped: bool) -> JoinReport {
+fn report(mut lasting: Committed, tentative: Tentative, sent: &Sent, stopped: bool) -> JoinReport {
     let member = |member: TentativeMember| {
         Some(CheckpointedMember {
             digest: member.manifest?.digest,
@@ -415,7 +415,7 @@ fn report(mut lasting: Lasting, tentative: Tentative, sent: &Sent, stopped: bool
         })
     };
     let members = tentative.members.into_iter().filter_map(member).collect();
-    let Lasting { digest, tag, epoch, .. } = lasting;
+    let Committed { digest, tag, epoch, .. } = lasting;
     // It is another host's word.
     let tag = tag.chars().filter(char::is_ascii_graphic).take(LONGEST_TAG).collect();
     JoinReport { digest, tag, application: tentative.application, epoch, stopped, members }

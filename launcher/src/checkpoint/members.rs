@@ -9,10 +9,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use engine::{EngineError, EngineKind, Files, MARK, Source, Volume};
+use engine::{EngineError, EngineKind, Files, MARK, RunningContainer, Volume};
 use image_format::{ApplicationId, MemberId, annotation};
 
-use super::options::{CheckpointOptions, Wanted};
+use super::options::{CheckpointOptions, ContainerSpec};
 
 const APPLICATION: &str = "io.syncpoint.application";
 const MEMBER: &str = "io.syncpoint.member";
@@ -31,7 +31,7 @@ pub(crate) struct Member {
     /// Whether all of these must be members; otherwise those that are none do not count.
     pub(crate) firm: bool,
     pub(crate) engine: EngineKind,
-    pub(crate) source: Source,
+    pub(crate) source: RunningContainer,
     pub(crate) bundle: Option<PathBuf>,
     /// Its volumes. One that several members have is stored with the first of them.
     pub(crate) volumes: Vec<Volume>,
@@ -148,7 +148,10 @@ pub(crate) async fn resolve(options: &CheckpointOptions) -> Result<Vec<Member>, 
         let application = options.application.as_str();
         let found = (podman.labelled(APPLICATION, application).await?, podman.labelled(PROJECT, application).await?);
         let ids: BTreeSet<String> = found.0.into_iter().chain(found.1).collect();
-        wanted = ids.into_iter().map(|id| Wanted { engine: Some(EngineKind::Podman), ..Wanted::named(id) }).collect();
+        wanted = ids
+            .into_iter()
+            .map(|id| ContainerSpec { engine: Some(EngineKind::Podman), ..ContainerSpec::named(id) })
+            .collect();
     }
     if wanted.is_empty() && options.elsewhere.is_none() {
         return Err(MembersError::Nobody { application: options.application.clone() });
@@ -232,7 +235,7 @@ pub(crate) fn settle(
     }
 }
 
-async fn find(wanted: &Wanted) -> Result<(EngineKind, Source), MembersError> {
+async fn find(wanted: &ContainerSpec) -> Result<(EngineKind, RunningContainer), MembersError> {
     let engines = match wanted.engine {
         Some(engine) => vec![engine],
         None => vec![EngineKind::Podman, EngineKind::Runc],
@@ -249,7 +252,7 @@ async fn find(wanted: &Wanted) -> Result<(EngineKind, Source), MembersError> {
     Err(MembersError::Missing { container: wanted.container.clone(), engine: wanted.engine })
 }
 
-fn member_id(source: &Source) -> Result<MemberId, MembersError> {
+fn member_id(source: &RunningContainer) -> Result<MemberId, MembersError> {
     let service = || {
         let service = source.labels.get(SERVICE)?;
         let number = source.labels.get(NUMBER).filter(|number| *number != "1");
@@ -260,7 +263,7 @@ fn member_id(source: &Source) -> Result<MemberId, MembersError> {
 }
 
 /// What the labels say, and whether all of it must be there.
-fn dependencies(source: &Source) -> Result<(Vec<MemberId>, bool), MembersError> {
+fn dependencies(source: &RunningContainer) -> Result<(Vec<MemberId>, bool), MembersError> {
     let list = |text: &str, firm: bool| {
         let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
         let names = names.map(|name| if firm { name } else { name.split(':').next().unwrap_or(name) });
@@ -273,7 +276,7 @@ fn dependencies(source: &Source) -> Result<(Vec<MemberId>, bool), MembersError> 
     }
 }
 
-fn parse(source: &Source, what: &'static str, text: &str) -> Result<MemberId, MembersError> {
+fn parse(source: &RunningContainer, what: &'static str, text: &str) -> Result<MemberId, MembersError> {
     let bad =
         |_| MembersError::BadId { container: source.container.clone(), what, text: text.chars().take(160).collect() };
     text.parse().map_err(bad)
@@ -284,8 +287,8 @@ mod tests {
     use super::*;
     use engine::Ties;
 
-    fn source(labels: &[(&str, &str)]) -> Source {
-        Source {
+    fn source(labels: &[(&str, &str)]) -> RunningContainer {
+        RunningContainer {
             container: "the-name".to_owned(),
             id: "0".repeat(64),
             labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),

@@ -34,12 +34,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use coordinator::hook::{expect_handed, was_not_handed};
-use coordinator::proto::Passage;
+use coordinator::proto::BarrierCrossing;
 use coordinator::wire::control::{Attend, Summons};
 use coordinator::{Hook, Rendezvous, RendezvousError, RollCall, SessionId, SessionKind, SessionPlan, Timings};
 use engine::{
     CRIU_CONFIG, EngineKind,
-    attach::{Attachment, Cover, Handed},
+    attach::{Attachment, ConfigOverlay, InheritedFd},
     claims::Claims,
     open_files::raise_for,
 };
@@ -51,9 +51,12 @@ pub use self::commit::tell_passed_over;
 pub use self::error::{CheckpointError, CheckpointErrorKind};
 pub use self::join::{JoinReport, join};
 pub use self::members::MembersError;
-pub use self::options::{CheckpointOptions, Destination, Elsewhere, Joining, Pages, ParsePagesError, Signer, Wanted};
+pub use self::options::{
+    CheckpointOptions, ContainerSpec, Destination, JoinTarget, PageTransport, ParsePageTransportError, RemoteMembers,
+    Signer,
+};
 use self::pages::{MemberPages, PageServers};
-pub use self::sweep::{Pending, pending};
+pub use self::sweep::{ResumableCheckpoint, resumable};
 
 use self::base::Bases;
 use self::members::{Member, resolve};
@@ -116,7 +119,7 @@ pub struct CheckpointedMember {
 /// Checkpoints the running containers of an application. They run on, unless the options say otherwise.
 ///
 /// Where an engine does not hand CRIU the socket for its memory, which shows before anything is frozen, all memory goes over TLS instead
-/// ([`Pages::Tls`]), and the watcher is told.
+/// ([`PageTransport::Tls`]), and the watcher is told.
 ///
 /// To be cancelled by [`CheckpointOptions::cancel`]. When the future is dropped instead, or its process killed, the hooks
 /// find nobody and fail closed, CRIU undoes its dumps, and the next checkpoint with the same `work_dir` takes away what is left.
@@ -134,7 +137,7 @@ pub async fn checkpoint(
         && let CheckpointErrorKind::NotHanded { members, .. } = &*error.kind
     {
         members.iter().for_each(|member| watcher.note(&format!("{member}: {OVER_TLS}")));
-        let over_tls = CheckpointOptions { pages: Pages::Tls, ..options.clone() };
+        let over_tls = CheckpointOptions { pages: PageTransport::Tls, ..options.clone() };
         attempt(destination, &over_tls, watcher).await
     } else {
         ended
@@ -392,9 +395,9 @@ fn page_servers(
 ) -> Result<PageServers, CheckpointErrorKind> {
     let members = members.iter().map(|member| (member.id.clone(), memory::memory(member.source.pid)));
     let encrypted = match options.pages {
-        Pages::Disk => return Ok(PageServers::new()),
-        Pages::Stream => false,
-        Pages::Tls => true,
+        PageTransport::Disk => return Ok(PageServers::new()),
+        PageTransport::Stream => false,
+        PageTransport::Tls => true,
     };
     Ok(pages::open(members.collect(), encrypted, workspace.path(), bases, &options.chain)?)
 }
@@ -416,7 +419,7 @@ fn attachments(
             Err(std::io::Error::other(format!("the container's annotation {CRIU_CONFIG} is empty")))
         } else {
             let more = pages.as_ref().map_or("", |pages| pages.lines());
-            Cover::make(over, &member.source.own_config, &config, more, &workspace.criu_config(&member.id))
+            ConfigOverlay::make(over, &member.source.own_config, &config, more, &workspace.criu_config(&member.id))
         };
         let cover = made.map_err(|source| CheckpointErrorKind::Attach {
             member: member.id.clone(),
@@ -424,7 +427,7 @@ fn attachments(
             source,
         });
         let handed = pages.and_then(MemberPages::hand_over);
-        if let Some(Handed { descriptor, number }) = &handed {
+        if let Some(InheritedFd { descriptor, number }) = &handed {
             expect_handed(&config, *number, descriptor).map_err(|source| file(&config, source))?;
         }
         Ok((member.id.clone(), Attachment { cover: cover?, handed }))
@@ -475,7 +478,7 @@ fn note_times(tentative: &mut Tentative, timings: &Timings) {
     for member in &mut tentative.members {
         let Some(passages) = timings.members.get(&member.id) else { continue };
         note_member(&mut member.timeline, passages);
-        for Passage { hook, passed, .. } in passages {
+        for BarrierCrossing { hook, passed, .. } in passages {
             barriers.insert(*hook, micros(*passed));
         }
     }
@@ -488,7 +491,7 @@ fn note_times(tentative: &mut Tentative, timings: &Timings) {
 }
 
 /// Frozen is what the protocol knows of: from where CRIU was let go to freeze, to where it was let go to thaw.
-fn note_member(timeline: &mut MemberTimeline, passages: &[Passage]) {
+fn note_member(timeline: &mut MemberTimeline, passages: &[BarrierCrossing]) {
     let at = |hook| passages.iter().find(|passage| passage.hook == hook);
     let (Some(gathered), Some(dumped)) = (at(Hook::PreDump), at(Hook::PostDump)) else { return };
     let span = |begin, end| Some(Span { begin: micros(begin), end: micros(end) });

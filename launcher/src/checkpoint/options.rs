@@ -46,7 +46,7 @@ pub struct Signer {
 
 /// A container that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
+pub struct ContainerSpec {
     /// The member that it is; what its labels say if not given, and otherwise its name.
     pub id: Option<MemberId>,
     /// Its name or id.
@@ -62,7 +62,7 @@ pub struct Wanted {
     pub without_rootfs: bool,
 }
 
-impl Wanted {
+impl ContainerSpec {
     /// A container of which only the name is known.
     #[must_use]
     pub fn named(container: impl Into<String>) -> Self {
@@ -79,7 +79,7 @@ impl Wanted {
 
 /// Members that run on other hosts, whose launchers come to this one.
 #[derive(Debug, Clone)]
-pub struct Elsewhere {
+pub struct RemoteMembers {
     /// Where they are heard.
     pub listen: Listen,
     /// Who they are.
@@ -88,7 +88,7 @@ pub struct Elsewhere {
 
 /// A checkpoint that another host coordinates.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Joining {
+pub struct JoinTarget {
     /// `HOST:PORT` of the coordinating host; the host is one that its certificate names.
     pub address: String,
     /// Certificate and key of each member, `{id}` in the paths standing for the member. Absolute, since hooks read them too.
@@ -100,7 +100,7 @@ pub struct Joining {
 
 /// Which way memory takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Pages {
+pub enum PageTransport {
     /// CRIU sends it over a socket whose end it is handed, and only what is not in the base is kept. Tasks stand frozen for the least time.
     #[default]
     Stream,
@@ -110,7 +110,7 @@ pub enum Pages {
     Disk,
 }
 
-impl Pages {
+impl PageTransport {
     /// All of them.
     pub const ALL: &[Self] = &[Self::Stream, Self::Tls, Self::Disk];
 
@@ -128,13 +128,13 @@ impl Pages {
 /// A text that is neither `stream`, `tls` nor `disk`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("it is stream, tls or disk")]
-pub struct ParsePagesError;
+pub struct ParsePageTransportError;
 
-impl FromStr for Pages {
-    type Err = ParsePagesError;
+impl FromStr for PageTransport {
+    type Err = ParsePageTransportError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL.iter().copied().find(|pages| pages.as_str() == text).ok_or(ParsePagesError)
+        Self::ALL.iter().copied().find(|pages| pages.as_str() == text).ok_or(ParsePageTransportError)
     }
 }
 
@@ -144,9 +144,9 @@ pub struct CheckpointOptions {
     /// The application.
     pub application: ApplicationId,
     /// Its containers on this host; with none, all that run and bear the application's label.
-    pub members: Vec<Wanted>,
+    pub members: Vec<ContainerSpec>,
     /// Its members on other hosts, if there are any.
-    pub elsewhere: Option<Elsewhere>,
+    pub elsewhere: Option<RemoteMembers>,
     /// End the containers, once the checkpoint is permanent.
     pub stop: bool,
     /// The `syncpoint-hook` binary, which CRIU runs.
@@ -161,7 +161,7 @@ pub struct CheckpointOptions {
     /// The right to act for the application, where that can be lost; hooks ask it, and so does whoever is about to set the tag.
     pub fence: Option<Fence>,
     /// Which way the memory of this host's members takes.
-    pub pages: Pages,
+    pub pages: PageTransport,
     /// How layers are compressed.
     pub compression: Compression,
     /// When a member's chain of generations ends, and a new one begins.
@@ -194,7 +194,7 @@ impl CheckpointOptions {
                 hold: std::time::Duration::from_secs(10),
             },
             fence: None,
-            pages: Pages::default(),
+            pages: PageTransport::default(),
             compression: Compression::default(),
             chain: ChainLimits::default(),
             keep_unsent: true,

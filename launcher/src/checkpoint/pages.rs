@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
-use engine::attach::Handed;
+use engine::attach::InheritedFd;
 use image_format::page_server::{ReceiveLimits, Received};
 use image_format::{ChainLimits, MemberId};
 
@@ -38,7 +38,7 @@ pub(super) struct MemberPages {
     /// For the member's CRIU configuration.
     lines: String,
     /// CRIU's end.
-    end: Option<Handed>,
+    end: Option<InheritedFd>,
     server: PageServer,
 }
 
@@ -49,7 +49,7 @@ impl MemberPages {
     }
 
     /// What the member's CRIU must be handed, once.
-    pub(super) fn hand_over(&mut self) -> Option<Handed> {
+    pub(super) fn hand_over(&mut self) -> Option<InheritedFd> {
         self.end.take()
     }
 
@@ -84,7 +84,7 @@ pub(super) fn open(
             }
             None => {
                 let (server, end) = PageServer::handed(folder, base, limits)?;
-                let end = Handed::new(end);
+                let end = InheritedFd::new(end);
                 MemberPages { lines: format!("page-server\nps-socket={}\n", end.number), end: Some(end), server }
             }
         };

@@ -14,7 +14,7 @@ use crate::workspace::{Purpose, Workspace};
 
 /// A checkpoint that was taken and is not permanent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pending {
+pub struct ResumableCheckpoint {
     /// Its name.
     pub session: SessionId,
     /// The application.
@@ -29,13 +29,13 @@ pub struct Pending {
 ///
 /// # Errors
 /// The folder cannot be read.
-pub fn pending(work_dir: &Path) -> io::Result<Vec<Pending>> {
+pub fn resumable(work_dir: &Path) -> io::Result<Vec<ResumableCheckpoint>> {
     let mut pending = Vec::new();
     for orphan in Workspace::orphans(work_dir, Purpose::Checkpoint)? {
         // One that is not to be read is told of by the next checkpoint.
         let read = orphan.read::<Tentative>().ok().flatten();
         if let Some(Tentative { session, application, epoch, to, whole: true, .. }) = read {
-            pending.push(Pending { session, application, epoch, to });
+            pending.push(ResumableCheckpoint { session, application, epoch, to });
         }
     }
     Ok(pending)

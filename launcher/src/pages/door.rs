@@ -13,7 +13,7 @@ use image_format::page_server::Receiving;
 use rustls::pki_types::CertificateDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-use super::{Buffered, Came, PagesError, Shared, Stream, Tasks, peer};
+use super::{Buffered, Outcome, PagesError, Shared, Stream, Tasks, peer};
 
 /// Strangers whose handshakes are waited for at the same time; one more pushes out the one who came first.
 const STRANGERS: usize = 64;
@@ -39,11 +39,11 @@ pub(super) struct Door {
     /// For the one that is let in.
     receiving: Mutex<Option<Receiving>>,
     shared: Arc<Shared>,
-    tell: mpsc::Sender<Came>,
+    tell: mpsc::Sender<Outcome>,
 }
 
 impl Door {
-    pub fn new(admit: Admit, receiving: Receiving, shared: Arc<Shared>, tell: mpsc::Sender<Came>) -> Self {
+    pub fn new(admit: Admit, receiving: Receiving, shared: Arc<Shared>, tell: mpsc::Sender<Outcome>) -> Self {
         Self { admit, receiving: Mutex::new(Some(receiving)), shared, tell }
     }
 
@@ -103,7 +103,7 @@ impl Door {
         known.then(|| Stream::Tls(Box::new(StreamOwned::new(tls, Buffered::new(connection)))))
     }
 
-    fn receive(&self, stream: Stream) -> Came {
+    fn receive(&self, stream: Stream) -> Outcome {
         self.shared.join(&stream).map_err(PagesError::Torn)?;
         let torn = || PagesError::Torn(io::ErrorKind::UnexpectedEof.into());
         let receiving = self.receiving.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(torn)?;

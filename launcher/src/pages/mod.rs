@@ -87,7 +87,7 @@ enum Tasks {
 }
 
 /// What came, or that nobody did.
-type Came = Result<Option<Received>, PagesError>;
+type Outcome = Result<Option<Received>, PagesError>;
 
 /// The pages of one dump on their way. Dropping it ends that.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ pub(crate) struct PageServer {
     /// Where it listens, if CRIU has to come.
     address: Option<SocketAddr>,
     shared: Arc<Shared>,
-    result: mpsc::Receiver<Came>,
+    result: mpsc::Receiver<Outcome>,
 }
 
 #[derive(Debug, Default)]
@@ -120,7 +120,7 @@ impl Shared {
     }
 
     /// Takes what comes, until it is through or ended from outside.
-    fn hear(&self, stream: Stream, receiving: Receiving, tasks: Tasks) -> Came {
+    fn hear(&self, stream: Stream, receiving: Receiving, tasks: Tasks) -> Outcome {
         let came = take(stream, receiving, tasks);
         *self.connection() = None;
         came
@@ -133,7 +133,7 @@ impl PageServer {
         let at = |source| PagesError::Io { what: "a pair of sockets".to_owned(), source };
         let (own, its) = pair().map_err(at)?;
         let shared = Arc::new(Shared { claimed: AtomicBool::new(true), ..Shared::default() });
-        let (hearing, stream) = (Arc::clone(&shared), Stream::Handed(Packets(own)));
+        let (hearing, stream) = (Arc::clone(&shared), Stream::InheritedFd(Packets(own)));
         shared.join(&stream).map_err(at)?;
         let (tell, result) = mpsc::channel();
         // Memory is made ready here, before anything is frozen.
@@ -170,7 +170,7 @@ impl PageServer {
 
     /// Waits until CRIU has come and everything is kept; `None` if it was told to stop before. CRIU that has come is heard to its end:
     /// when it is answered it ends the tasks, and what came is all that there is of them.
-    pub fn wait(self, stop: &CancellationToken) -> Came {
+    pub fn wait(self, stop: &CancellationToken) -> Outcome {
         loop {
             match self.result.recv_timeout(LOOK) {
                 Ok(came) => return came,
@@ -187,7 +187,7 @@ impl PageServer {
     }
 
     /// Waits until everything is kept; `None` if nobody came. The dump is over.
-    pub fn received(self) -> Came {
+    pub fn received(self) -> Outcome {
         self.close();
         if !self.shared.claimed.load(Ordering::SeqCst) {
             return Ok(None);
@@ -236,7 +236,7 @@ fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// Takes a whole stream; `None` if it ends before it begins.
-fn take(mut stream: Stream, mut receiving: Receiving, tasks: Tasks) -> Came {
+fn take(mut stream: Stream, mut receiving: Receiving, tasks: Tasks) -> Outcome {
     let mut began = false;
     while !receiving.is_closed() {
         let read = match stream.read_vectored(&mut receiving.room()) {
@@ -283,7 +283,7 @@ fn lost() -> PagesError {
 
 /// What the pages come through.
 enum Stream {
-    Handed(Packets),
+    InheritedFd(Packets),
     Plain(TcpStream),
     Tls(Box<StreamOwned<ServerConnection, Buffered>>),
 }
@@ -345,7 +345,7 @@ impl Write for Buffered {
 impl Read for Stream {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Handed(stream) => stream.read(buf),
+            Self::InheritedFd(stream) => stream.read(buf),
             Self::Plain(stream) => stream.read(buf),
             Self::Tls(stream) => stream.read(buf),
         }
@@ -353,7 +353,7 @@ impl Read for Stream {
 
     fn read_vectored(&mut self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         match self {
-            Self::Handed(stream) => stream.read_vectored(bufs),
+            Self::InheritedFd(stream) => stream.read_vectored(bufs),
             Self::Plain(stream) => stream.read_vectored(bufs),
             Self::Tls(stream) => stream.read_vectored(bufs),
         }
@@ -363,7 +363,7 @@ impl Read for Stream {
 impl Write for Stream {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Handed(stream) => stream.write(buf),
+            Self::InheritedFd(stream) => stream.write(buf),
             Self::Plain(stream) => stream.write(buf),
             Self::Tls(stream) => stream.write(buf),
         }
@@ -371,7 +371,7 @@ impl Write for Stream {
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Handed(stream) => stream.flush(),
+            Self::InheritedFd(stream) => stream.flush(),
             Self::Plain(stream) => stream.flush(),
             Self::Tls(stream) => stream.flush(),
         }
@@ -381,7 +381,7 @@ impl Write for Stream {
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Handed(stream) => stream.0.as_fd(),
+            Self::InheritedFd(stream) => stream.0.as_fd(),
             Self::Plain(stream) => stream.as_fd(),
             Self::Tls(stream) => stream.sock.0.get_ref().as_fd(),
         }

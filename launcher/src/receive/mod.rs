@@ -46,7 +46,7 @@ const LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug, Clone)]
 pub struct ReceiveOptions {
     /// How it comes.
-    pub way: Way,
+    pub way: DumpTransport,
     /// CRIU's folder of images (`--images-dir`).
     pub images: PathBuf,
     /// CRIU's working folder (`--work-dir`), where that is another one.
@@ -61,7 +61,7 @@ pub struct ReceiveOptions {
 
 /// How a dump comes.
 #[derive(Debug, Clone)]
-pub enum Way {
+pub enum DumpTransport {
     /// CRIU's `--page-server` with `--address` and `--port`.
     Pages {
         /// Where it comes to.
@@ -150,7 +150,7 @@ impl Receiver {
     /// Certificates or an address that cannot be used.
     pub fn listen(options: ReceiveOptions) -> Result<Self, ReceiveDumpError> {
         let door = match &options.way {
-            Way::Pages { address, tls, member } => {
+            DumpTransport::Pages { address, tls, member } => {
                 let admit = match tls {
                     Some(files) => Admit::Issued(member.clone(), files.server()?),
                     None if address.is_ipv4() && address.ip().is_loopback() => Admit::SameUser,
@@ -163,7 +163,7 @@ impl Receiver {
                 };
                 Door::Pages(PageServer::listen(*address, admit, &options.spool, None, limits)?)
             }
-            Way::Streamer => {
+            DumpTransport::Streamer => {
                 let listener = Listener::bind(&options.images, CAPTURE_SOCKET);
                 let path = || options.images.join(CAPTURE_SOCKET);
                 Door::Streamer(listener.map_err(|source| ReceiveDumpError::Listen { path: path(), source })?)
@@ -224,7 +224,7 @@ enum Memory {
 
 /// How much came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Came {
+pub enum ReceivedSize {
     /// Bytes of pages; the other images are in CRIU's folder.
     Pages(u64),
     /// Bytes of all images.
@@ -234,10 +234,10 @@ pub enum Came {
 impl ReceivedDump {
     /// How much came.
     #[must_use]
-    pub fn came(&self) -> Came {
+    pub fn came(&self) -> ReceivedSize {
         match &self.memory {
-            Memory::Pages(pages) => Came::Pages(pages.spooled_bytes()),
-            Memory::Images(images) => Came::Images(images.bytes()),
+            Memory::Pages(pages) => ReceivedSize::Pages(pages.spooled_bytes()),
+            Memory::Images(images) => ReceivedSize::Images(images.bytes()),
         }
     }
 
@@ -339,7 +339,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for (address, good) in [("127.0.0.1:0", true), ("0.0.0.0:0", false), ("[::1]:0", false)] {
             let options = ReceiveOptions {
-                way: Way::Pages { address: address.parse().unwrap(), tls: None, member: None },
+                way: DumpTransport::Pages { address: address.parse().unwrap(), tls: None, member: None },
                 images: folder.path().to_owned(),
                 criu_work_dir: None,
                 spool: folder.path().to_owned(),

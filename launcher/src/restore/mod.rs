@@ -14,7 +14,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coordinator::proto::Passage;
+use coordinator::proto::BarrierCrossing;
 use coordinator::{Rendezvous, SessionId, SessionKind, SessionPlan};
 use engine::{
     EngineKind, Marks, Target, Volume, attach, chain,
@@ -66,7 +66,7 @@ pub struct RestoredMember {
     /// What runs it.
     pub engine: EngineKind,
     /// When it came to each barrier and went on from it, since its session's start.
-    pub passages: Vec<Passage>,
+    pub passages: Vec<BarrierCrossing>,
 }
 
 /// Restores a global checkpoint, or one member's image alone: verifies it, checks this machine, fetches everything, and

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use coordinator::{Rendezvous, SessionId};
-use engine::{EngineKind, Lone, Pod, Target, Ties, Volume, bundle, criu_configs};
+use engine::{EngineKind, Pod, RuncPaths, Target, Ties, Volume, bundle, criu_configs};
 use image_format::{Compression, DumpKind, Facts, LayerContent, MemberId, annotation};
 
 use crate::restore::options::RestoreOptions;
@@ -56,7 +56,7 @@ impl Planned {
             EngineKind::Podman => workspace.archive(member),
             EngineKind::Runc => folder.join("images/checkpoint"),
         };
-        let lone = self.bundle.as_ref().map(|(dir, _)| Lone {
+        let lone = self.bundle.as_ref().map(|(dir, _)| RuncPaths {
             bundle: folder.join("bundle"),
             work: folder.join("work"),
             output: dir.join("container.log"),

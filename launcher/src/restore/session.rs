@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::time::Duration;
 
-use coordinator::proto::Passage;
+use coordinator::proto::BarrierCrossing;
 use coordinator::{Event, Hook, Outcome, Rendezvous, Step};
 use engine::{Marks, Target, chain, kill};
 use image_format::MemberId;
@@ -38,7 +38,7 @@ const DYING: Duration = Duration::from_secs(5);
 pub(crate) const NEWS: Duration = Duration::from_secs(2);
 
 /// The times of each member at each barrier.
-pub(crate) type Passages = BTreeMap<MemberId, Vec<Passage>>;
+pub(crate) type Passages = BTreeMap<MemberId, Vec<BarrierCrossing>>;
 
 /// Why an attempt failed.
 #[derive(Debug)]

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use guard::sdp::{Prefix, Storage};
-use guard::{GuardError, GuardMetrics, GuardOptions, Limits, Orders};
+use guard::{GuardError, GuardMetrics, GuardOptions, Orders, RollbackPolicy};
 use image_format::Compression;
-use launcher::{CheckpointOptions, Destination, Pages, RestoreOptions, Signer, Wanted};
+use launcher::{CheckpointOptions, ContainerSpec, Destination, PageTransport, RestoreOptions, Signer};
 use registry::Reference;
 use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
@@ -94,8 +94,8 @@ pub struct GuardArgs {
     compression: Compression,
 
     /// Which way memory takes: stream, over a socket, so that tasks stand frozen for less time and only pages that changed are kept; tls, the same encrypted; disk, as CRIU writes it. As the plan says, or else stream
-    #[arg(long, value_name = "WAY", value_parser = words(Pages::ALL, Pages::as_str))]
-    pages: Option<Pages>,
+    #[arg(long, value_name = "WAY", value_parser = words(PageTransport::ALL, PageTransport::as_str))]
+    pages: Option<PageTransport>,
 
     /// Where checkpoints are kept until they are permanent, and dumps while they are restored
     #[arg(long, value_name = "DIR", default_value = launcher::WORK_DIR)]
@@ -216,7 +216,7 @@ async fn options(
     let hook_program = context.environment.hook_program();
     let usual = CheckpointOptions::new(application, hook_program.clone());
     let checkpoint = CheckpointOptions {
-        members: members.iter().cloned().map(Wanted::from).collect(),
+        members: members.iter().cloned().map(ContainerSpec::from).collect(),
         deadlines: coordinator::Deadlines {
             gather: gather.unwrap_or(usual.deadlines.gather),
             hold: freeze.unwrap_or(usual.deadlines.hold),
@@ -236,8 +236,8 @@ async fn options(
         jobs: args.transport.jobs(),
         ..RestoreOptions::new(hook_program, trust.clone())
     };
-    let usual = Limits::default();
-    let limits = Limits {
+    let usual = RollbackPolicy::default();
+    let limits = RollbackPolicy {
         attempts: guard.attempts.unwrap_or(usual.attempts),
         probation: guard.probation.unwrap_or(usual.probation),
         ..usual
