@@ -25,9 +25,9 @@ use coordinator::{Fence, FenceError};
 use engine::{chain, claims::Claims};
 use image_format::{ApplicationId, Digest, Epoch, MemberId, UnpackError};
 use launcher::{
-    CheckpointError, CheckpointOptions, CheckpointReport, Destination, EvictError, Leaving, LoadError, MemberStep,
-    Observer, Phase, Problem, RestoreError, RestoreErrorKind, RestoreOptions, checkpoint, is_root, make_run_root,
-    prepare, tell_passed_over,
+    CheckpointError, CheckpointErrorKind, CheckpointOptions, CheckpointReport, Destination, EvictError, Leaving,
+    LoadError, MemberStep, Observer, Phase, Problem, RestoreError, RestoreErrorKind, RestoreOptions, checkpoint,
+    is_root, make_run_root, prepare, tell_passed_over,
 };
 use registry::{
     Catalogue, CatalogueError, Listed, PassedOver, Policy, Progress, PruneError, PruneOptions, PruneReport, StoreError,
@@ -515,8 +515,11 @@ impl Guard<'_> {
                 decider.handle_checkpoint(true, now);
             }
             Done::Checkpoint(Err(error), _) => {
-                self.metrics.failed(error.phase);
-                self.watcher.event(GuardEvent::CheckpointFailed { error: &error });
+                // One that this guard gave up, because a member was lost or the guard is to end, did not fail.
+                if !matches!(*error.kind, CheckpointErrorKind::Cancelled) {
+                    self.metrics.failed(error.phase);
+                    self.watcher.event(GuardEvent::CheckpointFailed { error: &error });
+                }
                 decider.handle_checkpoint(false, now);
             }
             Done::Rollback(Ok((epoch, digest, running))) => {

@@ -122,10 +122,11 @@ impl Guarded {
         answer
     }
 
+    /// What a metric says, all of its labels together; none if there is no such metric.
     pub fn metric(&self, name: &str) -> Option<f64> {
-        let text = self.get("/metrics");
-        let line = text.lines().find(|line| line.starts_with(&format!("syncpoint_{name}{{")))?;
-        line.rsplit(' ').next()?.trim().parse().ok()
+        let (text, name) = (self.get("/metrics"), format!("syncpoint_{name}{{"));
+        let values = text.lines().filter(|line| line.starts_with(&name)).filter_map(|line| line.rsplit(' ').next());
+        values.map(|value| value.trim().parse::<f64>().unwrap()).reduce(|sum, value| sum + value)
     }
 
     pub fn wait_for(&self, event: &str, more_than: usize) {
