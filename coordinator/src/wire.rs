@@ -278,7 +278,7 @@ mod tests {
         let attend =
             r#""attend":{"member":"a","application":"x","engine":"runc","container":"a","depends_on":[],"firm":true}"#;
         let attends = format!("{{\"version\":1,{attend}}}");
-        assert!(matches!(Asked::decode(attends.as_bytes()), Ok(Asked::Attend(attend)) if attend.firm));
+        assert!(matches!(Asked::decode(attends.as_bytes()), Ok(Asked::Attend(attend)) if attend.strict_dependencies));
         let both =
             format!("{{\"version\":1,{attend},\"join\":{{\"kind\":\"dump\",\"member\":\"a\",\"dependencies\":[]}}}}");
         for neither in [r#"{"version":1}"#, &both, &attends.replace("runc", " ")] {

@@ -112,7 +112,7 @@ enum Decided {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Move {
     Fire { member: usize, barrier: usize, vote: Vote },
-    Report(usize),
+    ParticipantMessage(usize),
     Deliver(usize),
     DeliverAnswer(usize),
     Repeat(usize),
@@ -198,7 +198,7 @@ impl World {
                         }
                     }
                 }
-                (None, Life::Through) if self.kind().reports() => moves.push(Move::Report(place)),
+                (None, Life::Through) if self.kind().reports() => moves.push(Move::ParticipantMessage(place)),
                 (None, Life::Through | Life::Told | Life::Stopped) => {}
                 (Some(call), _) => match (&call.stage, call.dead) {
                     (Stage::Sent, _) => moves.push(Move::Deliver(place)),
@@ -253,7 +253,7 @@ impl World {
                 self.members[*member].life = Life::Before(*barrier);
                 self.call(*member, self.kind().barriers()[*barrier].hook, vote.clone());
             }
-            Move::Report(member) => self.call(*member, Hook::PostResume, Vote::Yes),
+            Move::ParticipantMessage(member) => self.call(*member, Hook::PostResume, Vote::Yes),
             Move::Deliver(member) => self.deliver(*member),
             Move::DeliverAnswer(member) => self.take_answer(*member),
             Move::Repeat(member) => {

@@ -224,7 +224,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// The size of a blob that is here.
     async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, StoreError>;
 
-    /// Reads a blob from `offset` 0 to its end; broken transfers are resumed inside.
+    /// Reads a blob from its beginning to its end; broken transfers are resumed inside.
     async fn read_blob(&self, descriptor: &Descriptor) -> Result<BlobReader, StoreError>;
 
     /// Starts a blob whose digest is not known yet.

@@ -18,7 +18,9 @@ use crate::proto::{Outcome, Reply, Timings};
 use crate::ticket::Remote;
 use crate::tls::TlsError;
 use crate::wire::WireError;
-use crate::wire::control::{Attend, Failure, First, Permanent, Report, Said, Stored, Summons, Word};
+use crate::wire::control::{
+    Attend, CoordinatorMessage, Envelope, Failure, First, ParticipantMessage, Permanent, Stored, Summons,
+};
 
 /// How long it may take to connect, to shake hands, and to be noted; each of them.
 const STEP: Duration = Duration::from_secs(5);
@@ -46,7 +48,7 @@ pub struct Committed {
 /// fails them.
 #[derive(Debug)]
 pub struct Delegation {
-    seats: BTreeMap<MemberId, mpsc::UnboundedSender<Report>>,
+    seats: BTreeMap<MemberId, mpsc::UnboundedSender<ParticipantMessage>>,
     summons: watch::Receiver<Option<BTreeMap<MemberId, Summons>>>,
     capture: watch::Receiver<bool>,
     outcome: watch::Receiver<Option<Outcome>>,
@@ -58,7 +60,7 @@ pub struct Delegation {
 }
 
 /// A member and what it was told; `None`: its connection ended.
-type Heard = (MemberId, Option<Word>);
+type Heard = (MemberId, Option<CoordinatorMessage>);
 
 /// Why a member does not take part.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +117,7 @@ impl Delegation {
                 let hear = |word| {
                     let _ = tell.send((member.clone(), Some(word)));
                 };
-                converse(&mut stream, &mut reports, || Report::Alive, hear).await;
+                converse(&mut stream, &mut reports, || ParticipantMessage::Alive, hear).await;
                 let _ = tell.send((member, None));
             });
         }
@@ -167,7 +169,7 @@ impl Delegation {
 
     /// The files of this host's members are taken.
     pub fn captured(&self) {
-        self.report_all(&Report::Captured);
+        self.report_all(&ParticipantMessage::Captured);
     }
 
     /// A member of this host does not come any further: an abort for all before the release, no permanent checkpoint after it.
@@ -175,20 +177,21 @@ impl Delegation {
         if let Some(seat) = self.seats.get(member) {
             self.decide_anyway(&failure.reason);
             // Who is gone has been told so by that.
-            let _ = seat.send(Report::Failed(failure));
+            let _ = seat.send(ParticipantMessage::Failed(failure));
         }
     }
 
     /// This host gives up.
     pub fn cancel(&self, reason: &str) {
         self.decide_anyway(reason);
-        self.report_all(&Report::Failed(Failure::new(reason, &[])));
+        self.report_all(&ParticipantMessage::Failed(Failure::new(reason, &[])));
     }
 
     /// What was not decided is an abort here before long, also if the coordinating host does not say so.
     fn decide_anyway(&self, reason: &str) {
         let Some(member) = self.seats.keys().next().cloned() else { return };
-        let (tell, word) = (self.tell.downgrade(), Word::Reply(Reply::Abort { reason: reason.to_owned() }));
+        let (tell, word) =
+            (self.tell.downgrade(), CoordinatorMessage::Reply(Reply::Abort { reason: reason.to_owned() }));
         tokio::spawn(async move {
             sleep(OBEDIENCE).await;
             if let Some(tell) = tell.upgrade() {
@@ -211,7 +214,7 @@ impl Delegation {
     /// A member's image is in the store.
     pub fn stored(&self, member: &MemberId, stored: Stored) {
         if let Some(seat) = self.seats.get(member) {
-            let _ = seat.send(Report::Stored(stored));
+            let _ = seat.send(ParticipantMessage::Stored(stored));
         }
     }
 
@@ -234,7 +237,7 @@ impl Delegation {
         let _ = timeout(GOODBYE * 2, async { while self.tasks.join_next().await.is_some() {} }).await;
     }
 
-    fn report_all(&self, report: &Report) {
+    fn report_all(&self, report: &ParticipantMessage) {
         for seat in self.seats.values() {
             let _ = seat.send(report.clone());
         }
@@ -262,25 +265,27 @@ impl Ears {
         }
     }
 
-    fn hear(&mut self, member: MemberId, word: Option<Word>) {
+    fn hear(&mut self, member: MemberId, word: Option<CoordinatorMessage>) {
         match word {
-            Some(Word::Noted { .. } | Word::Alive) => {}
-            Some(Word::Invited(summons)) => {
+            Some(CoordinatorMessage::Noted { .. } | CoordinatorMessage::Alive) => {}
+            Some(CoordinatorMessage::Invited(summons)) => {
                 self.summoned.insert(member, summons);
                 if self.summoned.len() == self.members.len() {
                     self.summon.send_replace(Some(self.summoned.clone()));
                 }
             }
-            Some(Word::Capture) => {
+            Some(CoordinatorMessage::Capture) => {
                 self.asked.insert(member);
                 if self.asked.len() == self.members.len() {
                     self.ask.send_replace(true);
                 }
             }
-            Some(Word::Reply(Reply::Proceed)) => self.decide(Outcome::Released { timings: Timings::default() }),
-            Some(Word::Reply(Reply::Abort { reason })) => self.end(&reason),
-            Some(Word::NotPermanent { reason }) => self.end(&reason),
-            Some(Word::Permanent(Permanent { digest, tag, epoch, timeline })) => {
+            Some(CoordinatorMessage::Reply(Reply::Proceed)) => {
+                self.decide(Outcome::Released { timings: Timings::default() })
+            }
+            Some(CoordinatorMessage::Reply(Reply::Abort { reason })) => self.end(&reason),
+            Some(CoordinatorMessage::NotPermanent { reason }) => self.end(&reason),
+            Some(CoordinatorMessage::Permanent(Permanent { digest, tag, epoch, timeline })) => {
                 let lasting = Committed { digest, tag, epoch, timelines: BTreeMap::new() };
                 self.lasting.get_or_insert(lasting).timelines.insert(member, timeline);
                 self.judge_if_all_know();
@@ -337,13 +342,13 @@ async fn connect(attend: &Attend, remote: &Remote) -> Result<TlsStream<TcpStream
     let _ = keep_alive(&stream);
     let shaken = timeout(STEP, TlsConnector::from(config).connect(name, stream)).await.map_err(late).flatten();
     let mut stream = shaken.map_err(|source| lost(SecureError::Handshake { address: address(), source }.into()))?;
-    if !send(&mut stream, &Said::now(First::Attend(attend.clone()))).await {
+    if !send(&mut stream, &Envelope::now(First::Attend(attend.clone()))).await {
         return Err(lost("it does not listen".into()));
     }
-    let answer = timeout(STEP, next::<Said<Word>>(&mut stream)).await;
+    let answer = timeout(STEP, next::<Envelope<CoordinatorMessage>>(&mut stream)).await;
     match answer.unwrap_or_else(|late| Err(WireError::Read(late.into()))).map(|said| said.word) {
-        Ok(Word::Noted { .. }) => Ok(stream),
-        Ok(Word::Reply(Reply::Abort { reason })) => {
+        Ok(CoordinatorMessage::Noted { .. }) => Ok(stream),
+        Ok(CoordinatorMessage::Reply(Reply::Abort { reason })) => {
             Err(AttendError::Refused { address: remote.address.clone(), member: member(), reason })
         }
         Ok(_) => Err(lost("its answer is none".into())),

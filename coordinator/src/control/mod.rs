@@ -37,7 +37,7 @@ pub use self::delegation::{AttendError, CommitResult, Committed, Delegation};
 pub(crate) use self::roll_call::Attendee;
 pub use self::roll_call::{Absent, RollCall};
 use crate::door::{body, send};
-use crate::wire::control::Said;
+use crate::wire::control::Envelope;
 use crate::wire::{self, WireError};
 
 /// How often an end that has nothing to say says so.
@@ -62,7 +62,7 @@ pub(crate) async fn converse<Out, In>(
 {
     let (mut reader, mut writer) = split(stream);
     let hearing = async {
-        while let Ok(Ok(Said { word, .. })) = timeout(SILENCE, next::<Said<In>>(&mut reader)).await {
+        while let Ok(Ok(Envelope { word, .. })) = timeout(SILENCE, next::<Envelope<In>>(&mut reader)).await {
             hear(word);
         }
     };
@@ -76,7 +76,7 @@ pub(crate) async fn converse<Out, In>(
                 },
                 () = sleep(BEAT) => alive(),
             };
-            if !send(&mut writer, &Said::now(word)).await {
+            if !send(&mut writer, &Envelope::now(word)).await {
                 return false;
             }
         }

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::door::{Call, Door, Listen, ListenError, Told};
 use crate::proto::{ConnectionId, Reply};
-use crate::wire::control::{Attend, Word};
+use crate::wire::control::{Attend, CoordinatorMessage};
 use crate::wire::millis;
 
 /// An open port at which the members of other hosts are awaited. Dropped, it sends away everybody who came, without a word.
@@ -28,7 +28,7 @@ pub struct RollCall {
 pub(crate) struct Attendee {
     pub(crate) connection: ConnectionId,
     pub(crate) attend: Attend,
-    pub(crate) words: mpsc::UnboundedSender<Word>,
+    pub(crate) words: mpsc::UnboundedSender<CoordinatorMessage>,
 }
 
 /// Members that did not come in time.
@@ -115,7 +115,7 @@ impl RollCall {
             Call::Attend { from, attend, words } => match self.check(&attend) {
                 Ok(place) => {
                     let gather_ms = millis(until.saturating_duration_since(Instant::now()));
-                    let _ = words.send(Word::Noted { gather_ms });
+                    let _ = words.send(CoordinatorMessage::Noted { gather_ms });
                     came(&attend);
                     *place = Some(Attendee { connection: from, attend, words });
                 }
@@ -156,6 +156,6 @@ impl RollCall {
     }
 }
 
-fn abort(reason: String) -> Word {
-    Word::Reply(Reply::Abort { reason })
+fn abort(reason: String) -> CoordinatorMessage {
+    CoordinatorMessage::Reply(Reply::Abort { reason })
 }

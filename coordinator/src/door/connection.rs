@@ -12,7 +12,7 @@ use super::{Call, Keys, Known, PATIENCE, Told};
 use crate::control::converse;
 use crate::proto::{ConnectionId, Message, Reply};
 use crate::tls;
-use crate::wire::control::{Attend, Report, Word};
+use crate::wire::control::{Attend, CoordinatorMessage, ParticipantMessage};
 use crate::wire::{self, Answer, Asked, HEADER, Join, JoinAnswer, JoinWord, WireError, millis};
 
 /// The calls of one connection.
@@ -126,13 +126,13 @@ impl Caller<'_> {
             return;
         }
         let hear = |report| match report {
-            Report::Alive => {}
+            ParticipantMessage::Alive => {}
             report => {
                 // Nobody listens any more when the session is over.
                 let _ = self.calls.send(Call::Report { from: self.id, report });
             }
         };
-        converse(stream, &mut say, || Word::Alive, hear).await;
+        converse(stream, &mut say, || CoordinatorMessage::Alive, hear).await;
         self.hang_up();
     }
 

@@ -29,7 +29,7 @@ pub(crate) use self::waiting::{Waiting, answer_all, send};
 use crate::proto::{ConnectionId, Message};
 use crate::strangers::Strangers;
 use crate::tls::{TlsError, TlsFiles};
-use crate::wire::control::{Attend, Report, Word};
+use crate::wire::control::{Attend, CoordinatorMessage, ParticipantMessage};
 use crate::wire::{Invitation, Join};
 
 /// Connections for each member, and some more. Of this host's, further ones wait in the socket's queue; of other hosts there are as
@@ -90,9 +90,9 @@ pub(crate) enum Call {
     /// A member that proved who it is has no ticket and asks which session it is in.
     Join { from: ConnectionId, join: Join, told: mpsc::UnboundedSender<Told> },
     /// The launcher of a member that proved who it is wants to take part with it.
-    Attend { from: ConnectionId, attend: Attend, words: mpsc::UnboundedSender<Word> },
+    Attend { from: ConnectionId, attend: Attend, words: mpsc::UnboundedSender<CoordinatorMessage> },
     /// It says something.
-    Report { from: ConnectionId, report: Report },
+    Report { from: ConnectionId, report: ParticipantMessage },
     /// It ended without an answer.
     Disconnect { connection: ConnectionId },
 }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::control::Seat;
 use crate::door::{Call, Door, Told, Waiting, answer_all};
 use crate::proto::{Action, ConnectionId, Event, Finished, LONGEST_REASON, Moment, Outcome, Reply, Session};
-use crate::wire::control::{Report, Word};
+use crate::wire::control::{CoordinatorMessage, ParticipantMessage};
 use crate::wire::{Invitation, Join};
 
 /// What the launcher tells.
@@ -98,7 +98,7 @@ impl Driver {
             }
             Call::Attend { words, .. } => {
                 let reason = "a checkpoint is on its way already, and nobody is awaited any more".to_owned();
-                let _ = words.send(Word::Reply(Reply::Abort { reason }));
+                let _ = words.send(CoordinatorMessage::Reply(Reply::Abort { reason }));
             }
             Call::Report { from, report } => self.hear(now, from, report),
             Call::Disconnect { connection } => {
@@ -112,18 +112,18 @@ impl Driver {
     }
 
     /// A launcher of another host says something. What follows the decision is for this host's launcher alone.
-    fn hear(&mut self, now: Moment, from: ConnectionId, report: Report) {
+    fn hear(&mut self, now: Moment, from: ConnectionId, report: ParticipantMessage) {
         let Some(seat) = self.seats.get(&from) else { return };
         let member = seat.member.clone();
         match &report {
-            Report::Captured => self.captured(now, Some(member)),
-            Report::Failed(failure) => {
+            ParticipantMessage::Captured => self.captured(now, Some(member)),
+            ParticipantMessage::Failed(failure) => {
                 let reason = failure.reason.clone();
                 // Kept for whoever wants to know more of it.
                 let _ = seat.reports.send(report);
                 self.lose(now, &member, reason);
             }
-            Report::Stored(_) | Report::Alive => {
+            ParticipantMessage::Stored(_) | ParticipantMessage::Alive => {
                 let _ = seat.reports.send(report);
             }
         }
@@ -141,7 +141,7 @@ impl Driver {
         }
     }
 
-    fn tell_seats(&self, word: &Word) {
+    fn tell_seats(&self, word: &CoordinatorMessage) {
         for seat in self.seats.values() {
             let _ = seat.words.send(word.clone());
         }
@@ -191,11 +191,11 @@ impl Driver {
                 }
                 Action::Capture => {
                     self.capturing = self.seats.values().map(|seat| Some(seat.member.clone())).chain([None]).collect();
-                    self.tell_seats(&Word::Capture);
+                    self.tell_seats(&CoordinatorMessage::Capture);
                     self.news.capture.send_replace(true);
                 }
                 Action::Decide(outcome) => {
-                    self.tell_seats(&Word::Reply(decision(&outcome)));
+                    self.tell_seats(&CoordinatorMessage::Reply(decision(&outcome)));
                     self.news.decide.send_replace(Some(outcome));
                 }
                 Action::Finish(finished) => {

@@ -27,7 +27,7 @@ use crate::proto::{Event, Finished, Missing, Outcome, Session};
 use crate::secret::Secret;
 use crate::ticket::{Place, Ticket};
 use crate::wire::Invitation;
-use crate::wire::control::{Attend, Summons, Word};
+use crate::wire::control::{Attend, CoordinatorMessage, Summons};
 
 /// A running session and its folder: `<root>/<session>/` with a socket, and for each member a folder with the CRIU
 /// configuration, the link that CRIU runs, and the member's ticket.
@@ -175,7 +175,7 @@ impl Rendezvous {
         let (mut delegates, mut seats) = (Vec::new(), HashMap::new());
         for (summons, Attendee { connection, attend, words }) in attendees {
             // Whether it is still there the session finds out.
-            let _ = words.send(Word::Invited(summons));
+            let _ = words.send(CoordinatorMessage::Invited(summons));
             let (delegate, seat) = Delegate::new(attend, words);
             delegates.push(delegate);
             seats.insert(connection, seat);

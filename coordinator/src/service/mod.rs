@@ -19,7 +19,7 @@ use self::gathering::{Broken, Complete, Gathering};
 use crate::door::{Call, Door, Listen, ListenError, Told, Waiting, answer_all};
 use crate::plan::{Deadlines, SessionId, SessionPlan};
 use crate::proto::{Action, ConnectionId, Event, Finished, Message, Moment, Outcome, Reply, Session, SessionKind};
-use crate::wire::control::Word;
+use crate::wire::control::CoordinatorMessage;
 use crate::wire::{Invitation, Join};
 
 /// How long a session that is over is kept, for hooks that were still on their way to it.
@@ -226,7 +226,7 @@ impl Host {
             Call::Message { from, message, waiting } => self.hear(from, message, waiting),
             Call::Attend { words, .. } => {
                 let reason = "this coordinator is for hooks alone; launchers meet at `syncpoint checkpoint --listen`";
-                let _ = words.send(Word::Reply(Reply::Abort { reason: reason.to_owned() }));
+                let _ = words.send(CoordinatorMessage::Reply(Reply::Abort { reason: reason.to_owned() }));
             }
             // Of a launcher that was refused.
             Call::Report { .. } => {}

@@ -1,7 +1,7 @@
 //! What the launchers of the hosts of one checkpoint say to each other: the control words.
 //!
 //! The launcher of another host says [`Attend`], once for each of its members and with that member's certificate. From
-//! then on words go both ways on that connection, framed like any others: the coordinating launcher's are [`Word`]s, the
+//! then on words go both ways on that connection, framed like any others: the coordinating launcher's are [`CoordinatorMessage`]s, the
 //! other one's [`Report`]s. Both say that they are alive when they have nothing else to say.
 
 use image_format::{ApplicationId, Descriptor, Digest, Epoch, MemberId, MemberTimeline, Span, one_line};
@@ -19,7 +19,7 @@ const LONGEST_LINE: usize = 512;
 
 /// A word with the version of the protocol.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Said<T> {
+pub struct Envelope<T> {
     /// [`VERSION`].
     pub version: u16,
     /// The word itself.
@@ -27,7 +27,7 @@ pub struct Said<T> {
     pub word: T,
 }
 
-impl<T> Said<T> {
+impl<T> Envelope<T> {
     /// In the version of this program.
     pub fn now(word: T) -> Self {
         Self { version: VERSION, word }
@@ -56,7 +56,8 @@ pub struct Attend {
     /// The members that must exist before it.
     pub depends_on: Vec<MemberId>,
     /// Whether all of these must be members; otherwise those that are none do not count.
-    pub firm: bool,
+    #[serde(rename = "firm")]
+    pub strict_dependencies: bool,
 }
 
 impl Attend {
@@ -71,7 +72,7 @@ impl Attend {
 /// What the coordinating launcher says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Word {
+pub enum CoordinatorMessage {
     /// The other members are awaited.
     Noted {
         /// Within this time, in milliseconds.
@@ -81,7 +82,7 @@ pub enum Word {
     Invited(Summons),
     /// Every member stands frozen: its files are to be taken.
     Capture,
-    /// What was decided: the tasks run on in either case, and with `proceed` there are dumps. Before [`Word::Invited`] an abort is a
+    /// What was decided: the tasks run on in either case, and with `proceed` there are dumps. Before [`CoordinatorMessage::Invited`] an abort is a
     /// refusal.
     Reply(Reply),
     /// The checkpoint is permanent.
@@ -130,7 +131,7 @@ pub struct Permanent {
 /// What the launcher of another host says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Report {
+pub enum ParticipantMessage {
     /// The member's files are taken.
     Captured,
     /// It does not come any further.
@@ -197,8 +198,8 @@ mod tests {
     where
         T: Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug + Clone,
     {
-        let frame = encode(&Said::now(word.clone())).expect("short enough");
-        assert_eq!(read::<Said<T>>(frame.as_slice()).expect("a frame").word, word);
+        let frame = encode(&Envelope::now(word.clone())).expect("short enough");
+        assert_eq!(read::<Envelope<T>>(frame.as_slice()).expect("a frame").word, word);
         assert_eq!(std::str::from_utf8(&frame[4..]).expect("text"), json);
     }
 
@@ -211,7 +212,7 @@ mod tests {
             engine: "podman".to_owned(),
             container: "b-1".to_owned(),
             depends_on: vec!["a".parse().expect("an id")],
-            firm: true,
+            strict_dependencies: true,
         };
         assert!(attend.is_plain());
         for name in ["", "two words", "\u{1b}[2J", &"x".repeat(257)] {
@@ -221,7 +222,7 @@ mod tests {
             First::Attend(attend),
             r#"{"version":1,"attend":{"member":"b","application":"app","engine":"podman","container":"b-1","depends_on":["a"],"firm":true}}"#,
         );
-        comes_back(Word::Noted { gather_ms: 5 }, r#"{"version":1,"noted":{"gather_ms":5}}"#);
+        comes_back(CoordinatorMessage::Noted { gather_ms: 5 }, r#"{"version":1,"noted":{"gather_ms":5}}"#);
         let session = Invitation {
             kind: SessionKind::Dump,
             session: SessionId::from_bytes([1; 16]),
@@ -231,18 +232,18 @@ mod tests {
         };
         let summons = Summons { session, to: "oci:/x".to_owned(), stop: false, depends_on: Vec::new(), base: None };
         comes_back(
-            Word::Invited(summons.clone()),
+            CoordinatorMessage::Invited(summons.clone()),
             r#"{"version":1,"invited":{"session":{"kind":"dump","session":"01010101010101010101010101010101","epoch":2,"gather_ms":3,"hold_ms":4},"to":"oci:/x","stop":false,"depends_on":[]}}"#,
         );
-        let over = Word::Invited(Summons { base: Some(Digest::of(b"x")), ..summons });
-        let frame = encode(&Said::now(over.clone())).expect("short enough");
-        assert_eq!(read::<Said<Word>>(frame.as_slice()).expect("a frame").word, over);
-        comes_back(Word::Capture, r#"{"version":1,"capture":null}"#);
-        comes_back(Word::Alive, r#"{"version":1,"alive":null}"#);
-        comes_back(Word::Reply(Reply::Proceed), r#"{"version":1,"reply":"proceed"}"#);
-        comes_back(Report::Captured, r#"{"version":1,"captured":null}"#);
+        let over = CoordinatorMessage::Invited(Summons { base: Some(Digest::of(b"x")), ..summons });
+        let frame = encode(&Envelope::now(over.clone())).expect("short enough");
+        assert_eq!(read::<Envelope<CoordinatorMessage>>(frame.as_slice()).expect("a frame").word, over);
+        comes_back(CoordinatorMessage::Capture, r#"{"version":1,"capture":null}"#);
+        comes_back(CoordinatorMessage::Alive, r#"{"version":1,"alive":null}"#);
+        comes_back(CoordinatorMessage::Reply(Reply::Proceed), r#"{"version":1,"reply":"proceed"}"#);
+        comes_back(ParticipantMessage::Captured, r#"{"version":1,"captured":null}"#);
         comes_back(
-            Report::Failed(Failure::new("no", &["Error".to_owned()])),
+            ParticipantMessage::Failed(Failure::new("no", &["Error".to_owned()])),
             r#"{"version":1,"failed":{"reason":"no","log_lines":["Error"]}}"#,
         );
         let permanent = Permanent {
@@ -251,31 +252,37 @@ mod tests {
             epoch: Epoch(2),
             timeline: MemberTimeline::new(id),
         };
-        let frame = encode(&Said::now(Word::Permanent(permanent.clone()))).expect("short enough");
-        assert_eq!(read::<Said<Word>>(frame.as_slice()).expect("a frame").word, Word::Permanent(permanent));
+        let frame = encode(&Envelope::now(CoordinatorMessage::Permanent(permanent.clone()))).expect("short enough");
+        assert_eq!(
+            read::<Envelope<CoordinatorMessage>>(frame.as_slice()).expect("a frame").word,
+            CoordinatorMessage::Permanent(permanent)
+        );
     }
 
     #[test]
     fn nothing_that_is_said_begins_a_line() {
         let forged = r#"no\n2026-01-01T00:00:00Z  checkpoint 7\u001b[2J\u202e"#;
         let reason = "no 2026-01-01T00:00:00Z  checkpoint 7 [2J".to_owned();
-        let hear =
-            |json: &str| decode::<Said<Report>>(json.replace("FORGED", forged).as_bytes()).expect("a report").word;
+        let hear = |json: &str| {
+            decode::<Envelope<ParticipantMessage>>(json.replace("FORGED", forged).as_bytes()).expect("a report").word
+        };
         let failure = Failure { reason: reason.clone(), log_lines: vec![reason.clone()] };
         let failed = hear(r#"{"version":1,"failed":{"reason":"FORGED","log_lines":["FORGED"]}}"#);
-        assert_eq!(failed, Report::Failed(failure));
+        assert_eq!(failed, ParticipantMessage::Failed(failure));
         let many = format!(
             r#"{{"version":1,"failed":{{"reason":"{}","log_lines":[{}"x"]}}}}"#,
             "x".repeat(9000),
             "\"x\",".repeat(99)
         );
-        let Report::Failed(many) = hear(&many) else { panic!("another word") };
+        let ParticipantMessage::Failed(many) = hear(&many) else { panic!("another word") };
         assert_eq!((many.reason.len(), many.log_lines.len()), (LONGEST_REASON, MOST_LINES));
-        let hear = |json: &str| decode::<Said<Word>>(json.replace("FORGED", forged).as_bytes()).expect("a word").word;
+        let hear = |json: &str| {
+            decode::<Envelope<CoordinatorMessage>>(json.replace("FORGED", forged).as_bytes()).expect("a word").word
+        };
         let abort = hear(r#"{"version":1,"reply":{"abort":{"reason":"FORGED"}}}"#);
-        assert_eq!(abort, Word::Reply(Reply::Abort { reason: reason.clone() }));
+        assert_eq!(abort, CoordinatorMessage::Reply(Reply::Abort { reason: reason.clone() }));
         let ended = hear(r#"{"version":1,"not-permanent":{"reason":"FORGED"}}"#);
-        assert_eq!(ended, Word::NotPermanent { reason: reason.clone() });
+        assert_eq!(ended, CoordinatorMessage::NotPermanent { reason: reason.clone() });
         let vote: crate::proto::Vote =
             serde_json::from_str(&format!(r#"{{"no":{{"reason":"{forged}"}}}}"#)).expect("a vote");
         assert_eq!(vote, crate::proto::Vote::No { reason });
@@ -286,15 +293,15 @@ mod tests {
         let long = Failure::new(&"é".repeat(5000), &vec!["ü".repeat(5000); 5000]);
         assert_eq!((long.reason.len(), long.log_lines.len()), (LONGEST_REASON, MOST_LINES));
         assert!(long.log_lines.iter().all(|line| line.len() == LONGEST_LINE));
-        assert!(encode(&Said::now(Report::Failed(long))).is_ok_and(|frame| frame.len() < MAX_BODY));
+        assert!(encode(&Envelope::now(ParticipantMessage::Failed(long))).is_ok_and(|frame| frame.len() < MAX_BODY));
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = decode::<Said<Word>>(&bytes);
-            let _ = decode::<Said<Report>>(&bytes);
-            let _ = decode::<Said<First>>(&bytes);
+            let _ = decode::<Envelope<CoordinatorMessage>>(&bytes);
+            let _ = decode::<Envelope<ParticipantMessage>>(&bytes);
+            let _ = decode::<Envelope<First>>(&bytes);
         }
     }
 }

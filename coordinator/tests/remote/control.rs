@@ -36,7 +36,7 @@ fn attend(member: &str) -> Attend {
         engine: "podman".to_owned(),
         container: format!("{member}-1"),
         depends_on: Vec::new(),
-        firm: true,
+        strict_dependencies: true,
     }
 }
 

@@ -9,8 +9,8 @@ use image_format::{ApplicationId, Digest, Epoch, GlobalCheckpoint, MemberEntry, 
 use registry::{CatalogueError, Newest, PassedOver, StoreError, Tag, newest, sign, under_tag};
 
 use super::error::{CheckpointError, CheckpointErrorKind};
-use super::phase2::Sent;
 use super::record::{Tentative, TentativeMember};
+use super::upload::Sent;
 use super::{CheckpointOptions, CheckpointReport, CheckpointedMember, Destination, Watcher};
 use crate::observer::{Observer, Phase};
 

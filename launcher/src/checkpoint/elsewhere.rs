@@ -15,8 +15,8 @@ use tokio::time::timeout;
 use super::error::{CheckpointError, CheckpointErrorKind};
 use super::members::{Member, MembersError, settle};
 use super::options::{CheckpointOptions, Destination, RemoteMembers};
-use super::phase2::Sent;
 use super::record::{Tentative, TentativeMember};
+use super::upload::Sent;
 use super::{CheckpointReport, Watcher};
 use crate::observer::{MemberStep, Phase};
 
@@ -81,10 +81,10 @@ fn settle_all(here: &mut [Member], elsewhere: &mut [Attend]) -> Result<(), Membe
     let ids: BTreeSet<MemberId> =
         here.iter().map(|member| &member.id).chain(elsewhere.iter().map(|member| &member.member)).cloned().collect();
     for member in here {
-        settle(&ids, &member.id, &mut member.depends_on, member.firm)?;
+        settle(&ids, &member.id, &mut member.depends_on, member.strict_dependencies)?;
     }
     for member in elsewhere {
-        settle(&ids, &member.member, &mut member.depends_on, member.firm)?;
+        settle(&ids, &member.member, &mut member.depends_on, member.strict_dependencies)?;
     }
     Ok(())
 }
@@ -274,7 +274,7 @@ mod tests {
         let mut member = Member {
             id: a,
             depends_on: vec![job],
-            firm: true,
+            strict_dependencies: true,
             engine: EngineKind::Podman,
             source,
             bundle: None,

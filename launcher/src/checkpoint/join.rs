@@ -28,9 +28,9 @@ use super::base::{self, Bases};
 use super::error::{CheckpointError, CheckpointErrorKind};
 use super::members::{Member, resolve};
 use super::options::{CheckpointOptions, Destination, JoinTarget};
-use super::phase2::{Phase2, Sent};
 use super::record::{Tentative, TentativeMember};
 use super::seat::Seat;
+use super::upload::{Sent, Upload};
 use super::{
     CheckpointedMember, Watcher, attachments, broken_off, claim_containers, commit, examine, file, page_servers,
     remove, session, stop,
@@ -168,7 +168,7 @@ async fn attend(
             engine: member.engine.to_string(),
             container: member.source.container.clone(),
             depends_on: member.depends_on.clone(),
-            firm: member.firm,
+            strict_dependencies: member.strict_dependencies,
         };
         (attend, remote(joining, &member.id))
     });
@@ -225,7 +225,7 @@ impl Part<'_> {
             members: members.iter().map(super::tentative).collect(),
             timeline: Timeline { started: rfc3339(commit::now()), ..Timeline::default() },
             unsigned_base: None,
-            whole: false,
+            packed: false,
         };
         let ended = self.dump_and_send(&members, &mut workspace, tentative, summons, &first.session, begun).await;
         remove(workspace, self.watcher);
@@ -319,7 +319,7 @@ impl Part<'_> {
             let dumped = dumped.map_err(|broken| broken_off(broken, self.options, members, config))?;
             let mut dumped = session::Dumping { pages, ..dumped };
             self.watcher.phase(Phase::Pack);
-            let mut phase2 = Phase2 {
+            let mut upload = Upload {
                 bases: &bases,
                 destination: self.destination,
                 options: self.options,
@@ -330,7 +330,7 @@ impl Part<'_> {
                 resumable: false,
             };
             let sent = tokio::select! {
-                sent = phase2.run(members, &mut dumped) => sent,
+                sent = upload.run(members, &mut dumped) => sent,
                 ended = self.delegation.ending() => Err(not_permanent(Phase::Pack, ended.err().unwrap_or_default())),
             };
             // Whatever happened, nobody reads from them any more.

@@ -29,7 +29,7 @@ pub(crate) struct Member {
     pub(crate) id: MemberId,
     pub(crate) depends_on: Vec<MemberId>,
     /// Whether all of these must be members; otherwise those that are none do not count.
-    pub(crate) firm: bool,
+    pub(crate) strict_dependencies: bool,
     pub(crate) engine: EngineKind,
     pub(crate) source: RunningContainer,
     pub(crate) bundle: Option<PathBuf>,
@@ -176,7 +176,7 @@ pub(crate) async fn resolve(options: &CheckpointOptions) -> Result<Vec<Member>, 
             Some(id) => id,
             None => member_id(&source)?,
         };
-        let (depends_on, firm) = match wanted.depends_on {
+        let (depends_on, strict_dependencies) = match wanted.depends_on {
             Some(depends_on) => (depends_on, true),
             None => dependencies(&source)?,
         };
@@ -185,7 +185,10 @@ pub(crate) async fn resolve(options: &CheckpointOptions) -> Result<Vec<Member>, 
             let (first, second) = (other.source.container.clone(), container);
             return Err(MembersError::Twice { member: id, first, second });
         }
-        members.insert(id.clone(), Member { id, depends_on, firm, engine, source, bundle, volumes: Vec::new() });
+        members.insert(
+            id.clone(),
+            Member { id, depends_on, strict_dependencies, engine, source, bundle, volumes: Vec::new() },
+        );
     }
     let mut containers: BTreeMap<(EngineKind, String), MemberId> = BTreeMap::new();
     for member in members.values() {
@@ -224,9 +227,9 @@ pub(crate) fn settle(
     ids: &BTreeSet<MemberId>,
     member: &MemberId,
     depends_on: &mut Vec<MemberId>,
-    firm: bool,
+    strict_dependencies: bool,
 ) -> Result<(), MembersError> {
-    if !firm {
+    if !strict_dependencies {
         depends_on.retain(|id| ids.contains(id));
     }
     match depends_on.iter().find(|id| !ids.contains(id)) {
@@ -264,9 +267,9 @@ fn member_id(source: &RunningContainer) -> Result<MemberId, MembersError> {
 
 /// What the labels say, and whether all of it must be there.
 fn dependencies(source: &RunningContainer) -> Result<(Vec<MemberId>, bool), MembersError> {
-    let list = |text: &str, firm: bool| {
+    let list = |text: &str, strict_dependencies: bool| {
         let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
-        let names = names.map(|name| if firm { name } else { name.split(':').next().unwrap_or(name) });
+        let names = names.map(|name| if strict_dependencies { name } else { name.split(':').next().unwrap_or(name) });
         names.map(|name| parse(source, "a member that it depends on", name)).collect::<Result<Vec<_>, _>>()
     };
     match (source.labels.get(DEPENDS_ON), source.labels.get(SERVICES)) {
@@ -311,7 +314,15 @@ mod tests {
             let mut source = source(&[]);
             source.files.volumes = volumes.iter().map(|name| ((*name).to_owned(), PathBuf::from("/v"))).collect();
             let (id, engine) = (id.parse().unwrap(), EngineKind::Podman);
-            Member { id, depends_on: Vec::new(), firm: true, engine, source, bundle: None, volumes: Vec::new() }
+            Member {
+                id,
+                depends_on: Vec::new(),
+                strict_dependencies: true,
+                engine,
+                source,
+                bundle: None,
+                volumes: Vec::new(),
+            }
         };
         let mut members = [member("a", &["own", "shared"]), member("b", &["shared"]), member("c", &[])];
         let labels = [("x", "y"), (MARK, "session")].map(|(key, value)| (key.to_owned(), value.to_owned())).into();

@@ -22,12 +22,12 @@ mod members;
 mod memory;
 mod options;
 mod pages;
-mod phase2;
 mod record;
 mod seat;
 mod session;
 mod sweep;
 mod thaw;
+mod upload;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -192,7 +192,7 @@ async fn attempt(
         members: all,
         timeline: Timeline { started: rfc3339(commit::now()), ..Timeline::default() },
         unsigned_base: line.predecessor.filter(|_| !before.is_empty() && nobody_is_asked),
-        whole: false,
+        packed: false,
     };
     let own =
         members.iter().filter_map(|member| before.get_key_value(&member.id)).map(|(id, image)| (id.clone(), *image));
@@ -210,7 +210,7 @@ async fn attempt(
             Ok(CheckpointReport { ended: examine::ended(&run.members, watcher), ..report })
         }
         // It stays where it is, and is found there by its name.
-        Err(error) if run.tentative.whole => Err(CheckpointError { resumable: Some(session), ..error }),
+        Err(error) if run.tentative.packed => Err(CheckpointError { resumable: Some(session), ..error }),
         Err(error) => {
             remove(run.workspace, watcher);
             Err(error)
@@ -236,7 +236,7 @@ pub async fn resume(
     let mut found = None;
     for orphan in orphans {
         let read = orphan.read::<Tentative>().ok().flatten();
-        if let Some(tentative) = read.filter(|tentative| tentative.whole && tentative.session == session) {
+        if let Some(tentative) = read.filter(|tentative| tentative.packed && tentative.session == session) {
             found = Some((orphan, tentative));
         }
     }
@@ -248,7 +248,7 @@ pub async fn resume(
     {
         base::check_signed(base, destination).await.map_err(examining)?;
     }
-    let sent = phase2::send_all(&workspace, &tentative, destination, options, watcher).await;
+    let sent = upload::send_all(&workspace, &tentative, destination, options, watcher).await;
     let report = match sent {
         Ok(sent) => commit::commit(destination, &tentative, &sent, options, watcher).await,
         Err(error) => Err(error),
@@ -290,7 +290,7 @@ impl Run<'_> {
             elsewhere::collect(&mut delegates, &self.tentative.members, self.destination, self.options, self.watcher);
         // Only what the members of this host are is changed meanwhile.
         let mut tentative = self.tentative.clone();
-        let mut phase2 = phase2::Phase2 {
+        let mut upload = upload::Upload {
             destination: self.destination,
             options: self.options,
             workspace: &mut self.workspace,
@@ -300,7 +300,7 @@ impl Run<'_> {
             begun,
             resumable: self.options.keep_unsent && self.options.elsewhere.is_none(),
         };
-        let sent = tokio::try_join!(phase2.run(&self.members, &mut dumping), stored);
+        let sent = tokio::try_join!(upload.run(&self.members, &mut dumping), stored);
         self.tentative = tentative;
         // Whatever happened, nobody reads from them any more.
         drop(dumping.archives);
@@ -585,7 +585,7 @@ mod tests {
             members: vec![member],
             timeline: Timeline { started: rfc3339(commit::now()), ..Timeline::default() },
             unsigned_base,
-            whole: true,
+            packed: true,
         };
         workspace.write(&tentative).unwrap();
         session

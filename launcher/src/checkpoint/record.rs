@@ -25,7 +25,8 @@ pub(crate) struct Tentative {
     #[serde(default)]
     pub(crate) unsigned_base: Option<Digest>,
     /// Every member is packed: the tentative store has all of it.
-    pub(crate) whole: bool,
+    #[serde(alias = "whole")]
+    pub(crate) packed: bool,
 }
 
 impl Tentative {

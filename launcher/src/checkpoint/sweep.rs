@@ -34,7 +34,7 @@ pub fn resumable(work_dir: &Path) -> io::Result<Vec<ResumableCheckpoint>> {
     for orphan in Workspace::orphans(work_dir, Purpose::Checkpoint)? {
         // One that is not to be read is told of by the next checkpoint.
         let read = orphan.read::<Tentative>().ok().flatten();
-        if let Some(Tentative { session, application, epoch, to, whole: true, .. }) = read {
+        if let Some(Tentative { session, application, epoch, to, packed: true, .. }) = read {
             pending.push(ResumableCheckpoint { session, application, epoch, to });
         }
     }
@@ -47,7 +47,7 @@ pub(super) async fn sweep(work_dir: &Path, observer: &dyn Observer) -> io::Resul
         let name = orphan.path().display().to_string();
         match orphan.read::<Tentative>() {
             Ok(None) => orphan.remove()?,
-            Ok(Some(tentative)) if tentative.whole => observer.warning(&format!(
+            Ok(Some(tentative)) if tentative.packed => observer.warning(&format!(
                 "the checkpoint {} of {} was not finished; `syncpoint checkpoint --resume {}` can do it",
                 tentative.epoch, tentative.application, tentative.session
             )),

@@ -31,7 +31,7 @@ const ENGINE_NEWS: Duration = Duration::from_secs(5);
 pub(super) type Sent = BTreeMap<MemberId, u64>;
 
 /// The second phase of one checkpoint.
-pub(super) struct Phase2<'a> {
+pub(super) struct Upload<'a> {
     pub(super) destination: &'a Destination,
     pub(super) options: &'a CheckpointOptions,
     pub(super) workspace: &'a mut Workspace,
@@ -73,7 +73,7 @@ struct Parts<'a> {
     engine: oneshot::Receiver<Result<(), String>>,
 }
 
-impl Phase2<'_> {
+impl Upload<'_> {
     /// Packs and sends every member of this host. When it fails and the tentative checkpoint is whole nevertheless, that is noted.
     pub(super) async fn run(&mut self, members: &[Member], dumping: &mut Dumping) -> Result<Sent, CheckpointError> {
         let failed = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Pack, kind);
@@ -136,11 +136,11 @@ impl Phase2<'_> {
                 *noted = packed;
             }
         }
-        self.tentative.whole = self.resumable;
+        self.tentative.packed = self.resumable;
         let written = self.workspace.write(self.tentative);
         if let Err(source) = written {
             // What is not noted cannot be found again.
-            self.tentative.whole = false;
+            self.tentative.packed = false;
             return Err(failed(file(self.workspace.path(), source)));
         }
         match unsent {
