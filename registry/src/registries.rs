@@ -2,10 +2,11 @@
 //! (containers-registries.conf(5), versions 1 and 2 of the format).
 //!
 //! Taken from it: which registries are blocked, which may be reached without a good certificate or
-//! without TLS, which repository a short name stands for, and where else content lies. podman reads tags from mirrors first. Here a mirror is
-//! asked for a tag only when the registry itself does not answer: a mirror that lags behind must
-//! not hide the newest checkpoint. Content that is named by its digest cannot lag, so mirrors come
-//! first for it. Whatever is written goes to the registry that was named, as with podman.
+//! without TLS, which repository a short name stands for, and where else content lies. podman reads
+//! tags from mirrors first. Here a mirror is asked for a tag only when the registry itself does not
+//! answer: a mirror that lags behind must not hide the newest checkpoint. Content that is named by
+//! its digest cannot lag, so mirrors come first for it. Whatever is written goes to the registry
+//! that was named, as with podman.
 
 use std::collections::BTreeMap;
 use std::io;
