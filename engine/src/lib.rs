@@ -1,8 +1,9 @@
 //! Engines: what runs containers. One trait, a driver for each.
 //!
-//! An engine says what is here ([`Engine::survey`]) and what a dump needs to know of a container ([`Engine::source`]). An engine
-//! dumps a container, restores a member, says whether the member runs, and takes away whatever came of it. A container is known to be a restore's own by its annotation [`MARK`], which names that
-//! restore's session and no other: nothing else is ever removed.
+//! An engine says what is here ([`Engine::survey`]) and what a dump needs to know of a container
+//! ([`Engine::source`]). An engine dumps a container, restores a member, says whether the member runs,
+//! and takes away whatever came of it. A container is known to be a restore's own by its annotation
+//! [`MARK`], which names the session of that restore and no other: nothing else is ever removed.
 
 pub mod attach;
 pub mod claims;

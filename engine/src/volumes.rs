@@ -60,7 +60,10 @@ impl Volume {
     /// What an image says of its volumes. Whatever could be no volume of an engine is `None`, since
     /// labels and options become arguments of programs.
     pub fn parse_all(text: &str) -> Option<Vec<Self>> {
-        let volumes: Vec<Self> = serde_json::from_str(text).ok().filter(|_| text.len() <= LONGEST)?;
+        if text.len() > LONGEST {
+            return None;
+        }
+        let volumes: Vec<Self> = serde_json::from_str(text).ok()?;
         volumes.iter().all(Self::is_sound).then_some(volumes)
     }
 

@@ -26,9 +26,11 @@
 //! - *for now*: this machine or the store refuses the checkpoint, or its members did not come up. When no older one is left, the next round
 //!   begins with it again.
 //!
-//! **How often**: each attempt waits twice as long as the one before, and there are at most [`RollbackPolicy::attempts`] until a checkpoint becomes
-//! permanent after a probation that was survived. A checkpoint that is passed over before anything was ended is no attempt, and the next
-//! one is tried at once. The driver (`super`) does what is asked, and says what came of it.
+//! **How often**: each attempt waits twice as long as the one before. There are at most
+//! [`RollbackPolicy::attempts`] until a checkpoint becomes permanent after a probation that the
+//! application survived. A checkpoint that is passed over before anything was ended is no attempt,
+//! and the next one is tried at once. The driver ([`crate::run`]) does what is asked, and says what
+//! came of it.
 
 use std::time::{Duration, Instant};
 

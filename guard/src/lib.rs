@@ -1,7 +1,8 @@
 //! Keeping an application alive, on top of the checkpoint run and the restore run.
 //!
-//! [`guard()`] checkpoints an application every so often and rolls it back as a whole when a member is gone; [`preempt()`] checkpoints
-//! it and makes room; [`interval`] says how often a checkpoint pays; [`sdp`] begins and ends guards as SKA's Configuration DB says.
+//! [`guard()`] checkpoints an application every so often, and rolls the application back as a whole
+//! when a member is gone. [`preempt()`] checkpoints an application and makes room. [`interval`] says
+//! how often a checkpoint pays. [`sdp`] begins and ends guards as SKA's Configuration DB says.
 
 mod decider;
 pub mod interval;

@@ -10,9 +10,10 @@
 //! What is left of the application is ended only when a checkpoint is verified, preflighted and fetched. Until then what still runs goes on,
 //! with its volumes; so it does when no checkpoint can be restored and the guard gives up.
 //!
-//! When which of it is done is for [`crate::decider`] to say, which knows neither containers nor clocks; this is its driver. What must
-//! outlive the guard stands in a file ([`crate::state`]): one that is killed and started again finds an application that does not run as
-//! a whole, and rolls it back. There is one guard of an application on a host, by a lock that goes with its process.
+//! [`crate::decider`] says when which of these steps is done, and knows neither containers nor clocks;
+//! this module is its driver. What must outlive the guard stands in a file ([`crate::state`]). A guard
+//! that is killed and started again finds an application that does not run as a whole, and rolls it
+//! back. There is one guard of an application on a host, by a lock that goes with its process.
 
 use std::collections::BTreeSet;
 use std::future::pending;

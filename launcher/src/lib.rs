@@ -1,6 +1,6 @@
 //! The checkpoint run and the restore run.
 //!
-//! [`restore`] takes a checkpoint from a store and starts every member of it, or none. It is one straight line:
+//! [`restore()`] takes a checkpoint from a store and starts every member of it, or none. It is one straight line:
 //!
 //! ```text
 //! verify ─▶ load ─▶ claim names ─▶ sweep ─▶ preflight ─▶ fetch all ─▶ session (again, if it failed) ─▶ running

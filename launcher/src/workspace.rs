@@ -29,7 +29,8 @@ use image_format::MemberId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Makes the folder for sockets and claims. Gives it as an absolute path without links: that is how it stands in CRIU's configuration.
+/// Makes the folder for sockets and claims. Gives its absolute path without links, since that path
+/// stands in CRIU's configuration.
 pub fn make_run_root(path: &Path) -> io::Result<PathBuf> {
     let made = DirBuilder::new().mode(0o700).recursive(true).create(path);
     made.and_then(|()| path.canonicalize())

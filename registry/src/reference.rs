@@ -107,7 +107,8 @@ impl fmt::Display for Selector {
 pub enum Location {
     /// `oci:DIR`, an OCI image layout.
     Layout(PathBuf),
-    /// A name without a host. The aliases of `registries.conf` say what it stands for when it is opened.
+    /// A name without a host. When the store is opened, the aliases of `registries.conf` say which
+    /// repository the name stands for.
     ShortName(String),
     /// `[docker://]HOST[:PORT]/REPO`.
     Registry {
@@ -260,7 +261,8 @@ fn canonical(host: &str, repository: &str) -> Option<(String, String)> {
     Some((registry.to_owned(), read.repository().to_owned()))
 }
 
-/// Whether docker reads what stands before the first `/` as a host: it has a dot or a colon, or is `localhost`.
+/// Whether docker reads the text before the first `/` as a host: the text has a dot or a colon, or is
+/// `localhost`.
 fn looks_like_host(text: &str) -> bool {
     text.contains(['.', ':']) || text == "localhost"
 }

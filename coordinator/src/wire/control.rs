@@ -1,8 +1,9 @@
 //! What the launchers of the hosts of one checkpoint say to each other: the control words.
 //!
 //! The launcher of another host says [`Attend`], once for each of its members and with that member's certificate. From
-//! then on words go both ways on that connection, framed like any others: the coordinating launcher's are [`CoordinatorMessage`]s, the
-//! other one's [`Report`]s. Both say that they are alive when they have nothing else to say.
+//! then on both launchers send messages on that connection, framed like all others. The coordinating
+//! launcher sends [`CoordinatorMessage`]s, and the other one sends [`ParticipantMessage`]s. A launcher
+//! that has nothing else to say says that it is alive.
 
 use image_format::{ApplicationId, Descriptor, Digest, Epoch, MemberId, MemberTimeline, Span, one_line};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -82,8 +83,8 @@ pub enum CoordinatorMessage {
     Invited(Summons),
     /// Every member stands frozen: its files are to be taken.
     Capture,
-    /// What was decided: the tasks run on in either case, and with `proceed` there are dumps. Before [`CoordinatorMessage::Invited`] an abort is a
-    /// refusal.
+    /// What was decided. The tasks run on in either case, and with `proceed` there are dumps. An abort
+    /// before [`CoordinatorMessage::Invited`] is a refusal.
     Reply(Reply),
     /// The checkpoint is permanent.
     Permanent(Permanent),

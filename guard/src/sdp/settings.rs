@@ -78,7 +78,8 @@ impl Interval {
 pub struct Storage(Location);
 
 impl Storage {
-    /// From text; it names no single image, and no short name, which may stand for another place tomorrow.
+    /// Reads a place from text. A single image is no place, and neither is a short name, which may
+    /// stand for another repository tomorrow.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let reference: Reference = text.parse().ok()?;

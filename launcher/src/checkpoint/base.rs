@@ -67,9 +67,7 @@ pub(super) async fn check_signed(base: Digest, destination: &Destination) -> Res
     };
     match destination.trust.check(store, &root).await? {
         Ok(_) => Ok(()),
-        Err(findings) => {
-            Err(unsigned(sign::errors(&findings).map(|error| chain(error)).collect::<Vec<_>>().join("; ")))
-        }
+        Err(findings) => Err(unsigned(sign::reasons(&findings))),
     }
 }
 

@@ -280,7 +280,7 @@ pub enum CheckpointErrorKind {
         /// Where it was looked for.
         path: PathBuf,
     },
-    /// A checkpoint that was taken without a key is to be signed, and its base is signed by none of the keys.
+    /// A checkpoint that was taken without a key is to be signed, and none of the keys signed its base.
     #[error(
         "the unfinished checkpoint shares pages with {base}, which no key vouches for ({reason}): a signature would vouch \
          for those pages too"

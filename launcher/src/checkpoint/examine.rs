@@ -9,13 +9,12 @@ use image_format::MemberId;
 use super::error::CheckpointErrorKind;
 use super::members::Member;
 use crate::observer::Observer;
-use crate::restore::preflight::Problem;
-use crate::restore::preflight::{foreign_volumes, restorable};
+use crate::restore::preflight::{Problem, restorable};
 
 /// Refuses members that no engine could restore, all of them at once.
 pub(super) fn refuse(members: &[Member]) -> Result<(), CheckpointErrorKind> {
-    let mut problems = restorable(members.iter().map(|member| (&member.id, &member.source.ties)));
-    problems.extend(foreign_volumes(members.iter().map(|member| (&member.id, member.volumes.as_slice()))));
+    let problems =
+        restorable(members.iter().map(|member| (&member.id, &member.source.ties, member.volumes.as_slice())));
     if problems.is_empty() { Ok(()) } else { Err(CheckpointErrorKind::NotRestorable { problems }) }
 }
 

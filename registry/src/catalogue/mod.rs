@@ -10,7 +10,7 @@ use image_format::{ApplicationId, Artifact, ArtifactError, Descriptor, Digest, E
 pub(crate) use complete::{Completeness, given};
 pub use sizes::{Sizes, sizes};
 
-use crate::sign::{Finding, GoodSignature, errors};
+use crate::sign::{Finding, GoodSignature, reasons};
 use crate::{Selector, Store, StoreError, Tag, TagList, Trust};
 
 /// A global checkpoint under a tag.
@@ -95,11 +95,6 @@ pub enum CatalogueError {
         /// What speaks against it.
         findings: Vec<Finding>,
     },
-}
-
-/// The findings that make a root untrusted, in one line.
-fn reasons(findings: &[Finding]) -> String {
-    errors(findings).map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// All global checkpoints under tags that the trust accepts, and the tags that are passed over, each with its reason.

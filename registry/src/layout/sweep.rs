@@ -40,7 +40,8 @@ impl LayoutStore {
         Ok(report(&marks, &leaving))
     }
 
-    /// The files that go, with their sizes. Roots come first: who misses what is below one finds that the root is gone too.
+    /// The files that go, with their sizes. Roots come first, so that a reader who misses a file below a
+    /// root finds that the root is gone too.
     fn leaving(&self, marks: &Marks) -> Result<Vec<(Digest, u64)>, StoreError> {
         if !marks.unreadable.is_empty() {
             return Ok(Vec::new());

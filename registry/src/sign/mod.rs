@@ -21,7 +21,7 @@ use attachment::{Attachment, MEDIA_PAYLOAD, payload_layer, signature_tag};
 pub use key::{KeyError, Password, PrivateKey, PublicKey};
 use payload::{MEDIA_BUNDLE, PREDICATE};
 
-pub use crate::verify::{Depth, Finding, Form, GoodSignature, Severity, VerifyReport, errors, verify};
+pub use crate::verify::{Depth, Finding, Form, GoodSignature, Severity, VerifyReport, errors, reasons, verify};
 
 /// How many referrers are put at the same time.
 const REFERRERS_AT_A_TIME: usize = 8;

@@ -160,6 +160,12 @@ pub fn errors(findings: &[Finding]) -> impl Iterator<Item = &Finding> {
     findings.iter().filter(|finding| finding.severity() == Severity::Error)
 }
 
+/// The findings that make a root untrusted, in one line.
+#[must_use]
+pub fn reasons(findings: &[Finding]) -> String {
+    errors(findings).map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
 impl Finding {
     /// How much it matters. A bad signature next to a good one is only worth a note; without one, [`Finding::Unsigned`]
     /// or [`Finding::NotAccepted`] is found as well.

@@ -16,7 +16,7 @@ use crate::sign::PublicKey;
 use crate::sign::attachment::{Attachment, MEDIA_PAYLOAD, SIGNATURE_POINTER, signature_tag};
 use crate::sign::payload::{Accepted, MEDIA_BUNDLE_PREFIX, Rejection, check_bundle, check_simple};
 use crate::{Progress, Selector, Store, StoreError};
-pub use finding::{Finding, Form, Severity, errors};
+pub use finding::{Finding, Form, Severity, errors, reasons};
 
 /// Requests at the same time.
 const JOBS: usize = 4;
@@ -76,8 +76,8 @@ impl VerifyReport {
 /// Checks `root` and, as deep as is asked for, everything below it. A signature by any of `keys` is good.
 ///
 /// # Errors
-/// A store that cannot be asked, or a root that is not there, or no longer. Whatever else is missing, and whatever is damaged,
-/// is a finding, not an error.
+/// A store that cannot be asked, or a root that is not there, or no longer. Anything else that is
+/// missing, and anything that is damaged, is a finding and no error.
 pub async fn verify(
     store: &dyn Store,
     root: &Descriptor,
@@ -92,7 +92,8 @@ pub async fn verify(
         verifier.signatures(&member, true).await?;
     }
     verifier.blobs(blobs, depth, progress).await?;
-    // Retention takes a root first. What is missing below a root that it took meanwhile speaks against nobody.
+    // Retention removes a root before what is below it. If the root is gone by now, what is missing
+    // below it speaks against nobody.
     if !verifier.report.is_good()
         && let Err(gone @ StoreError::NotFound { .. }) = store.manifest(&root.digest).await
     {

@@ -54,9 +54,11 @@ impl BaseImage {
 
 /// What keeps members from being restored on any machine, whichever engine made them. It is asked before a checkpoint freezes
 /// anything, and before a restore touches anything.
-pub(crate) fn restorable<'a>(members: impl IntoIterator<Item = (&'a MemberId, &'a Ties)>) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    for (member, ties) in members {
+pub(crate) fn restorable<'a>(
+    members: impl IntoIterator<Item = (&'a MemberId, &'a Ties, &'a [Volume])>,
+) -> Vec<Problem> {
+    let (mut problems, mut foreign) = (Vec::new(), Vec::new());
+    for (member, ties, volumes) in members {
         let id = || member.clone();
         if let Some(folder) = &ties.rootfs {
             problems.push(Problem::NoImage { member: id(), folder: folder.clone() });
@@ -78,19 +80,13 @@ pub(crate) fn restorable<'a>(members: impl IntoIterator<Item = (&'a MemberId, &'
         if let Some(pod) = ties.pod.as_ref().filter(|pod| pod.alone) {
             problems.push(Problem::PodWithoutInfra { member: id(), pod: pod.to_string() });
         }
+        // Of these podman cannot make and fill another one.
+        for Volume { name, driver, .. } in volumes.iter().filter(|volume| !volume.is_local()) {
+            foreign.push(Problem::VolumeDriver { member: id(), volume: name.clone(), driver: driver.clone() });
+        }
     }
+    problems.append(&mut foreign);
     problems
-}
-
-/// Volumes that podman does not keep itself. It is asked at the same times.
-pub(crate) fn foreign_volumes<'a>(members: impl IntoIterator<Item = (&'a MemberId, &'a [Volume])>) -> Vec<Problem> {
-    let all = members.into_iter().flat_map(|(member, volumes)| volumes.iter().map(move |volume| (member, volume)));
-    let foreign = all.filter(|(_, volume)| !volume.is_local());
-    let problem = |(member, volume): (&MemberId, &Volume)| {
-        let (volume, driver) = (volume.name.clone(), volume.driver.clone());
-        Problem::VolumeDriver { member: member.clone(), volume, driver }
-    };
-    foreign.map(problem).collect()
 }
 
 /// Everything in the way of the whole set, member by member.
@@ -100,8 +96,7 @@ pub(crate) fn check(
     engines: &BTreeMap<EngineKind, Survey>,
     missing: &BTreeSet<PathBuf>,
 ) -> Vec<Problem> {
-    let mut problems = restorable(wants.iter().map(|want| (&want.member, &want.ties)));
-    problems.extend(foreign_volumes(wants.iter().map(|want| (&want.member, want.volumes.as_slice()))));
+    let mut problems = restorable(wants.iter().map(|want| (&want.member, &want.ties, want.volumes.as_slice())));
     if !host.root {
         problems.push(Problem::NotRoot);
     }
@@ -389,7 +384,7 @@ mod tests {
         let tied = |change: fn(&mut Ties)| {
             let (member, mut ties): (MemberId, Ties) = ("m".parse().unwrap(), Ties::default());
             change(&mut ties);
-            let found = restorable([(&member, &ties)]);
+            let found = restorable([(&member, &ties, &[][..])]);
             assert!(found.iter().all(|problem| !problem.is_warning() && !problem.hint().is_empty()));
             found.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
@@ -429,14 +424,14 @@ mod tests {
         );
         assert_eq!(tied(|ties| ties.pod = None), [""; 0]);
         let volumes = [Volume::named("own"), Volume { driver: "nfs".to_owned(), ..Volume::named("far") }];
-        let found = foreign_volumes([(&"m".parse().unwrap(), volumes.as_slice())]);
+        let found = restorable([(&"m".parse().unwrap(), &Ties::default(), volumes.as_slice())]);
         let found: Vec<_> = found.iter().map(ToString::to_string).collect();
         assert_eq!(found, ["member m: its volume far is of the driver nfs, which podman cannot restore"]);
         let (member, mut ties): (MemberId, Ties) = ("m".parse().unwrap(), Ties::default());
         ties.pod = pod(false);
-        assert_eq!(restorable([(&member, &ties)]), []);
+        assert_eq!(restorable([(&member, &ties, &[][..])]), []);
         ties.pod = pod(true);
-        let found = restorable([(&member, &ties)]).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let found = restorable([(&member, &ties, &[][..])]).iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(found, ["member m: its pod p has no infra container, and podman restores nothing into it"]);
     }
 

@@ -16,7 +16,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use image_format::{Descriptor, Digest, MemberId};
 use registry::{Store, StoreError};
 
-pub(crate) use self::check::{BaseImage, Want, foreign_volumes, restorable};
+pub(crate) use self::check::{BaseImage, Want, restorable};
 use self::host::Host;
 pub(crate) use self::host::Room;
 pub use self::host::is_root;
