@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-use crate::EngineKind;
+use crate::kind::EngineKind;
 
 /// Claims that hold until they are dropped.
 #[derive(Debug, Default)]

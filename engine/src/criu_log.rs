@@ -55,6 +55,14 @@ fn select(log: &str) -> Vec<String> {
     errors
 }
 
+/// CRIU's log of a restore.
+pub(crate) const RESTORE_LOG: &str = "restore.log";
+
+/// CRIU's words, or why they cannot be had: a failure is never without any.
+pub fn log_lines(path: &Path) -> Vec<String> {
+    error_lines(path).unwrap_or_else(|error| vec![format!("{} cannot be read: {error}", path.display())])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use image_format::Captured;
 use image_format::files::{FilesError, Writers, archive_folder, archive_upper, clone_tree};
 
-use crate::Files;
+use crate::container::Files;
 use crate::mounts::remove_folder;
 
 /// The container's log, by its name in podman's archive.

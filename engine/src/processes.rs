@@ -12,6 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -209,6 +210,14 @@ fn read(pid: i32) -> Option<Process> {
     Some(Process { parent, started, arguments, cgroups })
 }
 
+/// Whether a process runs. One that has ended does not, also while nobody has collected it.
+pub fn is_alive(pid: i32) -> bool {
+    let Some(pid) = Pid::from_raw(pid) else { return false };
+    let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return false };
+    // A handle is readable from when its process has ended, also while nobody has collected it.
+    poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&Timespec::default())) != Ok(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -291,5 +300,20 @@ mod tests {
         kill(&marks).unwrap();
         assert!(wait_gone(&marks, Duration::ZERO));
         assert!(!child.wait().unwrap().success());
+    }
+
+    #[test]
+    fn a_process_that_ended_is_not_alive_even_before_it_is_collected() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id().cast_signed();
+        assert!(is_alive(pid));
+        child.kill().unwrap();
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while is_alive(pid) && std::time::Instant::now() < until {
+            std::thread::yield_now();
+        }
+        assert!(!is_alive(pid));
+        child.wait().unwrap();
+        assert!(!is_alive(pid) && !is_alive(0));
     }
 }

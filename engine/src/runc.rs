@@ -14,13 +14,17 @@ use async_trait::async_trait;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::program::{Program, ended, words_of};
-use super::{
-    Container, DumpInto, Engine, EngineError, Files, Found, Labelled, MARK, Marks, Pod, Present, RESTORE_LOG,
-    RuncPaths, RunningContainer, Survey, Target, Ties, criu_configs, is_alive, kill_left, log_lines,
-};
 use crate::attach::Attachment;
+use crate::container::{DumpInto, Files, Present, RunningContainer, criu_configs};
+use crate::criu_log::{RESTORE_LOG, log_lines};
+use crate::driver::{Engine, Labelled, kill_left};
+use crate::error::EngineError;
 use crate::mounts::unmount_all;
+use crate::processes::{Marks, is_alive};
+use crate::program::{Program, ended, words_of};
+use crate::survey::{Container, Survey};
+use crate::target::{Found, MARK, RuncPaths, Target};
+use crate::ties::{Pod, Ties};
 use crate::words::chain;
 
 /// The driver.

@@ -13,7 +13,7 @@ use coordinator::SessionId;
 use image_format::MemberId;
 use serde::{Deserialize, Serialize};
 
-use super::MARK;
+use crate::target::MARK;
 
 /// How many bytes an image may say of its volumes: far more than anybody tells an engine of them.
 const LONGEST: usize = 1 << 20;

@@ -12,7 +12,10 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, Error as _, IgnoredAny};
 use serde_json::Value;
 
-use crate::{Container, Labelled, Network, Pod, PodTie, StartMount, Subnet, Ties, Volume};
+use crate::driver::Labelled;
+use crate::survey::{Container, Network, Subnet};
+use crate::ties::{Pod, PodTie, StartMount, Ties};
+use crate::volumes::Volume;
 
 /// `podman info`.
 #[derive(Debug, Default, PartialEq, Eq)]

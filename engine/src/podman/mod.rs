@@ -23,15 +23,20 @@ use image_format::Limits;
 use image_format::files::{ArchivedFolder, archived_folder};
 use tokio_util::sync::CancellationToken;
 
-use super::program::{Program, ProgramError};
-use super::{
-    Container, DumpInto, Engine, EngineError, Files, Found, Labelled, Layers, MARK, Marks, Pod, Present, RESTORE_LOG,
-    RunningContainer, Survey, Target, Ties, Volume, criu_configs, is_alive, kill_left, log_lines, runc,
-};
-use answers::{Inspected, Seen};
-
+use self::answers::{Inspected, Seen};
 use crate::attach::Attachment;
+use crate::container::{DumpInto, Files, Layers, Present, RunningContainer, criu_configs};
+use crate::criu_log::{RESTORE_LOG, log_lines};
+use crate::driver::{Engine, Labelled, kill_left};
+use crate::error::EngineError;
 use crate::mounts::{remove_folder, unmount_cgyards};
+use crate::processes::{Marks, is_alive};
+use crate::program::{Program, ProgramError};
+use crate::runc;
+use crate::survey::{Container, Survey};
+use crate::target::{Found, MARK, Target};
+use crate::ties::{Pod, Ties};
+use crate::volumes::Volume;
 use crate::words::chain;
 
 /// How long filling a volume may take.

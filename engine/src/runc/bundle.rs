@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use coordinator::SessionId;
 use serde_json::{Map, Value};
 
-use crate::MARK;
+use crate::target::MARK;
 
 /// Far more than any `config.json` has.
 const LARGEST: u64 = 4 << 20;
