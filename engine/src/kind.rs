@@ -5,10 +5,6 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::driver::Engine;
-use crate::podman::Podman;
-use crate::runc::Runc;
-
 /// What runs containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -20,20 +16,15 @@ pub enum EngineKind {
 }
 
 impl EngineKind {
+    /// All of them, in the order in which a container is looked for.
+    pub const ALL: &[Self] = &[Self::Podman, Self::Runc];
+
     /// The program's name.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Podman => "podman",
             Self::Runc => "runc",
-        }
-    }
-
-    /// The driver.
-    pub fn driver(self) -> &'static dyn Engine {
-        match self {
-            Self::Podman => &Podman,
-            Self::Runc => &Runc,
         }
     }
 }
@@ -55,11 +46,8 @@ impl FromStr for EngineKind {
     type Err = ParseEngineError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "podman" => Ok(Self::Podman),
-            "runc" => Ok(Self::Runc),
-            _ => Err(ParseEngineError { text: text.chars().take(64).collect() }),
-        }
+        let known = Self::ALL.iter().copied().find(|kind| kind.as_str() == text);
+        known.ok_or_else(|| ParseEngineError { text: text.chars().take(64).collect() })
     }
 }
 
@@ -69,8 +57,8 @@ mod tests {
 
     #[test]
     fn engines_have_names() {
-        for kind in [EngineKind::Podman, EngineKind::Runc] {
-            assert_eq!(kind.to_string().parse(), Ok(kind));
+        for kind in EngineKind::ALL {
+            assert_eq!(kind.to_string().parse(), Ok(*kind));
         }
         assert!("docker".parse::<EngineKind>().is_err());
     }

@@ -12,6 +12,7 @@ mod criu_log;
 mod deaths;
 pub mod descriptors;
 mod driver;
+mod engines;
 mod error;
 pub mod files;
 mod kind;
@@ -31,6 +32,7 @@ pub use self::container::{CRIU_CONFIG, DumpInto, Files, Layers, OWN_CONFIG, Pres
 pub use self::criu_log::log_lines;
 pub use self::deaths::Deaths;
 pub use self::driver::{Engine, Labelled};
+pub use self::engines::Engines;
 pub use self::error::EngineError;
 pub use self::kind::{EngineKind, ParseEngineError};
 pub use self::processes::{Marks, Ticks, is_alive, kill, outsiders, wait_gone};

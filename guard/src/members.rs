@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use engine::EngineError;
+use engine::{EngineError, Engines};
 use futures_util::future::{join_all, select_all};
-use launcher::{ContainerSpec, present};
+use launcher::ContainerSpec;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::Interest;
@@ -49,9 +49,9 @@ pub(super) enum Look {
 ///
 /// # Errors
 /// An engine does not answer.
-pub(super) async fn look(wanted: &[ContainerSpec]) -> Result<Look, LookError> {
+pub(super) async fn look(engines: &Engines, wanted: &[ContainerSpec]) -> Result<Look, LookError> {
     let (mut running, mut missing) = (Running::default(), Vec::new());
-    for (wanted, found) in wanted.iter().zip(join_all(wanted.iter().map(watch)).await) {
+    for (wanted, found) in wanted.iter().zip(join_all(wanted.iter().map(|wanted| watch(engines, wanted))).await) {
         match found? {
             Some((handle, volumes)) => {
                 running.handles.push((wanted.container.clone(), handle));
@@ -64,8 +64,8 @@ pub(super) async fn look(wanted: &[ContainerSpec]) -> Result<Look, LookError> {
 }
 
 /// The names of those that run; one of which nothing is known is left out.
-pub(super) async fn running(wanted: &[ContainerSpec]) -> Vec<String> {
-    let found = join_all(wanted.iter().map(watch)).await;
+pub(super) async fn running(engines: &Engines, wanted: &[ContainerSpec]) -> Vec<String> {
+    let found = join_all(wanted.iter().map(|wanted| watch(engines, wanted))).await;
     let running = wanted.iter().zip(found).filter(|(_, found)| matches!(found, Ok(Some(_))));
     running.map(|(wanted, _)| wanted.container.clone()).collect()
 }
@@ -89,8 +89,11 @@ pub enum LookError {
 }
 
 /// A handle of the container's first process, if that runs, and the volumes that the container mounts.
-async fn watch(wanted: &ContainerSpec) -> Result<Option<(AsyncFd<OwnedFd>, BTreeSet<String>)>, LookError> {
-    let Some((engine, found)) = present(wanted).await? else { return Ok(None) };
+async fn watch(
+    engines: &Engines,
+    wanted: &ContainerSpec,
+) -> Result<Option<(AsyncFd<OwnedFd>, BTreeSet<String>)>, LookError> {
+    let Some((engine, found)) = engines.present(&wanted.container, wanted.engine).await? else { return Ok(None) };
     let failed = |source: io::Error| LookError::Watch { container: found.container.clone(), source };
     let Some(pid) = Pid::from_raw(found.pid) else { return Ok(None) };
     let handle = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
@@ -99,7 +102,7 @@ async fn watch(wanted: &ContainerSpec) -> Result<Option<(AsyncFd<OwnedFd>, BTree
         Err(error) => return Err(failed(error.into())),
     };
     // Between the answer and the handle the number may have become another's.
-    let again = engine.driver().present(&found.id).await?;
+    let again = engines.get(engine).present(&found.id).await?;
     if again.is_none_or(|again| again.pid != found.pid) {
         return Ok(None);
     }

@@ -171,7 +171,7 @@ async fn restorable(
     let here =
         |container: &String, engine| ContainerSpec { engine: Some(engine), ..ContainerSpec::named(container.clone()) };
     let members: Vec<_> = report.members.iter().map(|member| here(&member.container, member.engine)).collect();
-    let leaving = Leaving::look(&members, BTreeSet::new()).await;
+    let leaving = Leaving::look(&options.host.engines, &members, BTreeSet::new()).await;
     let leaving = leaving.map_err(|source| PreemptError::Evict { epoch: report.epoch, source: source.into() })?;
     let trust = match &destination.signer {
         Some(signer) => Trust::Keys(vec![signer.key.public_key()]),

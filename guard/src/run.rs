@@ -28,7 +28,7 @@ use image_format::{ApplicationId, Digest, Epoch, MemberId, UnpackError};
 use launcher::{
     CheckpointError, CheckpointErrorKind, CheckpointOptions, CheckpointReport, Destination, EvictError, Leaving,
     LoadError, MemberStep, Observer, Phase, Problem, RestoreError, RestoreErrorKind, RestoreOptions, checkpoint,
-    is_root, make_run_root, prepare, tell_passed_over,
+    make_run_root, prepare, tell_passed_over,
 };
 use registry::{
     Catalogue, CatalogueError, Listed, PassedOver, Policy, Progress, PruneError, PruneOptions, PruneReport, StoreError,
@@ -314,7 +314,7 @@ pub async fn guard(
     watcher: &dyn GuardWatcher,
 ) -> Result<(), GuardError> {
     let application = options.checkpoint.application.clone();
-    if !is_root() {
+    if !options.checkpoint.host.root {
         return Err(GuardError::NotRoot);
     }
     if options.checkpoint.elsewhere.is_some() {
@@ -336,7 +336,7 @@ pub async fn guard(
     let state_file = StateFile::new(&options.state_dir, &application);
     let known = state_file.read().map_err(file(&state_file.path().to_owned()))?;
     if known.is_none()
-        && let Look::Missing(containers) = look(&options.checkpoint.members).await?
+        && let Look::Missing(containers) = look(&options.checkpoint.host.engines, &options.checkpoint.members).await?
     {
         return Err(GuardError::NotRunning { application, containers });
     }
@@ -429,7 +429,8 @@ impl Guard<'_> {
                 Some(Action::GiveUp(surrender)) => {
                     self.metrics.gave_up();
                     let application = self.options.checkpoint.application.clone();
-                    let running = running(&self.options.checkpoint.members).await;
+                    let running =
+                        running(&self.options.checkpoint.host.engines, &self.options.checkpoint.members).await;
                     return Err(GuardError::GaveUp { application, surrender, running });
                 }
                 None => {}
@@ -482,7 +483,7 @@ impl Guard<'_> {
     async fn look(&self, stop: &CancellationToken) -> Result<Look, LookError> {
         let RollbackPolicy { attempts, back_off, .. } = self.options.limits;
         for _ in 1..attempts {
-            match look(&self.options.checkpoint.members).await {
+            match look(&self.options.checkpoint.host.engines, &self.options.checkpoint.members).await {
                 Ok(found) => return Ok(found),
                 Err(error) => self.watcher.event(GuardEvent::Warning { warning: &chain(&error) }),
             }
@@ -491,7 +492,7 @@ impl Guard<'_> {
                 () = stop.cancelled() => break,
             }
         }
-        look(&self.options.checkpoint.members).await
+        look(&self.options.checkpoint.host.engines, &self.options.checkpoint.members).await
     }
 
     /// It was told to end. An application that does not run as a whole is not said to run on.
@@ -500,7 +501,7 @@ impl Guard<'_> {
             return Ok(());
         }
         let application = self.options.checkpoint.application.clone();
-        let running = running(&self.options.checkpoint.members).await;
+        let running = running(&self.options.checkpoint.host.engines, &self.options.checkpoint.members).await;
         Err(GuardError::Down { application, running })
     }
 
@@ -709,11 +710,11 @@ async fn restore_one(
 ) -> Result<Running, RollbackError> {
     let (epoch, digest) = (listed.global.epoch(), listed.root.digest);
     watcher.event(GuardEvent::RollingBack { epoch, digest: &digest });
-    let members = &options.checkpoint.members;
+    let (engines, members) = (&options.checkpoint.host.engines, &options.checkpoint.members);
     let own = RestoreOptions { cancel, ..options.restore.clone() };
     let store = Arc::clone(&options.destination.store);
     let quiet = Quiet(watcher);
-    let leaving = Leaving::look(members, volumes.clone()).await.map_err(LookError::from)?;
+    let leaving = Leaving::look(engines, members, volumes.clone()).await.map_err(LookError::from)?;
     let prepared = prepare(store, listed.root, &own, &leaving, &quiet).await;
     let prepared = prepared.map_err(|error| RollbackError::Refused(Box::new(error)))?;
     // That took its time. What runs may be a newer guard's by now, or this one may have been told to end.
@@ -723,10 +724,10 @@ async fn restore_one(
         return Err(RollbackError::Refused(Box::new(cancelled)));
     }
     // Nothing of this incarnation may run beside the next one.
-    let leaving = Leaving::look(members, volumes).await.map_err(LookError::from)?;
+    let leaving = Leaving::look(engines, members, volumes).await.map_err(LookError::from)?;
     leaving.evict(&prepared.volumes).await.map_err(RollbackError::Evict)?;
     prepared.run().await.map_err(|error| RollbackError::Restore(Box::new(error)))?;
-    match look(members).await? {
+    match look(engines, members).await? {
         Look::All(running) => Ok(running),
         Look::Missing(containers) => Err(RollbackError::Died { containers }),
     }

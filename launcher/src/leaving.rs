@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use engine::{Container, EngineError, EngineKind, Present, Survey};
+use engine::{Container, Engine, EngineError, EngineKind, Engines, Present, Survey};
 use futures_util::future::{join_all, try_join_all};
 use image_format::MemberId;
 
@@ -18,8 +18,9 @@ use crate::checkpoint::ContainerSpec;
 use crate::restore::preflight::Problem;
 
 /// Containers that are there and are to make room.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Leaving {
+    engines: Engines,
     containers: Vec<(EngineKind, Present)>,
     /// Volumes that are known to be theirs, also where a container that mounted one is gone already.
     volumes: BTreeSet<String>,
@@ -49,10 +50,21 @@ pub enum EvictError {
 }
 
 impl Leaving {
+    /// Nothing makes room.
+    #[must_use]
+    pub fn nothing(engines: &Engines) -> Self {
+        Self { engines: engines.clone(), containers: Vec::new(), volumes: BTreeSet::new() }
+    }
+
     /// Looks for the containers of these names; `volumes` are known to be theirs.
-    pub async fn look(wanted: &[ContainerSpec], volumes: BTreeSet<String>) -> Result<Self, EngineError> {
-        let containers = try_join_all(wanted.iter().map(present)).await?;
-        Ok(Self { containers: containers.into_iter().flatten().collect(), volumes })
+    pub async fn look(
+        engines: &Engines,
+        wanted: &[ContainerSpec],
+        volumes: BTreeSet<String>,
+    ) -> Result<Self, EngineError> {
+        let containers = wanted.iter().map(|wanted| engines.present(&wanted.container, wanted.engine));
+        let containers = try_join_all(containers).await?;
+        Ok(Self { engines: engines.clone(), containers: containers.into_iter().flatten().collect(), volumes })
     }
 
     fn has(&self, engine: EngineKind, id: &str) -> bool {
@@ -62,21 +74,25 @@ impl Leaving {
     /// Who mounts each of these volumes. Where nothing is leaving, nobody needs to know.
     pub async fn users(
         &self,
-        engine: EngineKind,
+        engine: &dyn Engine,
         volumes: impl Iterator<Item = &String>,
     ) -> Result<Users, EngineError> {
         let asked = volumes.filter(|_| !self.containers.is_empty() || !self.volumes.is_empty());
-        let users =
-            asked.map(|volume| async move { Ok((volume.clone(), engine.driver().volume_users(&[volume]).await?)) });
+        let users = asked.map(|volume| async move { Ok((volume.clone(), engine.volume_users(&[volume]).await?)) });
         try_join_all(users).await.map(Users::from_iter)
     }
 
     /// Whom of these, which stay, cannot be without one that is leaving.
-    pub async fn needed(&self, engine: EngineKind, staying: &[Container]) -> Result<Vec<Problem>, EngineError> {
+    pub async fn needed(
+        &self,
+        engine: EngineKind,
+        driver: &dyn Engine,
+        staying: &[Container],
+    ) -> Result<Vec<Problem>, EngineError> {
         if self.containers.is_empty() {
             return Ok(Vec::new());
         }
-        let dependencies = engine.driver().dependencies(staying).await?;
+        let dependencies = driver.dependencies(staying).await?;
         Ok(self.needed_by(engine, staying, &dependencies))
     }
 
@@ -138,7 +154,7 @@ impl Leaving {
     /// A volume that somebody else holds by now, before anything is touched; otherwise what could not be taken away.
     pub async fn evict(&self, volumes: &Volumes) -> Result<(), EvictError> {
         for (engine, volume) in volumes {
-            let users = engine.driver().volume_users(&[volume]).await?;
+            let users = self.engines.get(*engine).volume_users(&[volume]).await?;
             if let Some(other) = users.iter().find(|user| !self.has(*engine, &user.id)) {
                 let holder = other.name().to_owned();
                 return Err(EvictError::Held { volume: volume.clone(), holder });
@@ -146,7 +162,7 @@ impl Leaving {
         }
         self.end_containers().await?;
         // Only now: a volume goes when none of its containers is left, and members may share one.
-        remove_volumes(volumes).await.into_iter().next().map_or(Ok(()), |(_, error)| Err(error.into()))
+        remove_volumes(&self.engines, volumes).await.into_iter().next().map_or(Ok(()), |(_, error)| Err(error.into()))
     }
 
     /// Ends all containers, which stay where they are.
@@ -154,7 +170,7 @@ impl Leaving {
     /// # Errors
     /// One that could not be ended.
     pub async fn stop(&self) -> Result<(), EngineError> {
-        let stops = self.containers.iter().map(|(engine, present)| engine.driver().stop(&present.id));
+        let stops = self.containers.iter().map(|(engine, present)| self.engines.get(*engine).stop(&present.id));
         join_all(stops).await.into_iter().collect()
     }
 
@@ -162,7 +178,7 @@ impl Leaving {
     async fn end_containers(&self) -> Result<(), EngineError> {
         let mut left: Vec<_> = self.containers.iter().collect();
         loop {
-            let evicted = left.iter().map(|(engine, present)| engine.driver().evict(present));
+            let evicted = left.iter().map(|(engine, present)| self.engines.get(*engine).evict(present));
             let evicted = join_all(evicted).await;
             let failed = left.iter().copied().zip(&evicted).filter(|(_, evicted)| evicted.is_err());
             let failed: Vec<_> = failed.map(|(container, _)| container).collect();
@@ -175,26 +191,11 @@ impl Leaving {
 }
 
 /// Removes each of these volumes; gives those that could not be.
-pub async fn remove_volumes(volumes: &Volumes) -> Vec<(String, EngineError)> {
+pub(crate) async fn remove_volumes(engines: &Engines, volumes: &Volumes) -> Vec<(String, EngineError)> {
     let removed = volumes.iter().map(|(engine, volume)| async move {
-        engine.driver().remove_volume(volume).await.err().map(|error| (volume.clone(), error))
+        engines.get(*engine).remove_volume(volume).await.err().map(|error| (volume.clone(), error))
     });
     join_all(removed).await.into_iter().flatten().collect()
-}
-
-/// The container that is meant, and what runs it: podman if nothing else is said, and runc where only that knows it.
-pub async fn present(wanted: &ContainerSpec) -> Result<Option<(EngineKind, Present)>, EngineError> {
-    let engines = wanted.engine.map_or_else(|| vec![EngineKind::Podman, EngineKind::Runc], |engine| vec![engine]);
-    for engine in engines {
-        match engine.driver().present(&wanted.container).await {
-            Ok(Some(present)) => return Ok(Some((engine, present))),
-            Ok(None) => {}
-            // An engine that is not installed has no container.
-            Err(EngineError::Program(error)) if error.is_missing() && wanted.engine.is_none() => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(None)
 }
 
 #[cfg(test)]
@@ -214,6 +215,7 @@ mod tests {
             ..Present::default()
         };
         let leaving = Leaving {
+            engines: Engines::here(),
             containers: vec![
                 (EngineKind::Podman, present("1", "auditor")),
                 (EngineKind::Podman, present("2", "consumer")),

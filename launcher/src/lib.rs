@@ -14,12 +14,14 @@
 //! launcher is dead fail closed, so nothing runs meanwhile.
 
 mod checkpoint;
+mod host;
 mod leaving;
 mod memory;
 mod observer;
 mod pages;
 mod receive;
 mod restore;
+mod session;
 #[cfg(test)]
 mod stuck;
 mod workspace;
@@ -29,7 +31,8 @@ pub use checkpoint::{
     Destination, JoinReport, JoinTarget, MembersError, PageTransport, ParsePageTransportError, RemoteMembers,
     ResumableCheckpoint, Signer, Watcher, checkpoint, join, resumable, resume, tell_passed_over,
 };
-pub use leaving::{EvictError, Leaving, Volumes, present};
+pub use host::Host;
+pub use leaving::{EvictError, Leaving, Volumes};
 pub use memory::{KEEP, LazyError, keep};
 pub use observer::{MemberStep, Observer, Phase};
 pub use pages::PagesError;
@@ -37,7 +40,7 @@ pub use receive::serve::{ServeError, Served, Server};
 pub use receive::{DumpTransport, ReceiveDumpError, ReceiveOptions, ReceivedDump, ReceivedSize, Receiver};
 pub use restore::error::{RestoreError, RestoreErrorKind};
 pub use restore::options::{RestoreOptions, WORK_DIR};
-pub use restore::preflight::{Problem, is_root};
+pub use restore::preflight::Problem;
 pub use restore::set::LoadError;
 pub use restore::{
     Prepared, RestoreReport, RestoredMember, check_rights, preflight, preflight_beside, prepare, restore,

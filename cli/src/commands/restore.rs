@@ -9,7 +9,7 @@ use clap::Args;
 use coordinator::Deadlines;
 use engine::EngineKind;
 use image_format::{Artifact, Descriptor, Digest, MemberId};
-use launcher::{RestoreError, RestoreErrorKind, RestoreOptions, RestoreReport, RestoredMember};
+use launcher::{Host, RestoreError, RestoreErrorKind, RestoreOptions, RestoreReport, RestoredMember};
 use registry::Trust;
 use registry::sign::errors;
 use registry::{Reference, Store};
@@ -152,7 +152,7 @@ impl Report for Restored {
 /// Restores.
 pub async fn run(args: RestoreArgs, context: &Context) -> Result<(), CommandError> {
     let RestoreArgs { reference, allow_rollback, how, expected } = args;
-    launcher::check_rights().map_err(|error| failed(&reference, error))?;
+    launcher::check_rights(&Host::this()).map_err(|error| failed(&reference, error))?;
     let trust = how.trust()?;
     let (store, root) = store::find(&reference, &how.transport, context).await?;
     let artifact = store::artifact(&*store, &root).await?;
@@ -208,7 +208,7 @@ pub async fn start(
     args: &How,
     context: &Context,
 ) -> Result<(), CommandError> {
-    launcher::check_rights().map_err(|error| failed(reference, error))?;
+    launcher::check_rights(&Host::this()).map_err(|error| failed(reference, error))?;
     let trust = args.trust()?;
     let options = RestoreOptions {
         engine: args.engine,

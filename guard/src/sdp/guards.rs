@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{EngineKind, chain};
+use engine::{EngineKind, Engines, chain};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -63,6 +63,7 @@ pub async fn guard_blocks<G: BlockGuards>(
     cancel: &CancellationToken,
 ) {
     let mut all = Guards {
+        engines: Engines::here(),
         database,
         guards,
         state_dir: state_dir.to_owned(),
@@ -83,6 +84,7 @@ struct Reins {
 }
 
 struct Guards<'g, G> {
+    engines: Engines,
     database: Arc<Database>,
     guards: &'g G,
     state_dir: PathBuf,
@@ -141,7 +143,8 @@ impl<G: BlockGuards> Guards<'_, G> {
     /// What stands in the database, and what is on this machine.
     async fn find(&self) -> Result<(Snapshot, Vec<Container>), String> {
         let snapshot = self.database.now().await.map_err(|error| chain(&error))?;
-        let found = EngineKind::Podman.driver().with_label(DEPLOYMENT_LABEL).await.map_err(|error| chain(&error))?;
+        let found =
+            self.engines.get(EngineKind::Podman).with_label(DEPLOYMENT_LABEL).await.map_err(|error| chain(&error))?;
         let mut containers: Vec<_> = found.into_iter().map(|(name, labels)| Container { name, labels }).collect();
         for block in snapshot.blocks() {
             let Ok(application) = block.as_str().parse() else { continue };

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use engine::{EngineError, EngineKind, chain, is_alive, outsiders};
+use engine::{EngineError, EngineKind, Engines, chain, is_alive, outsiders};
 use image_format::MemberId;
 
 use super::error::CheckpointErrorKind;
@@ -19,14 +19,14 @@ pub(super) fn refuse(members: &[Member]) -> Result<(), CheckpointErrorKind> {
 }
 
 /// Tells what the checkpoint will not hold, and what will be in the way of a restore on this host.
-pub(super) async fn warn(members: &[Member], observer: &dyn Observer) {
+pub(super) async fn warn(engines: &Engines, members: &[Member], observer: &dyn Observer) {
     let mut problems = Vec::new();
     for member in members {
         let Member { id, source, .. } = member;
         let outside = outsiders(&source.id, source.pid).into_iter();
         problems.extend(outside.map(|(pid, command)| Problem::NotDumped { member: id.clone(), pid, command }));
     }
-    match held(members).await {
+    match held(engines, members).await {
         Ok(held) => problems.extend(held),
         Err(error) => {
             observer.warning(&format!("whether other containers use its volumes is not known: {}", chain(&error)))
@@ -36,7 +36,7 @@ pub(super) async fn warn(members: &[Member], observer: &dyn Observer) {
 }
 
 /// Volumes of members that containers outside the set have, running or not.
-async fn held(members: &[Member]) -> Result<Vec<Problem>, EngineError> {
+async fn held(engines: &Engines, members: &[Member]) -> Result<Vec<Problem>, EngineError> {
     let podman = || members.iter().filter(|member| member.engine == EngineKind::Podman);
     let own: BTreeSet<&str> = podman().map(|member| member.source.id.as_str()).collect();
     let mut volumes: BTreeMap<&str, &MemberId> = BTreeMap::new();
@@ -45,7 +45,7 @@ async fn held(members: &[Member]) -> Result<Vec<Problem>, EngineError> {
             volumes.entry(volume).or_insert(&member.id);
         }
     }
-    let driver = EngineKind::Podman.driver();
+    let driver = engines.get(EngineKind::Podman);
     let others = |found: Vec<engine::Container>| {
         found.into_iter().filter(|container| !own.contains(container.id.as_str())).collect::<Vec<_>>()
     };

@@ -29,14 +29,13 @@ use super::error::{CheckpointError, CheckpointErrorKind};
 use super::members::{Member, resolve};
 use super::options::{CheckpointOptions, Destination, JoinTarget};
 use super::record::{Tentative, TentativeMember};
-use super::seat::Seat;
 use super::upload::{Sent, Upload};
 use super::{
     CheckpointedMember, Watcher, attachments, broken_off, claim_containers, commit, examine, file, page_servers,
     remove, session, stop,
 };
 use crate::observer::Phase;
-use crate::restore::preflight::is_root;
+use crate::session::{SessionDriver, SessionHandle};
 use crate::workspace::make_run_root;
 use crate::workspace::{Purpose, Workspace};
 
@@ -85,7 +84,7 @@ pub async fn join(
 ) -> Result<JoinReport, CheckpointError> {
     watcher.phase(Phase::Examine);
     let examining = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Examine, kind);
-    if !is_root() {
+    if !options.host.root {
         return Err(examining(CheckpointErrorKind::NotRoot));
     }
     let run_root = make_run_root(&options.run_root);
@@ -232,7 +231,7 @@ impl Part<'_> {
         let (lasting, tentative, sent) = ended?;
         examine::ended(&members, self.watcher);
         if first.stop {
-            stop(&members, lasting.digest, self.watcher).await?;
+            stop(&self.options.host.engines, &members, lasting.digest, self.watcher).await?;
         }
         Ok(report(lasting, tentative, &sent, first.stop))
     }
@@ -263,7 +262,7 @@ impl Part<'_> {
     ) -> Result<Vec<Member>, CheckpointErrorKind> {
         let mut members = resolve(self.options).await?;
         examine::refuse(&members)?;
-        examine::warn(&members, self.watcher).await;
+        examine::warn(&self.options.host.engines, &members, self.watcher).await;
         raise_for(members.len())?;
         let ids = |members: &[Member]| -> BTreeSet<_> {
             members.iter().map(|member| (member.id.clone(), member.source.id.clone())).collect()
@@ -301,8 +300,10 @@ impl Part<'_> {
             let mut pages = page_servers(self.options, members, workspace, &bases).map_err(dumping)?;
             let config = |member: &_| outpost.criu_config(member);
             let attachments = attachments(members, workspace, config, &mut pages).map_err(dumping)?;
-            let seat = Seat::Elsewhere(&self.delegation);
-            let dumping = session::run(seat, members, attachments, workspace, &self.options.cancel, self.watcher);
+            let handle = SessionHandle::Elsewhere(&self.delegation);
+            let driver = SessionDriver::new(handle, &self.options.cancel, self.watcher);
+            let engines = &self.options.host.engines;
+            let dumping = session::run(driver, engines, members, attachments, workspace, self.watcher);
             let aborted = async {
                 if let Outcome::Released { .. } = self.delegation.outcome().await {
                     pending::<()>().await;

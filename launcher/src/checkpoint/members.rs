@@ -142,9 +142,10 @@ pub enum MembersError {
 
 /// Finds out who the members of this host are, in the order of their ids. On whom they depend is not settled yet.
 pub(crate) async fn resolve(options: &CheckpointOptions) -> Result<Vec<Member>, MembersError> {
+    let engines = &options.host.engines;
     let mut wanted = options.members.clone();
     if wanted.is_empty() {
-        let podman = EngineKind::Podman.driver();
+        let podman = engines.get(EngineKind::Podman);
         let application = options.application.as_str();
         let found = (podman.labelled(APPLICATION, application).await?, podman.labelled(PROJECT, application).await?);
         let ids: BTreeSet<String> = found.0.into_iter().chain(found.1).collect();
@@ -158,7 +159,9 @@ pub(crate) async fn resolve(options: &CheckpointOptions) -> Result<Vec<Member>, 
     }
     let mut members: BTreeMap<MemberId, Member> = BTreeMap::new();
     for wanted in wanted {
-        let (engine, source) = find(&wanted).await?;
+        let found = engines.source(&wanted.container, wanted.engine).await?;
+        let (engine, source) = found
+            .ok_or_else(|| MembersError::Missing { container: wanted.container.clone(), engine: wanted.engine })?;
         let container = source.container.clone();
         if let Some(label) = source.labels.get(APPLICATION).filter(|label| **label != options.application.as_str()) {
             return Err(MembersError::Foreign { container, label: label.clone() });
@@ -199,7 +202,7 @@ pub(crate) async fn resolve(options: &CheckpointOptions) -> Result<Vec<Member>, 
     }
     let mut members: Vec<Member> = members.into_values().collect();
     if members.iter().any(|member| !member.source.files.volumes.is_empty()) {
-        share(&mut members, &EngineKind::Podman.driver().volumes().await?);
+        share(&mut members, &engines.get(EngineKind::Podman).volumes().await?);
     }
     Ok(members)
 }
@@ -236,23 +239,6 @@ pub(crate) fn settle(
         Some(missing) => Err(MembersError::Dependency { member: member.clone(), missing: missing.clone() }),
         None => Ok(()),
     }
-}
-
-async fn find(wanted: &ContainerSpec) -> Result<(EngineKind, RunningContainer), MembersError> {
-    let engines = match wanted.engine {
-        Some(engine) => vec![engine],
-        None => vec![EngineKind::Podman, EngineKind::Runc],
-    };
-    for engine in engines {
-        match engine.driver().source(&wanted.container).await {
-            Ok(Some(source)) => return Ok((engine, source)),
-            Ok(None) => {}
-            // An engine that is not installed has no container.
-            Err(EngineError::Program(error)) if error.is_missing() && wanted.engine.is_none() => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Err(MembersError::Missing { container: wanted.container.clone(), engine: wanted.engine })
 }
 
 fn member_id(source: &RunningContainer) -> Result<MemberId, MembersError> {

@@ -23,7 +23,6 @@ mod memory;
 mod options;
 mod pages;
 mod record;
-mod seat;
 mod session;
 mod sweep;
 mod thaw;
@@ -38,7 +37,7 @@ use coordinator::proto::BarrierCrossing;
 use coordinator::wire::control::{Attend, Summons};
 use coordinator::{Hook, Rendezvous, RendezvousError, RollCall, SessionId, SessionKind, SessionPlan, Timings};
 use engine::{
-    CRIU_CONFIG, EngineKind,
+    CRIU_CONFIG, EngineKind, Engines,
     attach::{Attachment, ConfigOverlay, InheritedFd},
     claims::Claims,
     open_files::raise_for,
@@ -61,10 +60,9 @@ pub use self::sweep::{ResumableCheckpoint, resumable};
 use self::base::Bases;
 use self::members::{Member, resolve};
 use self::record::{Tentative, TentativeMember};
-use self::seat::Seat;
-use self::session::{Broken, Dumping};
+use self::session::Dumping;
 use crate::observer::{Observer, Phase};
-use crate::restore::preflight::is_root;
+use crate::session::{Broken, SessionDriver, SessionHandle};
 use crate::workspace::make_run_root;
 use crate::workspace::{Purpose, Workspace};
 
@@ -153,7 +151,7 @@ async fn attempt(
     let in_phase = |phase| move |kind: CheckpointErrorKind| CheckpointError::new(phase, kind);
     watcher.phase(Phase::Examine);
     let examining = in_phase(Phase::Examine);
-    if !is_root() {
+    if !options.host.root {
         return Err(examining(CheckpointErrorKind::NotRoot));
     }
     let run_root = make_run_root(&options.run_root);
@@ -163,7 +161,7 @@ async fn attempt(
     claim_application(&mut claims, options).map_err(examining)?;
     let mut members = resolve(options).await.map_err(|error| examining(error.into()))?;
     examine::refuse(&members).map_err(examining)?;
-    examine::warn(&members, watcher).await;
+    examine::warn(&options.host.engines, &members, watcher).await;
     let elsewhere = options.elsewhere.as_ref().map_or(0, |elsewhere| elsewhere.members.len());
     raise_for(members.len() + elsewhere).map_err(|error| examining(error.into()))?;
     claim_containers(&mut claims, &members, options).map_err(examining)?;
@@ -204,7 +202,7 @@ async fn attempt(
             if options.stop {
                 // A member whose peer on another host was stopped may have ended by itself: it was
                 // to end.
-                stop(&run.members, report.digest, watcher).await?;
+                stop(&options.host.engines, &run.members, report.digest, watcher).await?;
                 return Ok(report);
             }
             Ok(CheckpointReport { ended: examine::ended(&run.members, watcher), ..report })
@@ -341,9 +339,10 @@ impl Run<'_> {
         });
         let ran = match attached.map_err(failed) {
             Ok((attachments, pages)) => {
-                let (workspace, cancel) = (&self.workspace, &self.options.cancel);
-                let seat = Seat::Here(&mut rendezvous);
-                let dumped = session::run(seat, &self.members, attachments, workspace, cancel, self.watcher).await;
+                let (workspace, engines) = (&self.workspace, &self.options.host.engines);
+                let handle = SessionHandle::Here(&mut rendezvous);
+                let driver = SessionDriver::new(handle, &self.options.cancel, self.watcher);
+                let dumped = session::run(driver, engines, &self.members, attachments, workspace, self.watcher).await;
                 let dumped = dumped.map(|dumping| Dumping { pages, ..dumping });
                 dumped
                     .map_err(|broken| broken_off(broken, self.options, &self.members, |id| rendezvous.criu_config(id)))
@@ -454,10 +453,15 @@ fn broken_off(
     CheckpointError { member, hook, log_lines, ..CheckpointError::new(Phase::Dump, kind) }
 }
 
-async fn stop(members: &[Member], digest: Digest, watcher: &dyn Watcher) -> Result<(), CheckpointError> {
+async fn stop(
+    engines: &Engines,
+    members: &[Member],
+    digest: Digest,
+    watcher: &dyn Watcher,
+) -> Result<(), CheckpointError> {
     watcher.phase(Phase::Stop);
     let stops =
-        members.iter().map(|member| async move { (member, member.engine.driver().stop(&member.source.id).await) });
+        members.iter().map(|member| async move { (member, engines.get(member.engine).stop(&member.source.id).await) });
     let mut failed = None;
     for (member, stopped) in futures_util::future::join_all(stops).await {
         if let Err(source) = stopped {

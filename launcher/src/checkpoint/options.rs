@@ -11,6 +11,7 @@ use registry::sign::PrivateKey;
 use registry::{Store, Tag, Trust, cancellable};
 use tokio_util::sync::CancellationToken;
 
+use crate::host::Host;
 use crate::restore::options::WORK_DIR;
 
 /// Where a global checkpoint becomes permanent.
@@ -141,6 +142,8 @@ impl FromStr for PageTransport {
 /// How to checkpoint.
 #[derive(Debug, Clone)]
 pub struct CheckpointOptions {
+    /// The host whose containers are taken.
+    pub host: Host,
     /// The application.
     pub application: ApplicationId,
     /// Its containers on this host; with none, all that run and bear the application's label.
@@ -182,6 +185,7 @@ impl CheckpointOptions {
     #[must_use]
     pub fn new(application: ApplicationId, hook_program: PathBuf) -> Self {
         Self {
+            host: Host::this(),
             application,
             members: Vec::new(),
             elsewhere: None,

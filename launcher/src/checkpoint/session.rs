@@ -9,41 +9,28 @@
 use std::collections::BTreeMap;
 use std::io::PipeReader;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use coordinator::hook::mend;
-use coordinator::{Event, Hook, Outcome, Timings};
+use coordinator::{Hook, Outcome, Timings};
 use engine::{Deaths, DumpInto, EngineKind, attach::Attachment, chain, files::Copies, is_alive, log_lines};
 use image_format::MemberId;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout, timeout_at};
-use tokio_util::sync::CancellationToken;
 
 use super::members::Member;
 use super::pages::PageServers;
-use super::seat::Seat;
 use super::thaw::Frozen;
 use crate::observer::{MemberStep, Observer, Phase};
-use crate::restore::session::{ENDING, NEWS};
+use crate::session::{Broken, Engines, SessionDriver, Turn};
 use crate::workspace::Workspace;
-
-/// Why there is no dump.
-#[derive(Debug)]
-pub(crate) struct Broken {
-    pub(crate) member: Option<MemberId>,
-    pub(crate) hook: Option<Hook>,
-    pub(crate) reason: String,
-    pub(crate) log_lines: Vec<String>,
-    /// Members whose tasks are gone; the one that is named comes first.
-    pub(crate) dead: Vec<MemberId>,
-}
 
 /// A dump that was decided: the tasks run again, and the engines write what CRIU left.
 #[derive(Debug)]
 pub(crate) struct Dumping {
-    pub(crate) engines: Engines,
+    pub(crate) engines: Engines<MemberId>,
     /// What podman's members write, not read yet.
     pub(crate) archives: BTreeMap<MemberId, PipeReader>,
     pub(crate) copies: BTreeMap<MemberId, Copies>,
@@ -52,47 +39,11 @@ pub(crate) struct Dumping {
     pub(crate) timings: Timings,
 }
 
-/// The engines' programs that run.
-#[derive(Debug)]
-pub(crate) struct Engines {
-    programs: JoinSet<(MemberId, Result<(), String>)>,
-    /// Ends programs that do not end by themselves.
-    kill: CancellationToken,
-}
-
-impl Engines {
-    /// The next one that ends; `None` if none runs any more.
-    pub(crate) async fn next(&mut self) -> Option<(MemberId, Result<(), String>)> {
-        loop {
-            match self.programs.join_next().await? {
-                Ok(ended) => return Some(ended),
-                // Only a panic or the end of the runtime comes to this; whoever waits for the member sees the pipe's end.
-                Err(_) => continue,
-            }
-        }
-    }
-
-    /// Waits until all have ended, in order or by force.
-    pub(crate) async fn end(mut self) -> Vec<(MemberId, Result<(), String>)> {
-        let mut ended = Vec::new();
-        let until = Instant::now() + ENDING;
-        while let Ok(Some(one)) = timeout_at(until, self.next()).await {
-            ended.push(one);
-        }
-        self.kill.cancel();
-        while let Some(one) = self.next().await {
-            ended.push(one);
-        }
-        ended
-    }
-}
-
 /// One attempt on its way.
 struct Attempt<'a> {
-    seat: Seat<'a>,
+    installed: &'a engine::Engines,
+    driver: SessionDriver<'a, MemberId>,
     members: &'a [Member],
-    events: mpsc::UnboundedReceiver<Event>,
-    engines: Engines,
     /// Of the members' first tasks. Where the kernel does not tell, nobody knows in which order they ended.
     deaths: Option<Deaths>,
     workspace: &'a Workspace,
@@ -105,19 +56,17 @@ struct Attempt<'a> {
 
 /// Dumps the members of this host. After a failure no engine runs any more, and every member's tasks run on, but for the dead.
 pub(crate) async fn run(
-    mut seat: Seat<'_>,
+    driver: SessionDriver<'_, MemberId>,
+    installed: &engine::Engines,
     members: &[Member],
     mut attachments: BTreeMap<MemberId, Attachment>,
     workspace: &Workspace,
-    cancel: &CancellationToken,
     observer: &dyn Observer,
 ) -> Result<Dumping, Broken> {
-    let events = seat.events();
-    let engines = Engines { programs: JoinSet::new(), kill: CancellationToken::new() };
     let deaths = Deaths::watch(members.iter().map(|member| member.source.pid)).ok();
     let (tell, coming) = mpsc::unbounded_channel();
     let failures = Vec::new();
-    let mut attempt = Attempt { seat, members, events, engines, deaths, workspace, observer, coming, failures };
+    let mut attempt = Attempt { installed, driver, members, deaths, workspace, observer, coming, failures };
     let mut archives = BTreeMap::new();
     for member in members {
         let attachment =
@@ -131,11 +80,11 @@ pub(crate) async fn run(
         }
     }
     watch(&archives, tell);
-    let (outcome, copies) = attempt.decide(cancel).await;
+    let (outcome, copies) = attempt.decide().await;
     match outcome {
         Outcome::Released { timings } => {
-            attempt.tell_the_rest();
-            Ok(Dumping { engines: attempt.engines, archives, copies, pages: PageServers::new(), timings })
+            attempt.driver.tell_the_rest();
+            Ok(Dumping { engines: attempt.driver.engines, archives, copies, pages: PageServers::new(), timings })
         }
         Outcome::Aborted { member, hook, reason } => {
             // An engine that is about to write sees that nobody reads.
@@ -155,35 +104,26 @@ impl Attempt<'_> {
             }
             EngineKind::Runc => (DumpInto::Folder(self.workspace.folder(&member.id)), None),
         };
-        let (id, engine, source) = (member.id.clone(), member.engine, member.source.clone());
-        let kill = self.engines.kill.clone();
-        self.engines.programs.spawn(async move {
-            let dumped = engine.driver().dump(&source, attachment, into, &kill).await;
-            (id, dumped)
-        });
+        let engine = Arc::clone(self.installed.get(member.engine));
+        let source = member.source.clone();
+        self.driver
+            .engines
+            .start(member.id.clone(), |kill| async move { engine.dump(&source, attachment, into, &kill).await });
         Ok(pipe)
     }
 
     /// Waits until it is decided, and takes the files when every member stands frozen.
-    async fn decide(&mut self, cancel: &CancellationToken) -> (Outcome, BTreeMap<MemberId, Copies>) {
+    async fn decide(&mut self) -> (Outcome, BTreeMap<MemberId, Copies>) {
         let mut copies = BTreeMap::new();
         let mut taking = JoinSet::new();
-        let (mut cancelled, mut asked) = (false, false);
+        let mut all_frozen = false;
         loop {
             tokio::select! {
                 biased;
-                outcome = self.seat.outcome() => {
-                    // A copy that still runs is of no use any more.
-                    taking.shutdown().await;
-                    return (outcome, copies);
-                }
-                () = cancel.cancelled(), if !cancelled => {
-                    cancelled = true;
-                    self.seat.cancel("it was cancelled".to_owned()).await;
-                }
-                all_frozen = self.seat.to_capture(), if !asked => {
-                    asked = true;
-                    if all_frozen {
+                turn = self.driver.next() => match turn {
+                    Turn::Event(_) => {}
+                    Turn::AllFrozen => {
+                        all_frozen = true;
                         self.observer.phase(Phase::Capture);
                         for member in self.members {
                             let (id, files) = (member.id.clone(), member.files());
@@ -191,32 +131,33 @@ impl Attempt<'_> {
                             taking.spawn_blocking(move || (id, Copies::take(&files, &folder)));
                         }
                         if self.members.is_empty() {
-                            self.seat.captured().await;
+                            self.driver.handle.captured().await;
                         }
                     }
-                }
+                    Turn::EngineEnded(member, Ok(())) => self.fail(&member, self.no_hooks(&member)).await,
+                    Turn::EngineEnded(member, Err(reason)) => self.fail(&member, reason).await,
+                    Turn::Decided(outcome) => {
+                        // A copy that still runs is of no use any more.
+                        taking.shutdown().await;
+                        return (outcome, copies);
+                    }
+                },
                 Some(taken) = taking.join_next() => match taken {
                     Ok((id, Ok(taken))) => {
                         copies.insert(id, taken);
                         if copies.len() == self.members.len() {
-                            self.seat.captured().await;
+                            self.driver.handle.captured().await;
                         }
                     }
-                    Ok((id, Err(error))) => self.fail(&id, format!("its files cannot be taken: {}", chain(&error))).await,
-                    Err(error) => self.seat.cancel(format!("a copy ended unexpectedly: {error}")).await,
+                    Ok((id, Err(error))) => {
+                        self.fail(&id, format!("its files cannot be taken: {}", chain(&error))).await;
+                    }
+                    Err(error) => self.driver.handle.cancel(format!("a copy ended unexpectedly: {error}")).await,
                 },
-                Some(event) = self.events.recv() => self.tell(event),
                 // Engines write when CRIU is through, which it is only when its hooks have been let go.
-                Some(member) = self.coming.recv(), if !asked => self.fail(&member, self.no_hooks(&member)).await,
-                Some((member, ended)) = self.engines.next() => match ended {
-                    Ok(()) => {
-                        if let Ok(outcome) = timeout(NEWS, self.seat.outcome()).await {
-                            return (outcome, copies);
-                        }
-                        self.fail(&member, self.no_hooks(&member)).await;
-                    }
-                    Err(reason) => self.fail(&member, reason).await,
-                },
+                Some(member) = self.coming.recv(), if !all_frozen => {
+                    self.fail(&member, self.no_hooks(&member)).await;
+                }
             }
         }
     }
@@ -225,7 +166,7 @@ impl Attempt<'_> {
     async fn fail(&mut self, member: &MemberId, reason: String) {
         let found = self.members.iter().find(|found| found.id == *member);
         let log_lines = || found.map(|member| log_lines(&log_of(member, self.workspace))).unwrap_or_default();
-        self.seat.member_failed(member, reason.clone(), log_lines).await;
+        self.driver.handle.member_failed(member, reason.clone(), log_lines).await;
         self.failures.push((member.clone(), reason));
     }
 
@@ -236,16 +177,6 @@ impl Attempt<'_> {
         format!("its engine dumped it without CRIU having run its hooks{hint}")
     }
 
-    fn tell(&self, event: Event) {
-        self.observer.member(&event.member, event.step.into());
-    }
-
-    fn tell_the_rest(&mut self) {
-        while let Ok(event) = self.events.try_recv() {
-            self.tell(event);
-        }
-    }
-
     /// Waits for the engines to undo what they did, and undoes what a CRIU that died could not.
     async fn broken(mut self, member: Option<MemberId>, hook: Option<Hook>, reason: String) -> Broken {
         let members = self.members;
@@ -253,8 +184,8 @@ impl Attempt<'_> {
         let mut dead: Vec<MemberId> = ended.into_iter().map(|place| members[place].id.clone()).collect();
         // Whoever died takes others with it, and one of those may be heard of earlier.
         let died_first = dead.first().cloned();
-        self.tell_the_rest();
-        for (member, ended) in self.engines.end().await {
+        self.driver.tell_the_rest();
+        for (member, ended) in self.driver.engines.end().await {
             if let Err(reason) = ended {
                 self.failures.push((member, reason));
             }

@@ -22,6 +22,7 @@ use super::session::Dumping;
 use super::thaw::{self, Frozen};
 use super::{CheckpointOptions, Destination, Watcher, file, micros};
 use crate::observer::{MemberStep, Phase};
+use crate::session::EngineEnd;
 use crate::workspace::Workspace;
 
 /// Between a pipe's end and its engine's.
@@ -115,8 +116,11 @@ impl Upload<'_> {
                         break;
                     }
                 },
-                Some((member, ended)) = dumping.engines.next() => {
-                    if let Some(end) = ends.remove(&member) {
+                // Whoever waits for the member of one that is lost sees the end of what it wrote.
+                Some(end) = dumping.engines.next() => {
+                    if let EngineEnd::Ended(member, ended) = end
+                        && let Some(end) = ends.remove(&member)
+                    {
                         // Whoever no longer waits has failed by other means.
                         let _ = end.send(ended);
                     }

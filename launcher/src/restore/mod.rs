@@ -17,7 +17,7 @@ use std::time::Duration;
 use coordinator::proto::BarrierCrossing;
 use coordinator::{Rendezvous, SessionId, SessionKind, SessionPlan};
 use engine::{
-    EngineKind, Marks, Target, Volume, attach, chain,
+    Engine, EngineKind, Engines, Marks, Target, Volume, attach, chain,
     claims::Claims,
     open_files::{raise_for, raise_open_files},
     stored,
@@ -27,6 +27,7 @@ use image_format::{Descriptor, Epoch, LazyPages, MemberId};
 use registry::{Store, cancellable, put_touched};
 use tokio::sync::mpsc;
 
+use crate::host::Host;
 use crate::leaving::{Leaving, Volumes};
 use crate::memory::{self, Following, Keeper};
 use crate::observer::{MemberStep, Observer, Phase};
@@ -35,10 +36,11 @@ use crate::restore::fetch::Counted;
 use crate::restore::options::RestoreOptions;
 use crate::restore::plan::{Planned, plan};
 use crate::restore::preflight::Problem;
-use crate::restore::preflight::{Examined, examine, is_root};
-use crate::restore::session::{Broken, Passages};
+use crate::restore::preflight::{Examined, examine};
+use crate::restore::session::Passages;
 use crate::restore::set::{Set, load};
 use crate::restore::sweep::{remove_all, sweep};
+use crate::session::{Broken, SessionDriver, SessionHandle};
 use crate::workspace::{Purpose, Record, Workspace, make_run_root};
 use registry::Trust;
 
@@ -83,7 +85,7 @@ pub async fn restore(
     options: &RestoreOptions,
     observer: &dyn Observer,
 ) -> Result<RestoreReport, RestoreError> {
-    prepare(store, root, options, &Leaving::default(), observer).await?.run().await
+    prepare(store, root, options, &Leaving::nothing(&options.host.engines), observer).await?.run().await
 }
 
 /// Does everything of a restore that can be done before its containers are made: verifies it, checks this machine as if what is leaving
@@ -110,7 +112,7 @@ async fn prepare_from<'a>(
     leaving: &Leaving,
     observer: &'a dyn Observer,
 ) -> Result<Prepared<'a>, RestoreError> {
-    check_rights()?;
+    check_rights(&options.host)?;
     let set = trusted_set(&store, &root, options, observer).await?;
     let (planned, problems) = plan(&set, options);
 
@@ -123,7 +125,7 @@ async fn prepare_from<'a>(
         return Err(RestoreError::new(Phase::Preflight, RestoreErrorKind::Preflight { problems }));
     }
     observer.phase(Phase::Sweep);
-    let swept = sweep(&options.work_dir, observer).await;
+    let swept = sweep(&options.host.engines, &options.work_dir, observer).await;
     swept
         .map_err(|source| RestoreErrorKind::File { path: options.work_dir.clone(), source })
         .map_err(in_phase(Phase::Sweep))?;
@@ -156,7 +158,7 @@ async fn prepare_from<'a>(
         let work = work.map_err(|source| RestoreErrorKind::File { path: workspace.path().to_owned(), source });
         target.follows = Some(work.map_err(in_phase(Phase::Fetch))?);
     }
-    pull_images(&planned, &engines, observer).await.map_err(in_phase(Phase::Fetch))?;
+    pull_images(&options.host.engines, &planned, &engines, observer).await.map_err(in_phase(Phase::Fetch))?;
 
     let record = Record::new(session, &run_root, targets);
     Ok(Prepared {
@@ -180,8 +182,8 @@ async fn prepare_from<'a>(
 ///
 /// # Errors
 /// A refusal by the preflight, with [`Problem::NotRoot`] alone.
-pub fn check_rights() -> Result<(), RestoreError> {
-    if is_root() {
+pub fn check_rights(host: &Host) -> Result<(), RestoreError> {
+    if host.root {
         return Ok(());
     }
     let problems = vec![Problem::NotRoot];
@@ -198,7 +200,7 @@ pub async fn preflight(
     options: &RestoreOptions,
     observer: &dyn Observer,
 ) -> Result<Vec<Problem>, RestoreError> {
-    Ok(preflight_beside(store, root, options, &Leaving::default(), observer).await?.0)
+    Ok(preflight_beside(store, root, options, &Leaving::nothing(&options.host.engines), observer).await?.0)
 }
 
 /// The same as if what is leaving were gone; gives its volumes that have to go before the restore, too.
@@ -265,6 +267,7 @@ fn claim(planned: &[Planned], options: &RestoreOptions) -> Result<(Claims, Vec<P
 
 /// Pulls the base images that are not here. podman would do so by itself, in the middle of the session.
 async fn pull_images(
+    installed: &Engines,
     planned: &[Planned],
     engines: &std::collections::BTreeMap<EngineKind, engine::Survey>,
     observer: &dyn Observer,
@@ -279,7 +282,7 @@ async fn pull_images(
         }
         let (member, image) = (want.member.clone(), image.to_owned());
         observer.member(&member, MemberStep::Pulling { image: image.clone() });
-        let found = match want.engine.driver().pull(&image).await {
+        let found = match installed.get(want.engine).pull(&image).await {
             Ok(found) => found,
             Err(source) => return Err(RestoreErrorKind::Pull { member, image, source }),
         };
@@ -392,8 +395,10 @@ impl Prepared<'_> {
         let ran = match self.start_following().await.map_err(failed) {
             Ok(()) => {
                 let (targets, waves) = (&self.record.targets, &self.set.waves);
-                let (following, cancel) = (&mut self.following, &self.options.cancel);
-                Ok(session::run(&mut rendezvous, targets, waves, &marks, following, cancel, self.observer).await)
+                let (following, engines) = (&mut self.following, &self.options.host.engines);
+                let handle = SessionHandle::Here(&mut rendezvous);
+                let driver = SessionDriver::new(handle, &self.options.cancel, self.observer);
+                Ok(session::run(driver, engines, targets, waves, &marks, following, self.observer).await)
             }
             Err(error) => Err(error),
         };
@@ -407,11 +412,15 @@ impl Prepared<'_> {
         ran
     }
 
+    fn engine(&self, target: &Target) -> &dyn Engine {
+        self.options.host.engines.get(target.engine).as_ref()
+    }
+
     /// Makes the members' volumes, each once, with the content that they had.
     async fn make_volumes(&self) -> Result<(), RestoreErrorKind> {
         let session = self.record.session;
         let make = |(target, volume): (Target, Volume)| async move {
-            let made = target.engine.driver().make_volume(&volume, session, &target.content(&volume)).await;
+            let made = self.engine(&target).make_volume(&volume, session, &target.content(&volume)).await;
             made.map_err(|source| RestoreErrorKind::Volume { member: target.member, volume: volume.name, source })
         };
         // All are awaited, also when one fails: what was made is removed then.
@@ -431,7 +440,7 @@ impl Prepared<'_> {
     /// The containers have their volumes, and keep mounted what is mounted as them.
     async fn release_volumes(&self) {
         for (target, volume) in self.volumes_to_make() {
-            if let Err(error) = target.engine.driver().release_volume(&volume).await {
+            if let Err(error) = self.engine(&target).release_volume(&volume).await {
                 let (member, volume) = (&target.member, &volume.name);
                 self.observer.warning(&format!(
                     "the volume {volume} of member {member} stays mounted when no container has it any more: {}; \
@@ -488,7 +497,7 @@ impl Prepared<'_> {
                 (Some(id), _) => Some(id.clone()),
                 (None, EngineKind::Runc) => Some(target.container.clone()),
                 (None, EngineKind::Podman) if running => {
-                    target.engine.driver().find(target).await.ok().flatten().map(|found| found.id)
+                    self.engine(target).find(target).await.ok().flatten().map(|found| found.id)
                 }
                 (None, EngineKind::Podman) => None,
             };
@@ -547,7 +556,7 @@ impl Prepared<'_> {
     }
 
     fn broken(&self, attempt: u32, broken: Broken) -> RestoreError {
-        let Broken { member, hook, reason, log_lines } = broken;
+        let Broken { member, hook, reason, log_lines, .. } = broken;
         let kind = if self.options.cancel.is_cancelled() {
             RestoreErrorKind::Cancelled
         } else {
@@ -558,7 +567,7 @@ impl Prepared<'_> {
 
     async fn clean_up(&mut self) -> Result<(), Vec<String>> {
         self.observer.phase(Phase::CleanUp);
-        let leftovers = remove_all(&self.record).await;
+        let leftovers = remove_all(&self.options.host.engines, &self.record).await;
         // No task is left that could find zeros.
         self.following.clear();
         if !leftovers.is_empty() {

@@ -9,12 +9,16 @@ use image_format::MemberId;
 use registry::Trust;
 use tokio_util::sync::CancellationToken;
 
+use crate::host::Host;
+
 /// Where dumps are while they are restored, unless it is said otherwise: for root alone, and not in memory.
 pub const WORK_DIR: &str = "/var/lib/syncpoint";
 
 /// How to restore.
 #[derive(Debug, Clone)]
 pub struct RestoreOptions {
+    /// The host that the members come to.
+    pub host: Host,
     /// The engine, for all members; otherwise the one that each dump was made with.
     pub engine: Option<EngineKind>,
     /// The `syncpoint-hook` binary, which CRIU runs.
@@ -52,6 +56,7 @@ impl RestoreOptions {
     #[must_use]
     pub fn new(hook_program: PathBuf, trust: Trust) -> Self {
         Self {
+            host: Host::this(),
             engine: None,
             hook_program,
             run_root: PathBuf::from("/run/syncpoint"),

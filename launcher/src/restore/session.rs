@@ -14,40 +14,25 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use coordinator::proto::BarrierCrossing;
-use coordinator::{Event, Hook, Outcome, Rendezvous, Step};
-use engine::{Marks, Target, chain, kill};
+use coordinator::{Event, Hook, Outcome, Step};
+use engine::{Engine, Engines, Marks, Target, chain, kill};
 use image_format::MemberId;
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout, timeout_at};
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, timeout_at};
 
 use crate::memory::{self, Following};
 use crate::observer::{MemberStep, Observer};
-
-/// How long an engine may take to end once its session is decided. Hooks that are told to abort end CRIU at once.
-pub(crate) const ENDING: Duration = Duration::from_secs(10);
+use crate::session::{Broken, ENDING, EngineEnd, SessionDriver, Turn};
 
 /// How long engines may take to end once something was killed.
 const DYING: Duration = Duration::from_secs(5);
 
-/// Between an engine's end and the news that its session released it: both come from the same moment.
-pub(crate) const NEWS: Duration = Duration::from_secs(2);
-
 /// The times of each member at each barrier.
 pub(crate) type Passages = BTreeMap<MemberId, Vec<BarrierCrossing>>;
-
-/// Why an attempt failed.
-#[derive(Debug)]
-pub(crate) struct Broken {
-    pub(crate) member: Option<MemberId>,
-    pub(crate) hook: Option<Hook>,
-    pub(crate) reason: String,
-    pub(crate) log_lines: Vec<String>,
-}
 
 /// What an engine and CRIU said about a member that failed.
 #[derive(Debug, Default)]
@@ -66,49 +51,40 @@ enum Force {
 
 /// One attempt on its way.
 struct Attempt<'a> {
-    rendezvous: &'a mut Rendezvous,
-    events: mpsc::UnboundedReceiver<Event>,
-    engines: JoinSet<(Target, Result<(), String>)>,
-    /// Ends engines that do not end by themselves.
-    kill: CancellationToken,
-    /// In the order of the failures.
-    failures: Vec<(MemberId, Failure)>,
+    installed: &'a Engines,
+    driver: SessionDriver<'a, Target>,
+    failures: Failures,
     /// Look into failures: a member, and what CRIU said.
     inquests: JoinSet<(MemberId, Vec<String>)>,
     marks: &'a Marks,
     observer: &'a dyn Observer,
 }
 
+/// In the order of the failures.
+#[derive(Debug, Default)]
+struct Failures(Vec<(MemberId, Failure)>);
+
 /// Restores the targets, which are in waves of these sizes. On return no engine runs any more; after a failure there may
 /// be containers.
 pub(crate) async fn run(
-    rendezvous: &mut Rendezvous,
+    driver: SessionDriver<'_, Target>,
+    installed: &Engines,
     targets: &[Target],
     waves: &[usize],
     marks: &Marks,
     following: &mut [(MemberId, Following)],
-    cancel: &CancellationToken,
     observer: &dyn Observer,
 ) -> Result<Passages, Broken> {
-    let events = rendezvous.events();
-    let mut attempt = Attempt {
-        rendezvous,
-        events,
-        engines: JoinSet::new(),
-        kill: CancellationToken::new(),
-        failures: Vec::new(),
-        inquests: JoinSet::new(),
-        marks,
-        observer,
-    };
-    let outcome = attempt.decide(targets, waves, following, cancel).await;
+    let (failures, inquests) = (Failures::default(), JoinSet::new());
+    let mut attempt = Attempt { installed, driver, failures, inquests, marks, observer };
+    let outcome = attempt.decide(targets, waves, following).await;
     attempt.end_engines(targets).await;
     match outcome {
         Outcome::Released { timings } => {
             attempt.check_running(targets).await?;
             Ok(timings.members)
         }
-        Outcome::Aborted { member, hook, reason } => Err(attempt.broken(member, hook, reason)),
+        Outcome::Aborted { member, hook, reason } => Err(attempt.failures.broken(member, hook, reason)),
     }
 }
 
@@ -119,14 +95,12 @@ impl Attempt<'_> {
         targets: &[Target],
         waves: &[usize],
         following: &mut [(MemberId, Following)],
-        cancel: &CancellationToken,
     ) -> Outcome {
         let mut lost = pin!(memory::lost(following));
         let mut told = false;
         let mut waves = waves.iter();
         let mut started = 0;
         let mut gathered = BTreeSet::new();
-        let mut cancelled = false;
         loop {
             // The next wave begins when everybody so far is at the first barrier: what the next ones depend on exists.
             while gathered.len() == started
@@ -137,86 +111,72 @@ impl Attempt<'_> {
                 }
                 started += size;
             }
-            tokio::select! {
+            let turn = tokio::select! {
                 biased;
-                outcome = self.rendezvous.outcome() => return outcome,
-                () = cancel.cancelled(), if !cancelled => {
-                    cancelled = true;
-                    self.rendezvous.cancel("it was cancelled".to_owned()).await;
-                }
                 (member, error) = &mut lost, if !told => {
                     told = true;
-                    self.rendezvous.member_failed(&member, chain(&error)).await;
+                    self.driver.handle.member_failed(&member, chain(&error), Vec::new).await;
+                    continue;
                 }
-                Some(event) = self.events.recv() => {
-                    if event.step == Step::Arrived(Hook::PreRestore) {
-                        gathered.insert(event.member.clone());
-                    }
-                    self.tell(event);
+                turn = self.driver.next() => turn,
+            };
+            match turn {
+                Turn::Event(Event { member, step: Step::Arrived(Hook::PreRestore), .. }) => {
+                    gathered.insert(member);
                 }
-                Some(ended) = self.engines.join_next() => match ended {
-                    Ok((Target { member, .. }, Ok(()))) => {
-                        if let Ok(outcome) = timeout(NEWS, self.rendezvous.outcome()).await {
-                            return outcome;
-                        }
-                        let reason = "its engine restored it without CRIU having run its hooks".to_owned();
-                        self.rendezvous.member_failed(&member, reason).await;
-                    }
-                    Ok((target, Err(reason))) => self.fail(target, reason).await,
-                    Err(error) => self.rendezvous.cancel(format!("an engine's task ended: {error}")).await,
-                },
+                Turn::Event(_) | Turn::AllFrozen => {}
+                Turn::EngineEnded(Target { member, .. }, Ok(())) => {
+                    let reason = "its engine restored it without CRIU having run its hooks".to_owned();
+                    self.driver.handle.member_failed(&member, reason, Vec::new).await;
+                }
+                Turn::EngineEnded(target, Err(reason)) => self.fail(target, reason).await,
+                Turn::Decided(outcome) => return outcome,
             }
         }
     }
 
     fn start(&mut self, target: &Target) {
         self.observer.member(&target.member, MemberStep::Started);
-        let (target, kill) = (target.clone(), self.kill.clone());
-        self.engines.spawn(async move {
-            let restored = target.engine.driver().restore(&target, &kill).await;
-            (target, restored)
-        });
+        let (engine, own) = (Arc::clone(self.installed.get(target.engine)), target.clone());
+        self.driver.engines.start(target.clone(), |kill| async move { engine.restore(&own, &kill).await });
     }
 
     /// Tells the session at once, so that nobody is released any more. Then CRIU and tasks that nobody holds are killed,
     /// and CRIU's words are kept before they go with the container.
     async fn fail(&mut self, target: Target, reason: String) {
-        self.rendezvous.member_failed(&target.member, reason.clone()).await;
-        self.failures.push((target.member.clone(), Failure { reason, log_lines: Vec::new() }));
+        self.driver.handle.member_failed(&target.member, reason.clone(), Vec::new).await;
+        self.failures.0.push((target.member.clone(), Failure { reason, log_lines: Vec::new() }));
         let marks = self.marks.clone();
+        let engine = Arc::clone(self.installed.get(target.engine));
         self.inquests.spawn(async move {
-            kill_tasks(&target, &marks).await;
-            let log_lines = target.engine.driver().log_lines(&target).await;
+            kill_tasks(&*engine, &target, &marks).await;
+            let log_lines = engine.log_lines(&target).await;
             (target.member, log_lines)
         });
-    }
-
-    fn tell(&self, event: Event) {
-        self.observer.member(&event.member, event.step.into());
     }
 
     /// Waits until every engine has ended; those that take too long are killed, with everything that they left.
     async fn end_engines(&mut self, targets: &[Target]) {
         let mut steps = [Force::Tasks, Force::Engines, Force::GiveUp].into_iter();
         let mut until = Instant::now() + ENDING;
-        while !self.engines.is_empty() {
-            match timeout_at(until, self.engines.join_next()).await {
-                Ok(Some(Ok((_, Ok(()))))) | Ok(None) => {}
-                Ok(Some(Ok((target, Err(reason))))) => self.fail(target, reason).await,
-                Ok(Some(Err(error))) => self.rendezvous.cancel(format!("an engine's task ended: {error}")).await,
+        while !self.driver.engines.is_empty() {
+            match timeout_at(until, self.driver.engines.next()).await {
+                Ok(Some(EngineEnd::Ended(_, Ok(()))) | None) => {}
+                Ok(Some(EngineEnd::Ended(target, Err(reason)))) => self.fail(target, reason).await,
+                Ok(Some(EngineEnd::Lost(reason))) => self.driver.handle.cancel(reason).await,
                 Err(_) => {
                     until = Instant::now() + DYING;
                     match steps.next() {
                         // An engine whose CRIU is gone tidies up after itself, as far as it can.
                         Some(Force::Tasks) => {
                             for target in targets {
-                                kill_tasks(target, self.marks).await;
+                                kill_tasks(&**self.installed.get(target.engine), target, self.marks).await;
                             }
                         }
-                        Some(Force::Engines) => self.kill.cancel(),
+                        Some(Force::Engines) => self.driver.engines.kill(),
                         Some(Force::GiveUp) | None => {
                             self.observer.warning("an engine could not be killed");
-                            self.engines.abort_all();
+                            self.driver.engines.give_up();
                         }
                     }
                 }
@@ -224,7 +184,7 @@ impl Attempt<'_> {
         }
         while let Some(inquest) = self.inquests.join_next().await {
             let Ok((member, log_lines)) = inquest else { continue };
-            if let Some((_, failure)) = self.failures.iter_mut().find(|(failed, _)| *failed == member) {
+            if let Some((_, failure)) = self.failures.0.iter_mut().find(|(failed, _)| *failed == member) {
                 failure.log_lines = log_lines;
             }
         }
@@ -232,23 +192,21 @@ impl Attempt<'_> {
 
     /// After the release: did everybody tell that it runs, and does the engine say so too?
     async fn check_running(&mut self, targets: &[Target]) -> Result<(), Broken> {
-        let finished = self.rendezvous.finished().await;
-        while let Ok(event) = self.events.try_recv() {
-            self.tell(event);
-        }
-        if let Some((member, failure)) = self.failures.first() {
+        let missing = self.driver.handle.missing().await;
+        self.driver.tell_the_rest();
+        if let Some((member, failure)) = self.failures.0.first() {
             let reason = format!("member {member} failed after the release: {}", failure.reason);
-            return Err(self.broken(Some(member.clone()), None, reason));
+            return Err(self.failures.broken(Some(member.clone()), None, reason));
         }
-        if let Some(missing) = finished.missing.into_iter().next() {
+        if let Some(missing) = missing.into_iter().next() {
             let reason = format!("member {} does not run: {}", missing.member, missing.reason);
-            return Err(self.broken(Some(missing.member), Some(Hook::PostResume), reason));
+            return Err(self.failures.broken(Some(missing.member), Some(Hook::PostResume), reason));
         }
         for engine in targets.iter().map(|target| target.engine).collect::<BTreeSet<_>>() {
             let its: Vec<_> = targets.iter().filter(|target| target.engine == engine).collect();
-            let found = engine.driver().find_all(&its).await.map_err(|error| {
+            let found = self.installed.get(engine).find_all(&its).await.map_err(|error| {
                 let reason = format!("whether the members of {engine} run cannot be found out: {}", chain(&error));
-                self.broken(None, None, reason)
+                self.failures.broken(None, None, reason)
             })?;
             for (Target { member, .. }, found) in its.into_iter().zip(found) {
                 let reason = match found {
@@ -256,17 +214,19 @@ impl Attempt<'_> {
                     Some(_) => format!("member {member} was restored, but its engine says that it does not run"),
                     None => format!("member {member} was restored, but its container is gone"),
                 };
-                return Err(self.broken(Some(member.clone()), None, reason));
+                return Err(self.failures.broken(Some(member.clone()), None, reason));
             }
         }
         Ok(())
     }
+}
 
+impl Failures {
     /// With the words of the engine and CRIU of that member, or of the first one that has any.
     fn broken(&self, member: Option<MemberId>, hook: Option<Hook>, mut reason: String) -> Broken {
         let failure = match &member {
-            Some(member) => self.failures.iter().find(|(failed, _)| failed == member),
-            None => self.failures.first(),
+            Some(member) => self.0.iter().find(|(failed, _)| failed == member),
+            None => self.0.first(),
         };
         let mut log_lines = Vec::new();
         if let Some((_, failure)) = failure {
@@ -275,17 +235,15 @@ impl Attempt<'_> {
             }
             log_lines.clone_from(&failure.log_lines);
         }
-        Broken { member, hook, reason, log_lines }
+        Broken { member, hook, reason, log_lines, dead: Vec::new() }
     }
 }
 
 /// Kills CRIU, the tasks, and whatever else is left of a member that must not run.
-async fn kill_tasks(target: &Target, marks: &Marks) {
+async fn kill_tasks(engine: &dyn Engine, target: &Target, marks: &Marks) {
     let id = match &target.id {
         Some(id) => Some(id.clone()),
-        None => {
-            target.engine.driver().find(target).await.ok().flatten().filter(|found| found.ours).map(|found| found.id)
-        }
+        None => engine.find(target).await.ok().flatten().filter(|found| found.ours).map(|found| found.id),
     };
     if let Some(id) = id {
         let marks = Marks { id: Some(id), ..marks.clone() };

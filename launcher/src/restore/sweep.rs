@@ -19,7 +19,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use coordinator::SessionId;
-use engine::{EngineKind, Marks, Target, Volume, chain, kill, mounts::remove_folder, wait_gone};
+use engine::{EngineKind, Engines, Marks, Target, Volume, chain, kill, mounts::remove_folder, wait_gone};
 
 use crate::leaving::{Volumes, remove_volumes};
 use crate::observer::Observer;
@@ -29,19 +29,19 @@ use crate::workspace::{Purpose, Record, Workspace};
 const NOTICE: Duration = Duration::from_secs(15);
 
 /// Takes away what dead launchers left below `work_dir`.
-pub(crate) async fn sweep(work_dir: &Path, observer: &dyn Observer) -> io::Result<()> {
+pub(crate) async fn sweep(engines: &Engines, work_dir: &Path, observer: &dyn Observer) -> io::Result<()> {
     for orphan in Workspace::orphans(work_dir, Purpose::Restore)? {
         let name = orphan.path().display().to_string();
         match orphan.read() {
             Ok(None) => orphan.remove()?,
-            Ok(Some(record)) => sweep_one(orphan, record, observer).await?,
+            Ok(Some(record)) => sweep_one(engines, orphan, record, observer).await?,
             Err(error) => observer.warning(&format!("what the killed restore in {name} left cannot be known: {error}")),
         }
     }
     Ok(())
 }
 
-async fn sweep_one(orphan: Workspace, record: Record, observer: &dyn Observer) -> io::Result<()> {
+async fn sweep_one(engines: &Engines, orphan: Workspace, record: Record, observer: &dyn Observer) -> io::Result<()> {
     let session = record.session;
     if let Some(since) = record.since() {
         let marks = Marks { id: None, folder: Some(orphan.path().to_owned()), since };
@@ -49,13 +49,13 @@ async fn sweep_one(orphan: Workspace, record: Record, observer: &dyn Observer) -
     }
     // Whose memory followed lost it with the launcher.
     let follows = record.targets.iter().any(|target| target.follows.is_some());
-    if record.released || !follows && all_run(&record).await {
+    if record.released || !follows && all_run(engines, &record).await {
         observer.warning(&format!(
             "session {session} was released before its launcher was killed: its set is left running"
         ));
     } else {
         observer.warning(&format!("session {session} was killed before its set ran: what it left is removed"));
-        let leftovers = remove_all(&record).await;
+        let leftovers = remove_all(engines, &record).await;
         if !leftovers.is_empty() {
             observer.warning(&format!("not everything could be removed: {}", leftovers.join("; ")));
             return orphan.leave();
@@ -78,9 +78,9 @@ pub(crate) fn remove_folders(run_root: &Path, session: SessionId, orphan: Worksp
     }
 }
 
-async fn all_run(record: &Record) -> bool {
+async fn all_run(engines: &Engines, record: &Record) -> bool {
     for target in &record.targets {
-        match target.engine.driver().find(target).await {
+        match engines.get(target.engine).find(target).await {
             Ok(Some(found)) if found.ours && found.running => {}
             Ok(_) | Err(_) => return false,
         }
@@ -89,25 +89,27 @@ async fn all_run(record: &Record) -> bool {
 }
 
 /// Removes everything that a restore made; gives what could not be, in words.
-pub(crate) async fn remove_all(record: &Record) -> Vec<String> {
+pub(crate) async fn remove_all(engines: &Engines, record: &Record) -> Vec<String> {
     let mut leftovers = Vec::new();
     // Nothing that this boot did not start can be meant when there was another boot since.
     let marks = record.since().map(|since| Marks { id: None, folder: None, since });
     let marks = marks.unwrap_or_else(Marks::nothing);
     let marks = &marks;
-    let removals =
-        record.targets.iter().map(|target| async move { (target, target.engine.driver().remove(target, marks).await) });
+    let removals = record
+        .targets
+        .iter()
+        .map(|target| async move { (target, engines.get(target.engine).remove(target, marks).await) });
     for (target, removed) in futures_util::future::join_all(removals).await {
         if let Err(error) = removed {
             leftovers.push(format!("container {} of member {}: {}", target.container, target.member, chain(&error)));
         }
     }
     // Only now: podman keeps a volume that a container has.
-    let engines: BTreeSet<EngineKind> = record.targets.iter().filter(has_volumes).map(|target| target.engine).collect();
-    for engine in engines {
-        match engine.driver().volumes().await {
+    let kinds: BTreeSet<EngineKind> = record.targets.iter().filter(has_volumes).map(|target| target.engine).collect();
+    for engine in kinds {
+        match engines.get(engine).volumes().await {
             Ok(known) => {
-                let kept = remove_volumes(&made(engine, &known, record.session)).await.into_iter();
+                let kept = remove_volumes(engines, &made(engine, &known, record.session)).await.into_iter();
                 leftovers.extend(kept.map(|(volume, error)| format!("volume {volume}: {}", chain(&error))));
             }
             Err(error) => leftovers.push(format!("volumes of {engine}: {}", chain(&error))),

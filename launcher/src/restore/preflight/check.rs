@@ -8,7 +8,7 @@ use engine::{EngineKind, Survey, Ties, Volume, stored};
 use image_format::MemberId;
 
 use super::Problem;
-use super::host::{Host, is_older};
+use super::machine::{Machine, is_older};
 
 /// What one member wants of this machine. What its dump does not say is not checked.
 #[derive(Debug, Clone)]
@@ -92,7 +92,7 @@ pub(crate) fn restorable<'a>(
 /// Everything in the way of the whole set, member by member.
 pub(crate) fn check(
     wants: &[Want],
-    host: &Host,
+    host: &Machine,
     engines: &BTreeMap<EngineKind, Survey>,
     missing: &BTreeSet<PathBuf>,
 ) -> Vec<Problem> {
@@ -120,7 +120,7 @@ pub(crate) fn check(
     problems
 }
 
-fn check_machine(want: &Want, host: &Host, problems: &mut Vec<Problem>) {
+fn check_machine(want: &Want, host: &Machine, problems: &mut Vec<Problem>) {
     let member = &want.member;
     if let Some(dump) = want.architecture.as_ref().filter(|dump| **dump != host.architecture) {
         let (dump, host) = (dump.clone(), host.architecture.clone());
@@ -282,8 +282,8 @@ mod tests {
         }
     }
 
-    fn host() -> Host {
-        Host {
+    fn host() -> Machine {
+        Machine {
             root: true,
             architecture: "amd64".to_owned(),
             kernel: "6.18.44-fc".to_owned(),
@@ -304,7 +304,7 @@ mod tests {
     }
 
     /// The problems of a set on a machine that differ from a good one by these changes.
-    fn problems(change: impl FnOnce(&mut Vec<Want>, &mut Host, &mut Survey)) -> Vec<String> {
+    fn problems(change: impl FnOnce(&mut Vec<Want>, &mut Machine, &mut Survey)) -> Vec<String> {
         let (mut wants, mut host, mut survey) = (vec![want("consumer"), want("producer")], host(), survey());
         change(&mut wants, &mut host, &mut survey);
         let missing = BTreeSet::from([PathBuf::from("/gone")]);
@@ -316,7 +316,7 @@ mod tests {
     #[test]
     fn a_good_set_on_a_good_machine() {
         assert_eq!(problems(|_, _, _| ()), [""; 0]);
-        let unknown = |wants: &mut Vec<Want>, _: &mut Host, _: &mut Survey| {
+        let unknown = |wants: &mut Vec<Want>, _: &mut Machine, _: &mut Survey| {
             let want = &mut wants[0];
             (want.architecture, want.kernel, want.criu, want.base) = (None, None, None, None);
             (want.engine_version, want.runtime) = (None, None);
@@ -348,7 +348,7 @@ mod tests {
             ["CRIU cannot be run: no such file"]
         );
         assert_eq!(problems(|_, host, _| host.cpu_flags = None), [""; 0]);
-        let mounts = |wants: &mut Vec<Want>, _: &mut Host, _: &mut Survey| {
+        let mounts = |wants: &mut Vec<Want>, _: &mut Machine, _: &mut Survey| {
             wants[0].mounts = BTreeMap::from([("/gone".into(), "/a".to_owned()), ("/here".into(), "/b".to_owned())]);
         };
         assert_eq!(problems(mounts), ["member consumer: \"/gone\", which is mounted at /a, is not there"]);
@@ -369,7 +369,7 @@ mod tests {
                 "member consumer: the base image localhost/demo:1 (d3b4812173f3) is not here",
             ]
         );
-        let pullable = |wants: &mut Vec<Want>, _: &mut Host, survey: &mut Survey| {
+        let pullable = |wants: &mut Vec<Want>, _: &mut Machine, survey: &mut Survey| {
             survey.images.clear();
             for want in wants {
                 let name = Some("registry.example/demo:1".to_owned());
@@ -437,7 +437,7 @@ mod tests {
 
     #[test]
     fn pods_and_secrets_that_are_not_here() {
-        let change = |wants: &mut Vec<Want>, _: &mut Host, survey: &mut Survey| {
+        let change = |wants: &mut Vec<Want>, _: &mut Machine, survey: &mut Survey| {
             let pod = |name: &str| Some(PodTie { id: format!("{name}-id"), name: Some(name.to_owned()), alone: false });
             wants[0].ties.pod = pod("here");
             wants[0].ties.secrets = [("/etc/key", "key"), ("/etc/other", "other")]
@@ -508,7 +508,7 @@ mod tests {
             ]
         );
         let in_consumer = || Volume { stored_in: Some("consumer".parse().unwrap()), ..Volume::named("data") };
-        let shared = |wants: &mut Vec<Want>, _: &mut Host, _: &mut Survey| {
+        let shared = |wants: &mut Vec<Want>, _: &mut Machine, _: &mut Survey| {
             wants[0].volumes = vec![Volume::named("data")];
             wants[1].volumes = vec![in_consumer()];
         };

@@ -4,22 +4,21 @@
 //! taken away again. The checks are there so that this is rare, and so that a person learns all there is to mend at once.
 
 mod check;
-mod host;
+mod machine;
 mod problem;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use engine::{EngineError, EngineKind, Survey, chain, stored};
+use engine::{EngineError, EngineKind, Engines, Survey, chain, stored};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use image_format::{Descriptor, Digest, MemberId};
 use registry::{Store, StoreError};
 
 pub(crate) use self::check::{BaseImage, Want, restorable};
-use self::host::Host;
-pub(crate) use self::host::Room;
-pub use self::host::is_root;
+pub(crate) use self::machine::Room;
+use self::machine::{Machine, check_program, check_writable};
 pub use self::problem::Problem;
 use crate::leaving::{Leaving, Volumes};
 use crate::restore::options::RestoreOptions;
@@ -45,27 +44,28 @@ pub(crate) async fn examine(
 ) -> Result<Examined, StoreError> {
     let wants: Vec<Want> = planned.iter().map(|planned| planned.want.clone()).collect();
     let mut problems = missing_blobs(set, store, options.jobs).await?;
-    let (mut engines, unusable) = survey(&wants).await;
+    let (mut engines, unusable) = survey(&options.host.engines, &wants).await;
     problems.extend(unusable);
     let mut volumes = Volumes::new();
     for (engine, survey) in &mut engines {
         let its = wants.iter().filter(|want| want.engine == *engine);
         let brought = its.flat_map(|want| stored(&want.volumes).map(|volume| (&volume.name, &want.member)));
         let brought: BTreeMap<_, _> = brought.filter(|(volume, _)| survey.volumes.contains_key(*volume)).collect();
+        let driver = options.host.engines.get(*engine).as_ref();
         let asked = async {
-            let users = leaving.users(*engine, brought.keys().copied()).await?;
+            let users = leaving.users(driver, brought.keys().copied()).await?;
             let (gone, held) = leaving.subtract(*engine, survey, &brought, &users);
             volumes.extend(gone.into_iter().map(|volume| (*engine, volume)));
             problems.extend(held);
-            problems.extend(leaving.needed(*engine, &survey.containers).await?);
+            problems.extend(leaving.needed(*engine, driver, &survey.containers).await?);
             Ok::<_, EngineError>(())
         };
         if let Err(error) = asked.await {
             problems.push(Problem::Engine { engine: *engine, reason: chain(&error) });
         }
     }
-    let missing = host::missing(wants.iter().flat_map(|want| want.mounts.keys()));
-    problems.extend(check::check(&wants, &Host::look().await, &engines, &missing));
+    let missing = machine::missing(wants.iter().flat_map(|want| want.mounts.keys()));
+    problems.extend(check::check(&wants, &Machine::look(&options.host).await, &engines, &missing));
     problems.extend(own_files(options));
     problems.extend(rooms(&wants, &engines, &options.work_dir));
     Ok(Examined { problems, engines, volumes })
@@ -101,7 +101,7 @@ async fn missing_blobs(set: &Set, store: &Arc<dyn Store>, jobs: usize) -> Result
 }
 
 /// Asks every engine that is wanted what it has.
-async fn survey(wants: &[Want]) -> (BTreeMap<EngineKind, Survey>, Vec<Problem>) {
+async fn survey(installed: &Engines, wants: &[Want]) -> (BTreeMap<EngineKind, Survey>, Vec<Problem>) {
     let mut engines = BTreeMap::new();
     let mut problems = Vec::new();
     for engine in wants.iter().map(|want| want.engine).collect::<BTreeSet<_>>() {
@@ -109,7 +109,7 @@ async fn survey(wants: &[Want]) -> (BTreeMap<EngineKind, Survey>, Vec<Problem>) 
         let networks = its().flat_map(|want| want.networks.keys().cloned()).collect();
         let images = its().filter_map(|want| Some(want.base.as_ref()?.id.clone())).collect();
         let survey = async {
-            let driver = engine.driver();
+            let driver = installed.get(engine);
             let mut survey = driver.survey(&networks, &images).await?;
             if its().any(|want| want.ties.pod.is_some()) {
                 survey.pods = driver.pods().await?;
@@ -130,10 +130,9 @@ async fn survey(wants: &[Want]) -> (BTreeMap<EngineKind, Survey>, Vec<Problem>) 
 }
 
 fn own_files(options: &RestoreOptions) -> Vec<Problem> {
-    let hook = host::check_program(&options.hook_program)
+    let hook = check_program(&options.hook_program)
         .map_err(|reason| Problem::HookProgram { path: options.hook_program.clone(), reason });
-    let folder =
-        |path: &Path| host::check_writable(path).map_err(|reason| Problem::Folder { path: path.to_owned(), reason });
+    let folder = |path: &Path| check_writable(path).map_err(|reason| Problem::Folder { path: path.to_owned(), reason });
     [hook, folder(&options.run_root), folder(&options.work_dir)].into_iter().filter_map(Result::err).collect()
 }
 

@@ -1,20 +1,20 @@
-//! Where the session is: on this host, or on another one that coordinates it.
+//! Where a session is: on this host, or on another one that coordinates the session.
 
 use coordinator::wire::control::Failure;
-use coordinator::{Delegation, Event, Outcome, Rendezvous};
+use coordinator::{Delegation, Event, Missing, Outcome, Rendezvous};
 use image_format::MemberId;
 use tokio::sync::mpsc;
 
-/// A launcher's place in a session.
+/// What a launcher holds of a session.
 #[derive(Debug)]
-pub(crate) enum Seat<'a> {
-    /// It coordinates it.
+pub(crate) enum SessionHandle<'a> {
+    /// This host coordinates the session.
     Here(&'a mut Rendezvous),
-    /// It takes part with the members of this host.
+    /// This host takes part with its own members.
     Elsewhere(&'a Delegation),
 }
 
-impl Seat<'_> {
+impl SessionHandle<'_> {
     /// What the members do; only the coordinating host is told.
     pub(crate) fn events(&mut self) -> mpsc::UnboundedReceiver<Event> {
         match self {
@@ -62,6 +62,14 @@ impl Seat<'_> {
         match self {
             Self::Here(rendezvous) => rendezvous.cancel(reason).await,
             Self::Elsewhere(delegation) => delegation.cancel(&reason),
+        }
+    }
+
+    /// After the release of a restore: who did not tell that it runs. Only the coordinating host is told.
+    pub(crate) async fn missing(&mut self) -> Vec<Missing> {
+        match self {
+            Self::Here(rendezvous) => rendezvous.finished().await.missing,
+            Self::Elsewhere(_) => Vec::new(),
         }
     }
 }

@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use engine::{Program, ProgramError};
 use rustix::fs::{Access, access};
 
+use crate::host::Host;
+
 /// What this machine is.
 #[derive(Debug, Clone)]
-pub(crate) struct Host {
+pub(crate) struct Machine {
     pub(crate) root: bool,
     /// In the words of the OCI image specification.
     pub(crate) architecture: String,
@@ -22,24 +24,23 @@ pub(crate) struct Host {
     pub(crate) criu: Result<String, String>,
 }
 
-impl Host {
+impl Machine {
     /// Looks at this machine.
-    pub(crate) async fn look() -> Self {
+    pub(crate) async fn look(host: &Host) -> Self {
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
+        let criu = match &host.criu {
+            Some(version) => Ok(version.clone()),
+            None => criu_version().await.map_err(|error| error.to_string()),
+        };
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         Self {
-            root: is_root(),
+            root: host.root,
             architecture: oci_architecture(std::env::consts::ARCH).to_owned(),
             kernel,
             cpu_flags: cpu_flags(&cpuinfo),
-            criu: criu_version().await.map_err(|error| error.to_string()),
+            criu,
         }
     }
-}
-
-/// Whether this process acts as root.
-pub fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
 }
 
 /// Room on one file system.
