@@ -77,6 +77,12 @@ impl ConfigOverlay {
         Ok(Self { over: over.canonicalize()?, with: with.to_owned() })
     }
 
+    /// The file that is read in the other's place.
+    #[must_use]
+    pub fn reads(&self) -> &Path {
+        &self.with
+    }
+
     /// Runs `start` where the cover is in place; what it starts stays there. Needs root.
     pub fn within<T: Send>(&self, start: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         // A thread of its own: its mount namespace ends with it, but for the processes that it started.
