@@ -14,6 +14,7 @@ use registry::{CatalogueError, CopyError, ParseReferenceError, StoreError, Tag};
 use tokio_util::sync::CancellationToken;
 
 use super::members::MembersError;
+use crate::errors::{FileError, OfPhase};
 use crate::observer::Phase;
 use crate::pages::PagesError;
 use crate::restore::error::listed;
@@ -100,14 +101,8 @@ pub enum CheckpointErrorKind {
     #[error(transparent)]
     Tag(#[from] ParseReferenceError),
     /// A file or folder of this program's own.
-    #[error("{path:?} cannot be used")]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// CRIU's configuration for a container cannot be put into its place.
     #[error("the CRIU configuration {path:?} of member {member} cannot be used")]
     Attach {
@@ -297,6 +292,14 @@ pub enum CheckpointErrorKind {
     /// It was cancelled.
     #[error("the checkpoint was cancelled; the application runs on")]
     Cancelled,
+}
+
+impl OfPhase for CheckpointError {
+    type Kind = CheckpointErrorKind;
+
+    fn of(phase: Phase, kind: CheckpointErrorKind) -> Self {
+        Self::new(phase, kind)
+    }
 }
 
 impl CheckpointError {

@@ -61,6 +61,7 @@ use self::base::Bases;
 use self::members::{Member, resolve};
 use self::record::{Tentative, TentativeMember};
 use self::session::Dumping;
+use crate::errors::{At, in_phase};
 use crate::observer::{Observer, Phase};
 use crate::session::{Broken, SessionDriver, SessionHandle};
 use crate::workspace::make_run_root;
@@ -143,40 +144,54 @@ pub async fn checkpoint(
     ended.map_err(|error| error.or_cancelled(&options.cancel))
 }
 
+/// What is known of an application before anything of it is touched.
+struct Examined {
+    run_root: PathBuf,
+    members: Vec<Member>,
+    line: commit::Line,
+    /// Held until the end.
+    _claims: Claims,
+}
+
+async fn examine(
+    destination: &Destination,
+    options: &CheckpointOptions,
+    watcher: &dyn Watcher,
+) -> Result<Examined, CheckpointErrorKind> {
+    if !options.host.root {
+        return Err(CheckpointErrorKind::NotRoot);
+    }
+    let run_root = make_run_root(&options.run_root).at(&options.run_root)?;
+    let mut claims = Claims::default();
+    claim_application(&mut claims, options)?;
+    let members = resolve(options).await?;
+    examine::refuse(&members)?;
+    examine::warn(&options.host.engines, &members, watcher).await;
+    let elsewhere = options.elsewhere.as_ref().map_or(0, |elsewhere| elsewhere.members.len());
+    raise_for(members.len() + elsewhere)?;
+    claim_containers(&mut claims, &members, options)?;
+    let line = commit::line(destination, &options.application, options.jobs, watcher).await?;
+    Ok(Examined { run_root, members, line, _claims: claims })
+}
+
 async fn attempt(
     destination: &Destination,
     options: &CheckpointOptions,
     watcher: &dyn Watcher,
 ) -> Result<CheckpointReport, CheckpointError> {
-    let in_phase = |phase| move |kind: CheckpointErrorKind| CheckpointError::new(phase, kind);
-    watcher.phase(Phase::Examine);
-    let examining = in_phase(Phase::Examine);
-    if !options.host.root {
-        return Err(examining(CheckpointErrorKind::NotRoot));
-    }
-    let run_root = make_run_root(&options.run_root);
-    let run_root = run_root.map_err(|source| file(&options.run_root, source)).map_err(examining)?;
-    // Held until the end.
-    let mut claims = Claims::default();
-    claim_application(&mut claims, options).map_err(examining)?;
-    let mut members = resolve(options).await.map_err(|error| examining(error.into()))?;
-    examine::refuse(&members).map_err(examining)?;
-    examine::warn(&options.host.engines, &members, watcher).await;
-    let elsewhere = options.elsewhere.as_ref().map_or(0, |elsewhere| elsewhere.members.len());
-    raise_for(members.len() + elsewhere).map_err(|error| examining(error.into()))?;
-    claim_containers(&mut claims, &members, options).map_err(examining)?;
-    let line = commit::line(destination, &options.application, options.jobs, watcher).await.map_err(examining)?;
-
-    watcher.phase(Phase::Sweep);
-    let swept = sweep::sweep(&options.work_dir, watcher).await;
-    swept.map_err(|source| file(&options.work_dir, source)).map_err(in_phase(Phase::Sweep))?;
+    let examined = in_phase(watcher, Phase::Examine, examine(destination, options, watcher)).await?;
+    let Examined { run_root, mut members, line, _claims } = examined;
+    in_phase(watcher, Phase::Sweep, async {
+        Ok(sweep::sweep(&options.work_dir, watcher).await.at(&options.work_dir)?)
+    })
+    .await?;
 
     let (roll_call, others) = elsewhere::gather(&mut members, options, watcher).await?;
 
-    let dumping = in_phase(Phase::Dump);
+    let dumping = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Dump, kind);
     let session = SessionId::random().map_err(|_| dumping(CheckpointErrorKind::Random))?;
     let workspace = Workspace::create(&options.work_dir, Purpose::Checkpoint, session);
-    let workspace = workspace.map_err(|source| file(&options.work_dir, source)).map_err(dumping)?;
+    let workspace = workspace.at(&options.work_dir).map_err(|error| dumping(error.into()))?;
     let before = base::candidates(&line, options);
     let nobody_is_asked = matches!(destination.trust, Trust::InsecureNoVerify);
     let mut all: Vec<TentativeMember> = members.iter().map(tentative).chain(others).collect();
@@ -230,7 +245,7 @@ pub async fn resume(
     watcher.phase(Phase::Examine);
     let examining = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Examine, kind);
     let orphans = Workspace::orphans(&options.work_dir, Purpose::Checkpoint);
-    let orphans = orphans.map_err(|source| examining(file(&options.work_dir, source)))?;
+    let orphans = orphans.at(&options.work_dir).map_err(|error| examining(error.into()))?;
     let mut found = None;
     for orphan in orphans {
         let read = orphan.read::<Tentative>().ok().flatten();
@@ -320,8 +335,7 @@ impl Run<'_> {
     async fn dump(&mut self) -> Result<(Dumping, Rendezvous), CheckpointError> {
         self.watcher.phase(Phase::Dump);
         let failed = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Dump, kind);
-        let written = self.workspace.write(&self.tentative);
-        written.map_err(|source| failed(file(self.workspace.path(), source)))?;
+        self.workspace.write(&self.tentative).at(self.workspace.path()).map_err(|error| failed(error.into()))?;
         let plan = SessionPlan {
             kind: SessionKind::Dump,
             id: self.tentative.session,
@@ -427,7 +441,7 @@ fn attachments(
         });
         let handed = pages.and_then(MemberPages::hand_over);
         if let Some(InheritedFd { descriptor, number }) = &handed {
-            expect_handed(&config, *number, descriptor).map_err(|source| file(&config, source))?;
+            expect_handed(&config, *number, descriptor).at(&config)?;
         }
         Ok((member.id.clone(), Attachment { cover: cover?, handed }))
     };
@@ -511,7 +525,7 @@ fn micros(time: Duration) -> u64 {
 
 fn claim_application(claims: &mut Claims, options: &CheckpointOptions) -> Result<(), CheckpointErrorKind> {
     let claimed = claims.claim(&options.run_root, &format!("application-{}", options.application));
-    match claimed.map_err(|source| file(&options.run_root, source))? {
+    match claimed.at(&options.run_root)? {
         true => Ok(()),
         false => Err(CheckpointErrorKind::Busy { what: format!("the application {}", options.application) }),
     }
@@ -524,7 +538,7 @@ fn claim_containers(
 ) -> Result<(), CheckpointErrorKind> {
     for Member { engine, source, .. } in members {
         let claimed = claims.claim_container(&options.run_root, *engine, &source.container);
-        if !claimed.map_err(|source| file(&options.run_root, source))? {
+        if !claimed.at(&options.run_root)? {
             return Err(CheckpointErrorKind::Busy { what: format!("the container {}", source.container) });
         }
     }
@@ -536,10 +550,6 @@ fn remove(workspace: Workspace, watcher: &dyn Watcher) {
     if let Err(error) = workspace.remove() {
         watcher.warning(&format!("{} cannot be removed: {error}", path.display()));
     }
-}
-
-fn file(path: &std::path::Path, source: std::io::Error) -> CheckpointErrorKind {
-    CheckpointErrorKind::File { path: PathBuf::from(path), source }
 }
 
 #[cfg(test)]
