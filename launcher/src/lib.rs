@@ -30,7 +30,7 @@ mod workspace;
 pub use checkpoint::{
     CheckpointError, CheckpointErrorKind, CheckpointOptions, CheckpointReport, CheckpointedMember, ContainerSpec,
     Destination, JoinReport, JoinTarget, MembersError, PageTransport, ParsePageTransportError, RemoteMembers,
-    ResumableCheckpoint, Signer, Watcher, checkpoint, join, resumable, resume, tell_passed_over,
+    ResumableCheckpoint, Signer, Watcher, checkpoint, finish, join, resumable, tell_passed_over,
 };
 pub use errors::FileError;
 pub use host::Host;

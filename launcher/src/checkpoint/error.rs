@@ -35,7 +35,7 @@ pub struct CheckpointError {
     pub hook: Option<Hook>,
     /// The error lines of that member's CRIU log; few and short.
     pub log_lines: Vec<String>,
-    /// The tentative checkpoint is whole, and [`resume`](super::resume) can make it permanent.
+    /// The tentative checkpoint is whole, and [`finish`](super::finish) can make it permanent.
     pub resumable: Option<SessionId>,
 }
 

@@ -235,7 +235,7 @@ async fn attempt(
 ///
 /// # Errors
 /// Nothing of that name, or a store that still fails: then it can be resumed again.
-pub async fn resume(
+pub async fn finish(
     session: SessionId,
     destination: &Destination,
     options: &CheckpointOptions,
@@ -633,7 +633,7 @@ mod tests {
                 CheckpointOptions { work_dir, ..CheckpointOptions::new("app".parse().unwrap(), PathBuf::new()) };
             let to = signed_into(Stuck::at(operation, Arc::clone(&store)), &key);
             soon(&options.cancel);
-            let ended = timeout(Duration::from_secs(20), resume(session, &to, &options, &())).await;
+            let ended = timeout(Duration::from_secs(20), finish(session, &to, &options, &())).await;
             match ended.unwrap_or_else(|_| panic!("stuck at {operation}")) {
                 Ok(_) => {}
                 Err(error) => {
@@ -642,7 +642,7 @@ mod tests {
                     stuck.insert(*operation);
                     // It is still there, and can be finished.
                     let options = CheckpointOptions { cancel: CancellationToken::new(), ..options };
-                    resume(session, &signed_into(store, &key), &options, &()).await.unwrap();
+                    finish(session, &signed_into(store, &key), &options, &()).await.unwrap();
                 }
             }
         }
@@ -663,23 +663,23 @@ mod tests {
         };
         let signed = signed_into(Arc::clone(&store), &key);
         let unsigned = Destination { signer: None, trust: Trust::InsecureNoVerify, ..signed.clone() };
-        let base = resume(unsent(&work_dir, None).await, &unsigned, &options, &()).await.unwrap().digest;
+        let base = finish(unsent(&work_dir, None).await, &unsigned, &options, &()).await.unwrap().digest;
 
         let session = unsent(&work_dir, Some(base)).await;
-        let error = resume(session, &signed, &options, &()).await.unwrap_err();
+        let error = finish(session, &signed, &options, &()).await.unwrap_err();
         assert!(
             matches!(*error.kind, CheckpointErrorKind::UnsignedBase { base: named, .. } if named == base),
             "{error}"
         );
         let gone = unsent(&work_dir, Some(Digest::of(b"gone"))).await;
-        let error = resume(gone, &signed, &options, &()).await.unwrap_err();
+        let error = finish(gone, &signed, &options, &()).await.unwrap_err();
         assert!(matches!(*error.kind, CheckpointErrorKind::UnsignedBase { .. }), "{error}");
 
         let root = store.resolve(&Selector::Digest(base)).await.unwrap();
         registry::sign::sign(&*store, &root, &key, "app").await.unwrap();
-        assert_eq!(resume(session, &signed, &options, &()).await.unwrap().predecessor, Some(base));
+        assert_eq!(finish(session, &signed, &options, &()).await.unwrap().predecessor, Some(base));
         // Whoever asks for no signature gets none.
-        resume(gone, &unsigned, &options, &()).await.unwrap();
+        finish(gone, &unsigned, &options, &()).await.unwrap();
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -692,7 +692,7 @@ mod tests {
             ..CheckpointOptions::new("app".parse().unwrap(), PathBuf::new())
         };
         let ours = signed_into(Arc::clone(&store), &key);
-        let image = resume(unsent(&work_dir, None).await, &ours, &options, &()).await.unwrap().members[0].digest;
+        let image = finish(unsent(&work_dir, None).await, &ours, &options, &()).await.unwrap().members[0].digest;
         let member: MemberId = "a".parse().unwrap();
         let accepted = async |image: Digest, by: &Destination, within: Duration| {
             base::of_line(vec![(member.clone(), image)], within, by, &options, &()).await.len()
@@ -717,7 +717,7 @@ mod tests {
         let session = unsent(&work_dir, None).await;
         let options = CheckpointOptions { work_dir, ..CheckpointOptions::new("app".parse().unwrap(), PathBuf::new()) };
         let to = signed_into(Arc::clone(&store), &key);
-        let report = resume(session, &to, &options, &()).await.unwrap();
+        let report = finish(session, &to, &options, &()).await.unwrap();
         let root = store.resolve(&Selector::Tag(report.tag)).await.unwrap();
         for operation in ["manifest", "referrers"] {
             let options = RestoreOptions::new(PathBuf::new(), to.trust.clone());
