@@ -54,7 +54,7 @@ fn an_application_of_docker_is_checkpointed_and_runs_on() {
     assert!(line.starts_with("producer "), "{line}");
     assert_eq!(docker.run(&["exec", "producer", "/bin/sh", "-c", "echo here"]), "here\n");
 
-    run(&mut layout.syncpoint(["verify", &layout.tag(2), "--key", &keys.public()]));
+    run(&mut syncpoint_tests::syncpoint(["verify", &layout.tag(2), "--key", &keys.public()]));
     let inspected = run(&mut syncpoint_tests::syncpoint(["inspect", "--json", &layout.tag(2)]));
     let inspected: Value = serde_json::from_str(&inspected).unwrap();
     let facts = facts_of(&inspected, "consumer");
