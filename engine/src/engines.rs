@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use crate::container::{Present, RunningContainer};
+use crate::docker::Docker;
 use crate::driver::Engine;
 use crate::error::EngineError;
 use crate::kind::EngineKind;
@@ -14,6 +15,7 @@ use crate::runc::Runc;
 #[derive(Debug, Clone)]
 pub struct Engines {
     podman: Arc<dyn Engine>,
+    docker: Arc<dyn Engine>,
     runc: Arc<dyn Engine>,
 }
 
@@ -24,13 +26,13 @@ impl Engines {
     /// The drivers of the engines on this host.
     #[must_use]
     pub fn here() -> Self {
-        Self { podman: Arc::new(Podman), runc: Arc::new(Runc) }
+        Self { podman: Arc::new(Podman), docker: Arc::new(Docker), runc: Arc::new(Runc) }
     }
 
     /// One driver for every kind.
     #[must_use]
     pub fn all(driver: &Arc<dyn Engine>) -> Self {
-        Self { podman: Arc::clone(driver), runc: Arc::clone(driver) }
+        Self { podman: Arc::clone(driver), docker: Arc::clone(driver), runc: Arc::clone(driver) }
     }
 
     /// The driver of this kind.
@@ -38,6 +40,7 @@ impl Engines {
     pub fn get(&self, kind: EngineKind) -> &Arc<dyn Engine> {
         match kind {
             EngineKind::Podman => &self.podman,
+            EngineKind::Docker => &self.docker,
             EngineKind::Runc => &self.runc,
         }
     }
@@ -46,7 +49,7 @@ impl Engines {
     /// is looked for in every engine, in the order of [`EngineKind::ALL`].
     ///
     /// # Errors
-    /// As [`Engine::source`]. An engine that is not installed has no container.
+    /// As [`Engine::source`]. An engine that is not installed, or whose daemon does not run, has no container.
     pub async fn source(
         &self,
         container: &str,
@@ -78,7 +81,7 @@ impl Engines {
             match ask(self.get(one).as_ref()).await {
                 Ok(Some(found)) => return Ok(Some((one, found))),
                 Ok(None) => {}
-                Err(EngineError::Program(error)) if error.is_missing() && kind.is_none() => {}
+                Err(error) if error.is_absent() && kind.is_none() => {}
                 Err(error) => return Err(error),
             }
         }

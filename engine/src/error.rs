@@ -11,6 +11,22 @@ pub enum EngineError {
     /// One of its programs failed.
     #[error(transparent)]
     Program(#[from] ProgramError),
+    /// Its daemon does not answer.
+    #[error("{engine} does not answer: {words}")]
+    NoDaemon {
+        /// The engine.
+        engine: &'static str,
+        /// What its client says.
+        words: String,
+    },
+    /// What runs a container below its engine is not where it is looked for.
+    #[error("the runtime and the bundle of {engine}'s container {container} are not found")]
+    NoBundle {
+        /// The engine.
+        engine: &'static str,
+        /// The container.
+        container: String,
+    },
     /// Its answer is not what this program knows.
     #[error("the answer of `{command}` is not understood")]
     Answer {
@@ -38,4 +54,16 @@ pub enum EngineError {
         #[source]
         source: io::Error,
     },
+}
+
+impl EngineError {
+    /// Whether there is no such engine on this host: its program is not installed, or its daemon does not run.
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        match self {
+            Self::Program(error) => error.is_missing(),
+            Self::NoDaemon { .. } => true,
+            _ => false,
+        }
+    }
 }

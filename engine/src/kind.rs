@@ -11,19 +11,22 @@ use serde::{Deserialize, Serialize};
 pub enum EngineKind {
     /// podman, through `podman container restore`.
     Podman,
+    /// Docker, dumped beside it by its runtime.
+    Docker,
     /// runc alone, with a bundle.
     Runc,
 }
 
 impl EngineKind {
     /// All of them, in the order in which a container is looked for.
-    pub const ALL: &[Self] = &[Self::Podman, Self::Runc];
+    pub const ALL: &[Self] = &[Self::Podman, Self::Docker, Self::Runc];
 
     /// The program's name.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Podman => "podman",
+            Self::Docker => "docker",
             Self::Runc => "runc",
         }
     }
@@ -37,7 +40,7 @@ impl fmt::Display for EngineKind {
 
 /// A text is not an engine's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not an engine: podman or runc")]
+#[error("{text:?} is not an engine: podman, docker or runc")]
 pub struct ParseEngineError {
     text: String,
 }
@@ -60,6 +63,6 @@ mod tests {
         for kind in EngineKind::ALL {
             assert_eq!(kind.to_string().parse(), Ok(*kind));
         }
-        assert!("docker".parse::<EngineKind>().is_err());
+        assert!("lxc".parse::<EngineKind>().is_err());
     }
 }

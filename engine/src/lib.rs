@@ -6,11 +6,13 @@
 //! [`MARK`], which names the session of that restore and no other: nothing else is ever removed.
 
 pub mod attach;
+mod beside;
 pub mod claims;
 mod container;
 mod criu_log;
 mod deaths;
 pub mod descriptors;
+mod docker;
 mod driver;
 mod engines;
 mod error;

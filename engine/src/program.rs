@@ -1,5 +1,6 @@
 //! Runs the programs of an engine: with a time limit, bounded output, and errors that say what the program said.
 
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -100,7 +101,7 @@ impl ProgramError {
 /// A program and its arguments.
 #[derive(Debug)]
 pub struct Program {
-    name: &'static str,
+    name: Cow<'static, str>,
     arguments: Vec<OsString>,
     /// The configuration that CRIU reads in addition to those that it would read anyway.
     criu_config: Option<PathBuf>,
@@ -110,9 +111,9 @@ pub struct Program {
 
 impl Program {
     /// A program of this name, and its arguments.
-    pub fn new<S: AsRef<OsStr>>(name: &'static str, arguments: impl IntoIterator<Item = S>) -> Self {
+    pub fn new<S: AsRef<OsStr>>(name: impl Into<Cow<'static, str>>, arguments: impl IntoIterator<Item = S>) -> Self {
         Self {
-            name,
+            name: name.into(),
             arguments: arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect(),
             criu_config: None,
             attachment: None,
@@ -147,7 +148,7 @@ impl Program {
 
     /// The command line, for messages.
     pub fn line(&self) -> String {
-        let mut line = self.name.to_owned();
+        let mut line = self.name.clone().into_owned();
         for argument in &self.arguments {
             line.push(' ');
             line.push_str(&argument.to_string_lossy());
@@ -196,13 +197,13 @@ impl Program {
 
     /// Runs it to its end; a failure is told with its own words.
     pub async fn finish(self, input: Stdio, kill: &CancellationToken) -> Result<(), String> {
-        let (name, output) = (self.name, tempfile::tempfile());
+        let (name, output) = (self.name.clone(), tempfile::tempfile());
         let output = output.map_err(|error| format!("no temporary file: {error}"))?;
         let status = self.run_with(input, &output, kill).await.map_err(|error| chain(&error))?;
         if status.success() {
             return Ok(());
         }
-        Err(ended(name, status, &words_of(&output).unwrap_or_default()))
+        Err(ended(&name, status, &words_of(&output).unwrap_or_default()))
     }
 
     /// The same as [`Program::run_until`] with a standard input.
@@ -247,7 +248,7 @@ impl Program {
     }
 
     fn command(&self, output: Stdio, errors: Stdio) -> Command {
-        let mut command = open_files::command(self.name);
+        let mut command = open_files::command(&self.name);
         command.envs(self.criu_config.iter().map(|path| (CRIU_CONFIG_FILE, path)));
         command.args(&self.arguments).stdin(Stdio::null()).stdout(output).stderr(errors);
         // What a terminal sends to the whole group is for the launcher to act on; an engine that dies in the middle of a
@@ -267,11 +268,11 @@ impl Program {
     }
 
     fn start_error(&self, source: io::Error) -> ProgramError {
-        ProgramError::Start { program: self.name.to_owned(), source }
+        ProgramError::Start { program: self.name.clone().into_owned(), source }
     }
 
     fn read_error(&self, source: io::Error) -> ProgramError {
-        ProgramError::Read { program: self.name.to_owned(), source }
+        ProgramError::Read { program: self.name.clone().into_owned(), source }
     }
 }
 

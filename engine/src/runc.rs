@@ -5,60 +5,29 @@
 
 pub mod bundle;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 
 use async_trait::async_trait;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::attach::Attachment;
+use crate::beside::{OciRuntime, State, make_folder};
 use crate::container::{DumpInto, Files, Present, RunningContainer, criu_configs};
 use crate::criu_log::{RESTORE_LOG, log_lines};
 use crate::driver::{Engine, Labelled, kill_left};
 use crate::error::EngineError;
-use crate::mounts::unmount_all;
-use crate::processes::{Marks, is_alive};
-use crate::program::{Program, ended, words_of};
+use crate::processes::Marks;
+use crate::program::Program;
 use crate::survey::{Container, Survey};
 use crate::target::{Found, MARK, RuncPaths, Target};
 use crate::ties::{Pod, Ties};
-use crate::words::chain;
 
 /// The driver.
 #[derive(Debug)]
 pub(crate) struct Runc;
-
-/// `runc state`, or an entry of `runc list`: what it does not say is not known.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct State {
-    id: Option<String>,
-    pid: i32,
-    status: Option<String>,
-    annotations: BTreeMap<String, String>,
-}
-
-impl State {
-    fn read(answer: &Value) -> Self {
-        let text = |name: &str| answer.get(name).and_then(Value::as_str).map(str::to_owned);
-        let annotations = answer.get("annotations").and_then(Value::as_object).into_iter().flatten();
-        Self {
-            id: text("id"),
-            pid: answer.get("pid").and_then(Value::as_i64).and_then(|pid| pid.try_into().ok()).unwrap_or_default(),
-            status: text("status"),
-            annotations: annotations
-                .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
-                .collect(),
-        }
-    }
-
-    /// Whether it runs, as far as runc says in which state it is; otherwise its first process tells.
-    fn runs(&self) -> bool {
-        self.status.as_deref().map_or_else(|| is_alive(self.pid), |status| status == "running")
-    }
-}
 
 #[async_trait]
 impl Engine for Runc {
@@ -86,16 +55,10 @@ impl Engine for Runc {
 
     async fn restore(&self, target: &Target, kill: &CancellationToken) -> Result<(), String> {
         let Some(lone) = &target.lone else { return Err("it has no bundle".to_owned()) };
-        let made = DirBuilder::new().mode(0o700).recursive(true).create(&lone.work);
-        made.map_err(|error| format!("{} cannot be made: {error}", lone.work.display()))?;
+        make_folder(&lone.work)?;
         let output = OpenOptions::new().append(true).create(true).mode(0o600).open(&lone.output);
         let output = output.map_err(|error| format!("{} cannot be written: {error}", lone.output.display()))?;
-        let status = restore_command(target, lone).run_until(&output, kill).await.map_err(|error| chain(&error))?;
-        if status.success() {
-            return Ok(());
-        }
-        let said = File::open(lone.work.join(RUNC_LOG)).and_then(|log| words_of(&log)).unwrap_or_default();
-        Err(ended("runc", status, &said))
+        runc().finish(restore_command(target, lone), &lone.work, &output, kill).await
     }
 
     /// runc's containers have no labels.
@@ -108,7 +71,7 @@ impl Engine for Runc {
     }
 
     async fn source(&self, container: &str) -> Result<Option<RunningContainer>, EngineError> {
-        let Some(state) = state(container).await? else { return Ok(None) };
+        let Some(state) = runc().state(container).await? else { return Ok(None) };
         let annotation = |name: &str| state.annotations.get(name).map(String::as_str);
         let (criu_config, own_config) = criu_configs("runc", annotation);
         let pid = if state.runs() { state.pid } else { 0 };
@@ -128,11 +91,7 @@ impl Engine for Runc {
 
     /// A container whose state runc cannot read, since a restore was cut off before that was written, is there all the same.
     async fn present(&self, container: &str) -> Result<Option<Present>, EngineError> {
-        let ran = Program::new("runc", ["state", container]).ask().await?;
-        if !ran.status.success() && ran.words.contains(NOT_THERE) {
-            return Ok(None);
-        }
-        let state = serde_json::from_slice(&ran.answer).map(|answer| State::read(&answer)).unwrap_or_default();
+        let Some(state) = runc().known(container).await? else { return Ok(None) };
         let (id, pid) = (container.to_owned(), if state.runs() { state.pid } else { 0 });
         Ok(Some(Present { container: id.clone(), id, pid, volumes: BTreeSet::new() }))
     }
@@ -145,19 +104,7 @@ impl Engine for Runc {
         kill: &CancellationToken,
     ) -> Result<(), String> {
         let DumpInto::Folder(folder) = into else { return Err("runc dumps into a folder".to_owned()) };
-        let work = folder.join("work");
-        for made in [&folder.join("images"), &work] {
-            let made_it = DirBuilder::new().mode(0o700).recursive(true).create(made);
-            made_it.map_err(|error| format!("{} cannot be made: {error}", made.display()))?;
-        }
-        let output = tempfile::tempfile().map_err(|error| format!("no temporary file: {error}"))?;
-        let program = dump_command(source, &folder).attached(attachment);
-        let status = program.run_until(&output, kill).await.map_err(|error| chain(&error))?;
-        if status.success() {
-            return Ok(());
-        }
-        let said = File::open(work.join(RUNC_LOG)).and_then(|log| words_of(&log)).unwrap_or_default();
-        Err(ended("runc", status, &said))
+        runc().dump(&source.id, &folder.join("images"), &folder.join("work"), attachment, kill).await
     }
 
     async fn stop(&self, id: &str) -> Result<(), EngineError> {
@@ -167,7 +114,7 @@ impl Engine for Runc {
 
     async fn evict(&self, present: &Present) -> Result<(), EngineError> {
         kill_left(&present.container, Marks { id: Some(present.id.clone()), ..Marks::default() }).await?;
-        take_away("runc", &present.id).await
+        runc().take_away(&present.id).await
     }
 
     /// runc has no volumes.
@@ -184,7 +131,7 @@ impl Engine for Runc {
     }
 
     async fn find(&self, target: &Target) -> Result<Option<Found>, EngineError> {
-        let Some(state) = state(&target.container).await? else { return Ok(None) };
+        let Some(state) = runc().state(&target.container).await? else { return Ok(None) };
         let ours = target.made(state.annotations.get(MARK).map(String::as_str));
         Ok(Some(Found { running: state.runs(), ours, id: target.container.clone() }))
     }
@@ -197,64 +144,20 @@ impl Engine for Runc {
         kill_left(&target.container, Marks { id: Some(target.container.clone()), ..marks.clone() }).await?;
         match found {
             // Whatever still runs of it is in no control group of its name, and is its runtime's to end.
-            Some(_) => take_away("runc", &target.container).await,
-            None => forget("runc", &target.container).await,
+            Some(_) => runc().take_away(&target.container).await,
+            None => runc().forget(&target.container).await,
         }
     }
 }
 
-/// Makes a runtime forget a container whose processes are gone; what still runs is not ours and stays.
-///
-/// A runtime that was killed in the middle of a restore leaves its folder without a state that it could read, and in it
-/// the mount that CRIU was given as the root. Then the container can neither be restored again nor deleted.
-pub(super) async fn forget(runtime: &'static str, id: &str) -> Result<(), EngineError> {
-    let ran = match Program::new(runtime, ["state", id]).ask().await {
-        Err(error) if error.is_missing() => return Ok(()),
-        ran => ran?,
-    };
-    let state = serde_json::from_slice(&ran.answer).map(|answer| State::read(&answer)).unwrap_or_default();
-    if ran.status.success() && state.runs() { Ok(()) } else { take_away(runtime, id).await }
+fn runc() -> OciRuntime {
+    OciRuntime::named("runc")
 }
-
-/// Ends what still runs of a container, and makes its runtime forget it.
-async fn take_away(runtime: &'static str, id: &str) -> Result<(), EngineError> {
-    let root = Path::new(id).join("criu-root");
-    unmount_all(|point| point.ends_with(&root))
-        .map_err(|source| EngineError::Kill { container: id.to_owned(), source })?;
-    Program::new(runtime, ["delete", "--force", id]).answer().await?;
-    Ok(())
-}
-
-async fn state(container: &str) -> Result<Option<State>, EngineError> {
-    let question = Program::new("runc", ["state", container]);
-    let command = question.line();
-    let ran = question.ask().await?;
-    if !ran.status.success() {
-        return Ok(None);
-    }
-    let answer = serde_json::from_slice(&ran.answer).map_err(|source| EngineError::Answer { command, source })?;
-    Ok(Some(State::read(&answer)))
-}
-
-fn dump_command(source: &RunningContainer, folder: &Path) -> Program {
-    Program::new("runc", ["--log"])
-        .arg(folder.join("work").join(RUNC_LOG))
-        .args(["checkpoint", "--leave-running", "--tcp-established", "--file-locks", "--image-path"])
-        .arg(folder.join("images"))
-        .arg("--work-path")
-        .arg(folder.join("work"))
-        .arg(&source.id)
-}
-
-const RUNC_LOG: &str = "runc.log";
-
-/// What runc and crun say of a container that they do not know.
-const NOT_THERE: &str = "does not exist";
 
 fn restore_command(target: &Target, lone: &RuncPaths) -> Program {
     let lazily = target.follows.as_ref().map(|_| "--lazy-pages");
-    Program::new("runc", ["--log"])
-        .arg(lone.work.join(RUNC_LOG))
+    runc()
+        .logging(&lone.work)
         .args(["restore", "--detach", "--tcp-established", "--file-locks"])
         .args(lazily)
         .arg("--image-path")
@@ -300,25 +203,6 @@ mod tests {
         let lone = Container { id: "lone".to_owned(), names: vec!["lone".to_owned()], state: String::new() };
         assert_eq!(containers(odd).unwrap(), [lone], "an entry that cannot be read does not hide the others");
         assert!(containers(b"{}").is_err());
-    }
-
-    #[test]
-    fn a_state_with_a_field_less_is_a_state() {
-        let whole = br#"{"ociVersion":"1.2.0","id":"lone","pid":570,"status":"running","annotations":{"a":"b","c":1}}"#;
-        let whole: Value = serde_json::from_slice(whole).unwrap();
-        assert!(State::read(&whole).runs());
-        for key in whole.as_object().unwrap().keys() {
-            let mut answer = whole.clone();
-            answer[key] = Value::Null;
-            let nulled = State::read(&answer);
-            answer.as_object_mut().unwrap().remove(key);
-            assert_eq!(State::read(&answer), nulled, "{key}");
-        }
-        let mut alive = whole;
-        alive["status"] = Value::Null;
-        alive["pid"] = std::process::id().into();
-        assert!(State::read(&alive).runs(), "its process says so");
-        assert!(!State::read(&Value::Null).runs());
     }
 
     #[test]

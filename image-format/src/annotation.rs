@@ -7,7 +7,7 @@
 /// Version of the format, `MAJOR.MINOR`; readers refuse a newer major version.
 pub const FORMAT: &str = "io.syncpoint.format";
 /// The format version that this crate writes.
-pub const FORMAT_VERSION: &str = "1.2";
+pub const FORMAT_VERSION: &str = "1.3";
 /// Member id, on a checkpoint image and on its entry in a global checkpoint.
 pub const MEMBER: &str = "io.syncpoint.member";
 /// Comma-separated member ids that must exist before this one is created.
@@ -24,7 +24,7 @@ pub const TIMELINE: &str = "io.syncpoint.timeline";
 pub const POD: &str = "io.syncpoint.pod";
 /// On a checkpoint image: the volumes of the container, as JSON; see docs/image-format.md.
 pub const VOLUMES: &str = "io.syncpoint.volumes";
-/// Kind of the dump: `podman`, `cri-o`, `containerd` or `runc`.
+/// Kind of the dump: `podman`, `cri-o`, `containerd`, `runc`, `docker` or `criu`.
 pub const DUMP_KIND: &str = "io.syncpoint.dump.kind";
 /// On a layer: what it holds, `state`, `files` or `pages`.
 pub const LAYER_CONTENT: &str = "io.syncpoint.layer.content";

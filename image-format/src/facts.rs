@@ -5,6 +5,7 @@
 
 mod annotations;
 mod builder;
+mod container;
 mod dump_log;
 mod engine;
 mod summary;

@@ -66,10 +66,12 @@ words!(
         Containerd = "containerd",
         /// `runc checkpoint --image-path`, with the bundle's `config.json`.
         Runc = "runc",
+        /// `runc checkpoint` beside Docker, with what Docker said of the container.
+        Docker = "docker",
         /// CRIU's images and nothing else, of processes in no container that an engine knows: `criu dump`.
         Criu = "criu",
     }
-    "podman, cri-o, containerd, runc, criu"
+    "podman, cri-o, containerd, runc, docker, criu"
 );
 
 words!(
@@ -148,7 +150,7 @@ mod tests {
         for compression in Compression::ALL {
             assert_eq!(Compression::of_layer(&compression.layer_media_type()), Some(*compression));
         }
-        assert!("docker".parse::<DumpKind>().is_err());
+        assert!("lxc".parse::<DumpKind>().is_err());
         assert_eq!(Compression::of_layer("application/vnd.docker.image.rootfs.diff.tar.gzip"), None);
     }
 }

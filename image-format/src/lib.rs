@@ -8,6 +8,7 @@ pub mod annotation;
 mod archive;
 mod artifact;
 mod blob;
+mod container;
 pub mod criu;
 mod digest;
 mod document;
@@ -36,6 +37,9 @@ mod version;
 pub use archive::{ArchiveError, EntryName};
 pub use artifact::{Artifact, ArtifactError};
 pub use blob::{BlobSink, BlobSource, BlobStore, Descriptor};
+pub use container::{
+    BaseImage, CONTAINER_VERSION, Container, ContainerMount, ContainerNetwork, PublishedPort, RestartPolicy,
+};
 pub use digest::{Digest, HashReader, HashWriter, ParseDigestError};
 pub use document::{Document, canonical_json};
 pub use dump::{Captured, DumpError, DumpSource, RecognizeError};

@@ -4,6 +4,7 @@
 //! tidied up for the next test's. A helper that cannot do its work panics with what the program said: a test that cannot
 //! run has failed.
 
+mod docker;
 mod etcd;
 mod ledger;
 mod processes;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+pub use docker::Docker;
 pub use etcd::Etcd;
 pub use ledger::{Ledger, MEMBERS, depends_on};
 pub use processes::{Process, send};

@@ -137,7 +137,7 @@ pub struct Containers {
     #[arg(long, value_name = "MEMBER=ID,ID")]
     depends_on: Vec<KeyValue<MemberId, MemberList>>,
 
-    /// What runs the containers; podman, and runc for those that podman does not know, if not given
+    /// What runs the containers: podman, docker or runc; the first of them that knows a container if not given
     #[arg(long, value_name = "ENGINE")]
     engine: Option<EngineKind>,
 

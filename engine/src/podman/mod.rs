@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::answers::{Inspected, Seen};
 use crate::attach::Attachment;
+use crate::beside::OciRuntime;
 use crate::container::{DumpInto, Files, Layers, Present, RunningContainer, criu_configs};
 use crate::criu_log::{RESTORE_LOG, log_lines};
 use crate::driver::{Engine, Labelled, kill_left};
@@ -32,7 +33,6 @@ use crate::error::EngineError;
 use crate::mounts::{remove_folder, unmount_cgyards};
 use crate::processes::{Marks, is_alive};
 use crate::program::{Program, ProgramError};
-use crate::runc;
 use crate::survey::{Container, Survey};
 use crate::target::{Found, MARK, Target};
 use crate::ties::{Pod, Ties};
@@ -250,7 +250,8 @@ impl Engine for Podman {
         }
         if let Some(id) = id {
             let runtime = found.and_then(|found| found.runtime);
-            runc::forget(if runtime.as_deref() == Some("crun") { "crun" } else { "runc" }, &id).await?;
+            let runtime = if runtime.as_deref() == Some("crun") { "crun" } else { "runc" };
+            OciRuntime::named(runtime).forget(&id).await?;
         }
         Ok(())
     }

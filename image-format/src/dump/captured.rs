@@ -59,6 +59,11 @@ impl AddedFile {
         let mtime = u64::try_from(metadata.mtime()).unwrap_or(0);
         Ok(Self { name: name.into(), file, size: metadata.len(), mtime })
     }
+
+    /// Its name in the dump.
+    pub fn name(&self) -> &[u8] {
+        &self.name
+    }
 }
 
 /// The entries of a dump, without those that are replaced, and with the added files last.

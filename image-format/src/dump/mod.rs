@@ -166,6 +166,16 @@ impl DumpSource {
         Ok(Self { path, input: Input::Spooled { files, modified }, added, received: None })
     }
 
+    /// Adds files that were captured while the container stood frozen: each takes the place of the dump's own of that name.
+    ///
+    /// # Errors
+    /// A captured file that cannot be opened.
+    pub fn with_captured(mut self, captured: &Captured) -> Result<Self, DumpError> {
+        self.added.extend(captured.open()?);
+        self.added.sort_by(|one, other| one.name().cmp(other.name()));
+        Ok(self)
+    }
+
     /// Says that CRIU sent its pages away while it made this dump, and what it sent. The dump is packed as if CRIU had written them
     /// beside its other files.
     #[must_use]

@@ -17,6 +17,14 @@ pub(crate) struct Recognizer {
     others: bool,
     config: Option<Config>,
     spec: Option<Spec>,
+    container: Option<Container>,
+}
+
+/// Which engine a `container.json` is of.
+#[derive(Debug, Deserialize)]
+struct Container {
+    #[serde(default)]
+    engine: String,
 }
 
 /// What podman's `config.dump` always has and the small one of checkpointctl, CRI-O and containerd never has.
@@ -43,7 +51,7 @@ pub enum RecognizeError {
     NoInventory,
     /// The files of no known engine.
     #[error(
-        "its config.dump, spec.dump, status.dump and descriptors.json are not those of podman, CRI-O, containerd or runc, and it is more than CRIU's folder"
+        "its config.dump, spec.dump, status.dump and descriptors.json are not those of podman, CRI-O, containerd, runc or Docker, and it is more than CRIU's folder"
     )]
     UnknownKind,
     /// A file that should be JSON.
@@ -80,6 +88,7 @@ impl Recognizer {
         let json = |source| RecognizeError::Json { entry: name.to_owned(), source };
         match name {
             "config.dump" => self.config = Some(serde_json::from_slice(content).map_err(json)?),
+            "container.json" => self.container = Some(serde_json::from_slice(content).map_err(json)?),
             "spec.dump" => self.spec = Some(serde_json::from_slice(content).map_err(json)?),
             _ => {}
         }
@@ -101,6 +110,7 @@ impl Recognizer {
             annotations.into_iter().any(|name| name.starts_with(key))
         };
         match &self.config {
+            _ if self.container.as_ref().is_some_and(|container| container.engine == "docker") => Ok(DumpKind::Docker),
             Some(config) if config.lock_id.is_some() && config.static_dir.is_some() => Ok(DumpKind::Podman),
             Some(_) if annotated("io.kubernetes.cri-o.Annotations") => Ok(DumpKind::CriO),
             Some(_) if self.status || annotated("io.kubernetes.cri.") => Ok(DumpKind::Containerd),
@@ -135,6 +145,8 @@ mod tests {
         const DESCRIPTORS: &str = "checkpoint/descriptors.json";
         let podman = ("config.dump", r#"{"id":"a","lockID":0,"staticDir":""}"#);
         let small = ("config.dump", r#"{"id":"a","runtime":"runc"}"#);
+        let docker = ("container.json", r#"{"engine":"docker","new":1}"#);
+        let other = ("container.json", r#"{"engine":"lxc"}"#);
         let crio = ("spec.dump", r#"{"annotations":{"io.kubernetes.cri-o.Annotations":"{}"}}"#);
         let plain = ("spec.dump", "{}");
 
@@ -145,10 +157,19 @@ mod tests {
             recognize(&[INVENTORY, DESCRIPTORS, "status.dump"], &[small, plain]),
             recognize(&[INVENTORY, DESCRIPTORS, "config.json"], &[]),
             recognize(&["checkpoint/", INVENTORY, "syncpoint/", "syncpoint/pagemap-1.img"], &[]),
+            recognize(&[INVENTORY, DESCRIPTORS], &[docker, small, plain]),
         ];
-        let expected =
-            [DumpKind::Podman, DumpKind::Podman, DumpKind::CriO, DumpKind::Containerd, DumpKind::Runc, DumpKind::Criu];
+        let expected = [
+            DumpKind::Podman,
+            DumpKind::Podman,
+            DumpKind::CriO,
+            DumpKind::Containerd,
+            DumpKind::Runc,
+            DumpKind::Criu,
+            DumpKind::Docker,
+        ];
         assert_eq!(kinds.map(Result::unwrap), expected);
+        assert!(matches!(recognize(&[INVENTORY], &[other, small]), Err(RecognizeError::UnknownKind)));
 
         assert!(matches!(recognize(&[DESCRIPTORS], &[podman]), Err(RecognizeError::NoInventory)));
         for beside in ["rootfs-diff.tar", "pre-checkpoint/inventory.img", "config.json", "checkpoint"] {

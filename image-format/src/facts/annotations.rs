@@ -28,7 +28,7 @@ impl Facts {
                 }
             }
             DumpKind::CriO => put(CRIO_NAME, "", self.container_name.as_deref()),
-            DumpKind::Containerd | DumpKind::Runc | DumpKind::Criu => {}
+            DumpKind::Containerd | DumpKind::Runc | DumpKind::Docker | DumpKind::Criu => {}
         }
         annotations
     }
@@ -88,6 +88,7 @@ impl Facts {
             DumpKind::Podman => Some("Podman"),
             DumpKind::CriO => Some("CRI-O"),
             DumpKind::Containerd => Some("containerd"),
+            DumpKind::Docker => Some("Docker"),
             DumpKind::Runc | DumpKind::Criu => None,
         }
     }

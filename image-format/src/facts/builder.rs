@@ -14,7 +14,7 @@ use crate::criu::{
 };
 use crate::json::{self, JsonError};
 use crate::timestamp::is_rfc3339;
-use crate::{DumpKind, annotation};
+use crate::{Container, DumpKind, annotation};
 
 /// Bytes of a configuration that an engine wrote; real ones have some 30 KiB.
 const MAX_CONFIG: u64 = 8 << 20;
@@ -73,6 +73,7 @@ enum Source {
     Spec,
     NetworkStatus,
     ContainerStatus,
+    Container,
     Descriptors,
     Log,
     Image(ImageKind),
@@ -86,6 +87,7 @@ impl Source {
             "spec.dump" | "config.json" => Self::Spec,
             "network.status" => Self::NetworkStatus,
             "status.dump" => Self::ContainerStatus,
+            "container.json" => Self::Container,
             "dump.log" | "checkpoint/dump.log" => Self::Log,
             "stats-dump" | "checkpoint/stats-dump" => Self::Image(ImageKind::Stats),
             "checkpoint/descriptors.json" => Self::Descriptors,
@@ -107,7 +109,7 @@ impl Source {
 
     fn max_bytes(self) -> u64 {
         match self {
-            Self::Config | Self::Spec => MAX_CONFIG,
+            Self::Config | Self::Spec | Self::Container => MAX_CONFIG,
             Self::NetworkStatus | Self::ContainerStatus | Self::Descriptors => MAX_STATUS,
             Self::Log => MAX_LOG_HEAD,
             Self::Image(ImageKind::Inventory | ImageKind::Core | ImageKind::Stats | ImageKind::Pstree) => MAX_RECORDS,
@@ -124,6 +126,7 @@ pub struct FactsBuilder {
     spec: Spec,
     networks: BTreeMap<String, NetworkStatus>,
     status_labels: BTreeMap<String, String>,
+    container: Option<Container>,
     descriptors: Vec<String>,
     log: LogHead,
     trees: Vec<TaskTree>,
@@ -162,7 +165,9 @@ impl FactsBuilder {
         let limit = source.max_bytes();
         let json = |source| FactsError::Json { name: name.to_owned(), source };
         match source {
-            Source::Config | Source::Spec if size > limit => return Err(json(JsonError::TooLarge { size, limit })),
+            Source::Config | Source::Spec | Source::Container if size > limit => {
+                return Err(json(JsonError::TooLarge { size, limit }));
+            }
             Source::Image(ImageKind::Pagemap) if size > limit => self.pages_unknown = true,
             Source::Log => self.log = dump_log::parse(&bytes[..bytes.len().min(MAX_LOG_HEAD as usize)]),
             _ if size > limit => {}
@@ -173,6 +178,7 @@ impl FactsBuilder {
                 let status: ContainerStatus = json::parse(bytes, limit).map_err(json)?;
                 self.status_labels = status.labels.unwrap_or_default();
             }
+            Source::Container => self.container = json::parse(bytes, limit).map_err(json)?,
             Source::Descriptors => {
                 let descriptors: Option<Vec<String>> = json::parse(bytes, limit).map_err(json)?;
                 self.descriptors = descriptors.unwrap_or_default();
@@ -255,6 +261,15 @@ impl FactsBuilder {
     /// The facts of everything that was given.
     #[must_use]
     pub fn finish(mut self, kind: DumpKind) -> Facts {
+        let container = self.container.take();
+        let facts = self.finish_without_container(kind);
+        match container {
+            Some(container) => facts.with_container(container),
+            None => facts,
+        }
+    }
+
+    fn finish_without_container(mut self, kind: DumpKind) -> Facts {
         let networks = self.networks();
         let connections = self.connections();
         let processes = self.processes();
@@ -272,7 +287,7 @@ impl FactsBuilder {
         let key = match kind {
             DumpKind::CriO => Some("io.kubernetes.container.name"),
             DumpKind::Containerd => Some("io.kubernetes.cri.container-name"),
-            DumpKind::Podman | DumpKind::Runc | DumpKind::Criu => None,
+            DumpKind::Podman | DumpKind::Runc | DumpKind::Docker | DumpKind::Criu => None,
         };
         let name = key.and_then(|key| spec_annotations.get(key).cloned());
         let mounts = spec.mounts.unwrap_or_default().into_iter();

@@ -219,7 +219,7 @@ fn manifests_that_cannot_be_used_are_refused() {
         (|m| m["annotations"] = Value::Null, "no annotation says so"),
         (
             |m| m["annotations"][FORMAT] = json!("2.0"),
-            "format version 2.0, and this program reads up to 1.2: use a newer",
+            "format version 2.0, and this program reads up to 1.3: use a newer",
         ),
         (|m| *m = json!({"annotations": {FORMAT: "3.1"}, "layers": "different"}), "format version 3.1"),
         (|m| m["annotations"][FORMAT] = json!("one"), "not of the form MAJOR.MINOR"),
@@ -228,7 +228,7 @@ fn manifests_that_cannot_be_used_are_refused() {
         (|m| m["annotations"][DEPENDS_ON] = json!("a,,b"), "io.syncpoint.depends-on, but"),
         (|m| m["annotations"][DEPENDS_ON] = json!("a,b,a"), "it names a twice"),
         (|m| m["annotations"][DEPENDS_ON] = json!("receive-0"), "it names the member itself"),
-        (|m| m["annotations"][DUMP_KIND] = json!("docker"), "io.syncpoint.dump.kind, but"),
+        (|m| m["annotations"][DUMP_KIND] = json!("lxc"), "io.syncpoint.dump.kind, but"),
         (|m| m["config"]["mediaType"] = json!("application/vnd.oci.empty.v1+json"), "therefore no image"),
         (|m| m["config"]["digest"] = json!("sha512:00"), "cannot be read"),
         (|m| m["config"]["digest"] = json!(format!("sha512:{}", "0".repeat(128))), "not SHA-256"),

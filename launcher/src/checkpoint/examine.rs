@@ -7,7 +7,7 @@ use engine::{EngineError, EngineKind, Engines, chain, is_alive, outsiders};
 use image_format::MemberId;
 
 use super::error::CheckpointErrorKind;
-use super::members::Member;
+use super::members::{LABELLING, Member};
 use crate::observer::Observer;
 use crate::restore::preflight::{Problem, restorable};
 
@@ -26,26 +26,28 @@ pub(super) async fn warn(engines: &Engines, members: &[Member], observer: &dyn O
         let outside = outsiders(&source.id, source.pid).into_iter();
         problems.extend(outside.map(|(pid, command)| Problem::NotDumped { member: id.clone(), pid, command }));
     }
-    match held(engines, members).await {
-        Ok(held) => problems.extend(held),
-        Err(error) => {
-            observer.warning(&format!("whether other containers use its volumes is not known: {}", chain(&error)))
+    for kind in LABELLING {
+        match held(engines, kind, members).await {
+            Ok(held) => problems.extend(held),
+            Err(error) => {
+                observer.warning(&format!("whether other containers use its volumes is not known: {}", chain(&error)))
+            }
         }
     }
     problems.iter().for_each(|problem| observer.warning(&format!("{problem}; {}", problem.hint())));
 }
 
-/// Volumes of members that containers outside the set have, running or not.
-async fn held(engines: &Engines, members: &[Member]) -> Result<Vec<Problem>, EngineError> {
-    let podman = || members.iter().filter(|member| member.engine == EngineKind::Podman);
-    let own: BTreeSet<&str> = podman().map(|member| member.source.id.as_str()).collect();
+/// Volumes of an engine's members that containers outside the set have, running or not.
+async fn held(engines: &Engines, kind: EngineKind, members: &[Member]) -> Result<Vec<Problem>, EngineError> {
+    let its = || members.iter().filter(|member| member.engine == kind);
+    let own: BTreeSet<&str> = its().map(|member| member.source.id.as_str()).collect();
     let mut volumes: BTreeMap<&str, &MemberId> = BTreeMap::new();
-    for member in podman() {
+    for member in its() {
         for volume in member.source.files.volumes.keys() {
             volumes.entry(volume).or_insert(&member.id);
         }
     }
-    let driver = engines.get(EngineKind::Podman);
+    let driver = engines.get(kind);
     let others = |found: Vec<engine::Container>| {
         found.into_iter().filter(|container| !own.contains(container.id.as_str())).collect::<Vec<_>>()
     };

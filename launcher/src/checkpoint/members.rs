@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use engine::{EngineError, EngineKind, Files, MARK, RunningContainer, Volume};
+use engine::{EngineError, EngineKind, Engines, Files, MARK, RunningContainer, Volume};
 use image_format::{ApplicationId, MemberId, annotation};
 
 use super::options::{CheckpointOptions, ContainerSpec};
@@ -22,6 +22,9 @@ const SERVICE: &str = "com.docker.compose.service";
 const NUMBER: &str = "com.docker.compose.container-number";
 /// `db:service_started:false,queue:service_healthy:true`.
 const SERVICES: &str = "com.docker.compose.depends_on";
+
+/// Engines whose containers have labels and volumes, in the order in which they are asked.
+pub(super) const LABELLING: [EngineKind; 2] = [EngineKind::Podman, EngineKind::Docker];
 
 /// A member whose container runs.
 #[derive(Debug, Clone)]
@@ -145,14 +148,7 @@ pub(crate) async fn resolve(options: &CheckpointOptions) -> Result<Vec<Member>, 
     let engines = &options.host.engines;
     let mut wanted = options.members.clone();
     if wanted.is_empty() {
-        let podman = engines.get(EngineKind::Podman);
-        let application = options.application.as_str();
-        let found = (podman.labelled(APPLICATION, application).await?, podman.labelled(PROJECT, application).await?);
-        let ids: BTreeSet<String> = found.0.into_iter().chain(found.1).collect();
-        wanted = ids
-            .into_iter()
-            .map(|id| ContainerSpec { engine: Some(EngineKind::Podman), ..ContainerSpec::named(id) })
-            .collect();
+        wanted = labelled(engines, &options.application).await?;
     }
     if wanted.is_empty() && options.elsewhere.is_none() {
         return Err(MembersError::Nobody { application: options.application.clone() });
@@ -169,7 +165,7 @@ pub(crate) async fn resolve(options: &CheckpointOptions) -> Result<Vec<Member>, 
         if source.pid == 0 {
             return Err(MembersError::NotRunning { container });
         }
-        if engine == EngineKind::Podman && source.files.root.is_none() {
+        if engine != EngineKind::Runc && source.files.root.is_none() {
             return Err(MembersError::Storage { container });
         }
         if engine == EngineKind::Runc && !wanted.without_rootfs {
@@ -201,14 +197,48 @@ pub(crate) async fn resolve(options: &CheckpointOptions) -> Result<Vec<Member>, 
         }
     }
     let mut members: Vec<Member> = members.into_values().collect();
-    if members.iter().any(|member| !member.source.files.volumes.is_empty()) {
-        share(&mut members, &engines.get(EngineKind::Podman).volumes().await?);
+    for kind in LABELLING {
+        let mut own: Vec<&mut Member> = members.iter_mut().filter(|member| member.engine == kind).collect();
+        if own.iter().any(|member| !member.source.files.volumes.is_empty()) {
+            share(&mut own, &engines.get(kind).volumes().await?);
+        }
     }
     Ok(members)
 }
 
+/// The containers with an application's label, of every engine that there is.
+async fn labelled(engines: &Engines, application: &ApplicationId) -> Result<Vec<ContainerSpec>, MembersError> {
+    let mut found: BTreeMap<String, EngineKind> = BTreeMap::new();
+    let (mut answered, mut absent) = (false, None);
+    for kind in LABELLING {
+        for label in [APPLICATION, PROJECT] {
+            match engines.get(kind).labelled(label, application.as_str()).await {
+                // Where `docker` is podman by another name, podman was asked first.
+                Ok(ids) => {
+                    for id in ids {
+                        found.entry(id).or_insert(kind);
+                    }
+                }
+                Err(error) if error.is_absent() => {
+                    absent = absent.or(Some(error));
+                    break;
+                }
+                Err(error) => return Err(error.into()),
+            }
+            answered = true;
+        }
+    }
+    match absent.filter(|_| !answered) {
+        Some(error) => Err(error.into()),
+        None => Ok(found
+            .into_iter()
+            .map(|(id, kind)| ContainerSpec { engine: Some(kind), ..ContainerSpec::named(id) })
+            .collect()),
+    }
+}
+
 /// Settles with which member each volume is stored: the first that has it.
-fn share(members: &mut [Member], known: &[Volume]) {
+fn share(members: &mut [&mut Member], known: &[Volume]) {
     let mut stored: BTreeMap<String, MemberId> = BTreeMap::new();
     for member in members {
         for name in member.source.files.volumes.keys() {
@@ -312,7 +342,7 @@ mod tests {
         };
         let mut members = [member("a", &["own", "shared"]), member("b", &["shared"]), member("c", &[])];
         let labels = [("x", "y"), (MARK, "session")].map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-        share(&mut members, &[Volume { labels, ..Volume::named("shared") }]);
+        share(&mut members.each_mut(), &[Volume { labels, ..Volume::named("shared") }]);
         let files = |number: usize| members[number].files().volumes.into_keys().collect::<Vec<_>>();
         assert_eq!((files(0), files(1)), (vec!["own".to_owned(), "shared".to_owned()], Vec::new()));
         assert_eq!(members[0].files().elsewhere, BTreeSet::new());

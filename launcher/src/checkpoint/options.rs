@@ -52,7 +52,7 @@ pub struct ContainerSpec {
     pub id: Option<MemberId>,
     /// Its name or id.
     pub container: String,
-    /// What runs it; podman if not given, and runc where only that knows it.
+    /// What runs it; the first of podman, Docker and runc that knows it if not given.
     pub engine: Option<EngineKind>,
     /// The members that must exist before this one; what its labels say if not given.
     pub depends_on: Option<Vec<MemberId>>,

@@ -102,7 +102,7 @@ impl Attempt<'_> {
                 let (reader, writer) = std::io::pipe()?;
                 (DumpInto::Pipe(writer), Some(reader))
             }
-            EngineKind::Runc => (DumpInto::Folder(self.workspace.folder(&member.id)), None),
+            EngineKind::Docker | EngineKind::Runc => (DumpInto::Folder(self.workspace.folder(&member.id)), None),
         };
         let engine = Arc::clone(self.installed.get(member.engine));
         let source = member.source.clone();

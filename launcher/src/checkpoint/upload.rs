@@ -184,7 +184,7 @@ impl Upload<'_> {
         let Parts { member, archive, copies, pages, mut engine, .. } = parts;
         let id = &member.id;
         let lost = |reason: String| CheckpointErrorKind::Engine { member: id.clone(), reason };
-        if member.engine == EngineKind::Runc {
+        if member.engine != EngineKind::Podman {
             // Its images are whole only when it has ended.
             (&mut engine).await.unwrap_or_else(|_| Err("its engine is gone".to_owned())).map_err(lost)?;
         }
@@ -223,7 +223,7 @@ impl Upload<'_> {
         let packing = tokio::task::spawn_blocking(move || {
             let source = match archive {
                 Some(pipe) => DumpSource::stream(&name, pipe, captured)?,
-                None => DumpSource::open(&folder, config.as_deref())?,
+                None => DumpSource::open(&folder, config.as_deref())?.with_captured(&captured)?,
             };
             let source = match received {
                 Some(received) => source.with_pages(received),

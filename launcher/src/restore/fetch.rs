@@ -143,7 +143,7 @@ impl Job {
         let failed = |source| RestoreErrorKind::Fetch { member: self.member.clone(), source: Box::new(source) };
         let mut follows = match self.target.engine {
             EngineKind::Podman => self.write_archive(lazy).map_err(failed)?,
-            EngineKind::Runc => self.write_folders(lazy)?,
+            EngineKind::Docker | EngineKind::Runc => self.write_folders(lazy)?,
         };
         if let Some(volume) = stored(&self.target.volumes).find(|volume| !self.target.content(volume).exists()) {
             let (member, volume) = (self.member.clone(), volume.name.clone());

@@ -494,7 +494,7 @@ impl Prepared<'_> {
             // runc reads both files; podman's runc only the one that the annotation names.
             let own = match target.engine {
                 EngineKind::Podman => attach::own_lines(&target.own_config),
-                EngineKind::Runc => Ok(Vec::new()),
+                EngineKind::Docker | EngineKind::Runc => Ok(Vec::new()),
             };
             let lines = [own.at(&target.own_config)?.as_slice(), memory::criu_lines(work).as_bytes()].concat();
             let config = OpenOptions::new().append(true).open(&target.criu_config);
@@ -511,10 +511,10 @@ impl Prepared<'_> {
             let id = match (&target.id, target.engine) {
                 (Some(id), _) => Some(id.clone()),
                 (None, EngineKind::Runc) => Some(target.container.clone()),
-                (None, EngineKind::Podman) if running => {
+                (None, EngineKind::Podman | EngineKind::Docker) if running => {
                     self.engine(target).find(target).await.ok().flatten().map(|found| found.id)
                 }
-                (None, EngineKind::Podman) => None,
+                (None, EngineKind::Podman | EngineKind::Docker) => None,
             };
             id.map_or(Ok(()), |id| keeper.guard(&id, since)).at(&self.options.keeper_program)?;
         }

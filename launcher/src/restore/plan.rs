@@ -54,7 +54,7 @@ impl Planned {
         let folder = workspace.folder(member);
         let dump = match engine {
             EngineKind::Podman => workspace.archive(member),
-            EngineKind::Runc => folder.join("images/checkpoint"),
+            EngineKind::Docker | EngineKind::Runc => folder.join("images/checkpoint"),
         };
         let lone = self.bundle.as_ref().map(|(dir, _)| RuncPaths {
             bundle: folder.join("bundle"),
@@ -84,7 +84,7 @@ fn plan_member(member: &Member, options: &RestoreOptions) -> Result<Planned, Vec
     let engine = engine_for(id, facts.kind, options.engine).map_err(|problem| vec![problem])?;
     let given = options.names.get(id);
     let own = match engine {
-        EngineKind::Podman => facts.container_name.as_deref().unwrap_or(id.as_str()),
+        EngineKind::Podman | EngineKind::Docker => facts.container_name.as_deref().unwrap_or(id.as_str()),
         EngineKind::Runc => id.as_str(),
     };
     let container = given.map_or(own, String::as_str);
@@ -116,7 +116,7 @@ fn plan_member(member: &Member, options: &RestoreOptions) -> Result<Planned, Vec
         base.name.iter().for_each(|name| check("image name", name, is_image_name));
     }
     let bundle = match engine {
-        EngineKind::Podman => None,
+        EngineKind::Podman | EngineKind::Docker => None,
         EngineKind::Runc => match read_bundle(id, options.bundles.get(id)) {
             Ok(bundle) => Some(bundle),
             Err(problem) => {
@@ -181,7 +181,7 @@ fn engine_for(member: &MemberId, kind: DumpKind, asked: Option<EngineKind>) -> R
     let own = match kind {
         DumpKind::Podman => Some(EngineKind::Podman),
         DumpKind::Runc => Some(EngineKind::Runc),
-        DumpKind::CriO | DumpKind::Containerd | DumpKind::Criu => None,
+        DumpKind::CriO | DumpKind::Containerd | DumpKind::Docker | DumpKind::Criu => None,
     };
     match (own, asked) {
         (Some(own), None) => Ok(own),
@@ -271,6 +271,8 @@ mod tests {
             (DumpKind::CriO, None, None),
             (DumpKind::Criu, None, None),
             (DumpKind::Containerd, Some(Podman), None),
+            (DumpKind::Docker, None, None),
+            (DumpKind::Docker, Some(Podman), None),
         ] {
             assert_eq!(engine_for(&member, kind, asked).ok(), engine, "{kind} {asked:?}");
         }

@@ -4,6 +4,7 @@
 
 mod checkpoint;
 mod demo;
+mod docker;
 #[path = "../../../cli/tests/cli/forge.rs"]
 mod forge;
 mod generations;

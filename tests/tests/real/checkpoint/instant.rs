@@ -43,14 +43,14 @@ fn start() -> Ledger {
 
 /// The counter in a dump: in memory, and in each of [`FILES`].
 #[derive(Debug)]
-struct Counters {
+pub struct Counters {
     memory: u64,
     files: [u64; 3],
 }
 
 impl Counters {
     /// Reads podman's archive, not compressed.
-    fn read(archive: &Path) -> Self {
+    pub fn read(archive: &Path) -> Self {
         let mut memory = Vec::new();
         let mut files = BTreeMap::new();
         let mut tar = tar::Archive::new(File::open(archive).unwrap());
@@ -68,7 +68,7 @@ impl Counters {
         Self { memory, files: FILES.map(|(_, holder)| files[holder]) }
     }
 
-    fn are_of_one_instant(&self) -> bool {
+    pub fn are_of_one_instant(&self) -> bool {
         let all = [self.memory, self.files[0], self.files[1], self.files[2]];
         all.windows(2).all(|pair| pair[0] >= pair[1]) && all[0] - all[3] <= 1
     }

@@ -5,7 +5,7 @@ mod engines;
 mod exchange;
 mod frozen;
 mod hosts;
-mod instant;
+pub mod instant;
 mod line;
 mod restorable;
 mod room;
@@ -28,35 +28,35 @@ fn rounds() -> u64 {
 
 /// An OCI layout as the store, beside a work folder of its own.
 #[derive(Debug)]
-struct Layout(WorkFolder);
+pub struct Layout(WorkFolder);
 
 impl Layout {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(WorkFolder::new())
     }
 
     /// A path beside the store.
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// `oci:DIR`.
-    fn store(&self) -> String {
+    pub fn store(&self) -> String {
         format!("oci:{}", self.path("store").display())
     }
 
-    fn tag(&self, epoch: u64) -> String {
+    pub fn tag(&self, epoch: u64) -> String {
         format!("{}:epoch-{epoch}", self.store())
     }
 
-    fn syncpoint<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+    pub fn syncpoint<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = syncpoint(arguments);
         command.arg("--work-dir").arg(self.path("work"));
         command
     }
 
     /// `syncpoint checkpoint` of an application, unsigned and not compressed.
-    fn checkpoint(&self, application: &str, more: &[&str]) -> Command {
+    pub fn checkpoint(&self, application: &str, more: &[&str]) -> Command {
         let mut command = self.syncpoint(["checkpoint", "--application", application, "--to", &self.store()]);
         command.args(["--unsigned", "--compression", "none"]).args(more);
         command
