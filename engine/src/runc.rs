@@ -11,12 +11,12 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use async_trait::async_trait;
+use runtime::criu_log::{RESTORE_LOG, log_lines};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::attach::Attachment;
 use crate::container::{DumpInto, Files, Present, RunningContainer, criu_configs};
-use crate::criu_log::{RESTORE_LOG, log_lines};
 use crate::driver::{Engine, Labelled, kill_left};
 use crate::error::EngineError;
 use crate::mounts::unmount_all;
@@ -25,7 +25,7 @@ use crate::program::{Program, ended, words_of};
 use crate::survey::{Container, Survey};
 use crate::target::{Found, MARK, RuncPaths, Target};
 use crate::ties::{Pod, Ties};
-use crate::words::chain;
+use runtime::words::chain;
 
 /// The driver.
 #[derive(Debug)]
