@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::shim::{Bundle, Places};
 use crate::attach::Attachment;
 use crate::error::EngineError;
-use crate::mounts::unmount_all;
 use crate::processes::is_alive;
 use crate::program::{Program, Ran, ended, words_of};
-use crate::words::chain;
+use runtime::mounts::unmount_all;
+use runtime::words::chain;
 
 /// The runtime's own log, in the work folder.
 const RUNTIME_LOG: &str = "runc.log";

@@ -10,7 +10,7 @@ use image_format::Captured;
 use image_format::files::{FilesError, Writers, archive_folder, archive_upper, clone_tree};
 
 use crate::container::Files;
-use crate::mounts::remove_folder;
+use runtime::mounts::remove_folder;
 
 /// The container's log, by its name in podman's archive.
 const PRINTED: &str = "ctr.log";

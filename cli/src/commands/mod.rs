@@ -20,6 +20,7 @@ mod preempt;
 mod prune;
 mod receive;
 mod restore;
+mod runtime;
 mod sdp;
 mod serve;
 mod sign;
@@ -66,6 +67,7 @@ pub enum Command {
     Guard(guard::GuardArgs),
     Preempt(preempt::PreemptArgs),
     Resume(preempt::ResumeArgs),
+    Runtime(runtime::RuntimeArgs),
     Key(key::KeyArgs),
     Join(join::JoinArgs),
     Coordinator(coordinator::CoordinatorArgs),
@@ -127,6 +129,7 @@ pub async fn run(command: Command, context: &Context) -> Result<(), CommandError
         Command::Resume(args) => preempt::run_resume(args, context).await,
         Command::Join(args) => join::run(args, context).await,
         Command::Coordinator(args) => coordinator::run(args, context).await,
+        Command::Runtime(args) => runtime::run(args, context),
         Command::Key(args) => key::run(args, context).await,
         Command::Sdp(args) => sdp::run(args, context).await,
         Command::Login(args) => login::run(args, context).await,

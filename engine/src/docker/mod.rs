@@ -35,14 +35,14 @@ use crate::beside::{Bundle, Places};
 use crate::container::{DumpInto, Files, Layers, Present, RunningContainer, criu_configs};
 use crate::driver::{Engine, Labelled, kill_left};
 use crate::error::EngineError;
-use crate::mounts::overlay_at_root;
+use crate::overlay::overlay_at_root;
 use crate::processes::{Marks, is_alive};
 use crate::program::{Program, ProgramError};
 use crate::survey::{Container, Survey};
 use crate::target::{Found, MARK, Target};
 use crate::ties::{Pod, Ties};
 use crate::volumes::Volume;
-use crate::words::chain;
+use runtime::words::chain;
 
 /// Its namespace in containerd, unless its daemon was told another.
 const NAMESPACE: &str = "moby";

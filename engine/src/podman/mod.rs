@@ -21,23 +21,23 @@ use coordinator::SessionId;
 use futures_util::future::try_join_all;
 use image_format::Limits;
 use image_format::files::{ArchivedFolder, archived_folder};
+use runtime::criu_log::{RESTORE_LOG, log_lines};
 use tokio_util::sync::CancellationToken;
 
 use self::answers::{Inspected, Seen};
 use crate::attach::Attachment;
 use crate::beside::OciRuntime;
 use crate::container::{DumpInto, Files, Layers, Present, RunningContainer, criu_configs};
-use crate::criu_log::{RESTORE_LOG, log_lines};
 use crate::driver::{Engine, Labelled, kill_left};
 use crate::error::EngineError;
-use crate::mounts::{remove_folder, unmount_cgyards};
 use crate::processes::{Marks, is_alive};
 use crate::program::{Program, ProgramError};
 use crate::survey::{Container, Survey};
 use crate::target::{Found, MARK, Target};
 use crate::ties::{Pod, Ties};
 use crate::volumes::Volume;
-use crate::words::chain;
+use runtime::mounts::{remove_folder, unmount_cgyards};
+use runtime::words::chain;
 
 /// How long filling a volume may take.
 const IMPORT: Duration = Duration::from_secs(3600);
