@@ -28,7 +28,7 @@ pub struct Target {
     pub renamed: bool,
     /// Its volumes, none of which is there before the restore.
     pub volumes: Vec<Volume>,
-    /// podman: the archive. runc: the folder of CRIU's images.
+    /// podman: the archive. Docker and runc: the folder of CRIU's images, beside which the rest of the dump is.
     pub dump: PathBuf,
     /// podman: the pod that it goes into.
     #[serde(default)]
@@ -54,7 +54,12 @@ impl Target {
 
     /// The file with the content of a volume that comes with it. Neither name has an `@`.
     pub fn content(&self, volume: &Volume) -> PathBuf {
-        self.dump.with_file_name(format!("{}@{}.tar", self.member, volume.name))
+        match self.engine {
+            EngineKind::Docker => self.dump.with_file_name("volumes").join(format!("{}.tar", volume.name)),
+            EngineKind::Podman | EngineKind::Runc => {
+                self.dump.with_file_name(format!("{}@{}.tar", self.member, volume.name))
+            }
+        }
     }
 }
 

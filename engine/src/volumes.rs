@@ -8,9 +8,14 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use coordinator::SessionId;
-use image_format::MemberId;
+use image_format::files::{ArchivedFolder, archived_folder};
+use image_format::{Limits, MemberId};
 use serde::{Deserialize, Serialize};
 
 use crate::target::MARK;
@@ -103,6 +108,16 @@ impl Volume {
 /// Those of these volumes whose content is in the image of the member that has them.
 pub fn stored(volumes: &[Volume]) -> impl Iterator<Item = &Volume> {
     volumes.iter().filter(|volume| volume.stored_in.is_none())
+}
+
+/// Gives a volume's folder the owner and the mode that it had. What fills
+/// the folder gives them to all that is in it, and not to the folder itself.
+pub(crate) fn own(folder: &Path, content: &Path) -> io::Result<()> {
+    let content = BufReader::new(File::open(content)?);
+    let top = archived_folder(content, &Limits::default()).map_err(io::Error::other)?;
+    let Some(ArchivedFolder { uid, gid, mode }) = top else { return Ok(()) };
+    std::os::unix::fs::lchown(folder, Some(uid), Some(gid))?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(mode))
 }
 
 #[cfg(test)]

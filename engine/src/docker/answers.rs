@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use image_format::{BaseImage, CONTAINER_VERSION, ContainerMount, ContainerNetwork, PublishedPort, RestartPolicy};
 use serde::de::Error as _;
@@ -278,6 +278,22 @@ pub(super) fn listed(answer: &[u8]) -> Result<Vec<survey::Container>, serde_json
     };
     let entries: Result<Vec<Value>, _> = serde_json::Deserializer::from_slice(answer).into_iter().collect();
     Ok(entries?.iter().filter_map(listed).collect())
+}
+
+/// What Docker calls the runtime that restores, in what `docker info` says of its runtimes.
+pub(super) fn restoring_runtime(answer: &[u8]) -> Result<Option<String>, serde_json::Error> {
+    let runtimes: Value = serde_json::from_slice(answer)?;
+    let restores = |(_, runtime): &(&String, &Value)| {
+        let path = text(runtime, "/path").or_else(|| text(runtime, "/Path")).map(Path::new);
+        path.and_then(Path::file_name).is_some_and(|name| name == "syncpoint-runtime")
+    };
+    Ok(runtimes.as_object().into_iter().flatten().find(restores).map(|(name, _)| name.clone()))
+}
+
+/// The id of an image.
+pub(super) fn image_id(answer: &[u8]) -> Result<Option<String>, serde_json::Error> {
+    let images: Value = serde_json::from_slice(answer)?;
+    Ok(text(&images, "/0/Id").map(str::to_owned))
 }
 
 /// `docker volume inspect`.

@@ -121,7 +121,8 @@ pub(super) fn arguments(container: &Container, making: &Making<'_>) -> Vec<Strin
         container.ports.iter().for_each(|one| option("publish", &port(one)));
     }
     // One word is the entry point; further ones stand before the command.
-    let (first, rest) = container.entrypoint.split_first().map_or(("", &[][..]), |(first, rest)| (first.as_str(), rest));
+    let (first, rest) =
+        container.entrypoint.split_first().map_or(("", &[][..]), |(first, rest)| (first.as_str(), rest));
     option("entrypoint", first);
     all.push("--".to_owned());
     all.push(making.image.to_owned());

@@ -16,6 +16,8 @@
 //! ```
 
 mod answers;
+mod create;
+mod restore;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -25,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use coordinator::SessionId;
 use futures_util::future::try_join_all;
 use image_format::{canonical_json, rfc3339};
 use tokio_util::sync::CancellationToken;
@@ -89,6 +92,7 @@ impl Engine for Docker {
             volumes: volumes.into_iter().map(|volume| (volume.name.clone(), volume)).collect(),
             networks: networks.into_iter().filter_map(there).collect(),
             images: images.into_iter().filter_map(|(image, there)| there.then_some(image)).collect(),
+            restoring_runtime: Some(restore::runtime().await?),
             ..Survey::default()
         })
     }
@@ -106,11 +110,11 @@ impl Engine for Docker {
     async fn pull(&self, image: &str) -> Result<String, EngineError> {
         docker(["pull", "--quiet", image]).answer_within(PULL).await?;
         let id = ask(["image", "inspect", "--format", "{{.Id}}", image]).await?;
-        Ok(String::from_utf8_lossy(&id).trim().to_owned())
+        Ok(String::from_utf8_lossy(&id).trim().trim_start_matches("sha256:").to_owned())
     }
 
-    async fn restore(&self, _: &Target, _: &CancellationToken) -> Result<(), String> {
-        Err("syncpoint does not restore into Docker yet".to_owned())
+    async fn restore(&self, target: &Target, kill: &CancellationToken) -> Result<(), String> {
+        restore::restore(target, kill).await
     }
 
     async fn labelled(&self, label: &str, value: &str) -> Result<Vec<String>, EngineError> {
@@ -183,8 +187,8 @@ impl Engine for Docker {
         absent_is_fine(docker(["volume", "rm", volume])).await
     }
 
-    async fn log_lines(&self, _: &Target) -> Vec<String> {
-        Vec::new()
+    async fn log_lines(&self, target: &Target) -> Vec<String> {
+        restore::words(target)
     }
 
     async fn find(&self, target: &Target) -> Result<Option<Found>, EngineError> {
@@ -211,6 +215,10 @@ impl Engine for Docker {
     async fn volumes(&self) -> Result<Vec<Volume>, EngineError> {
         let names = answers::lines(&ask(["volume", "ls", "--quiet"]).await?);
         parsed(&all("volume", &names).await?, answers::volumes)
+    }
+
+    async fn make_volume(&self, volume: &Volume, session: SessionId, content: &Path) -> Result<(), EngineError> {
+        restore::make_volume(volume, session, content).await
     }
 }
 

@@ -23,11 +23,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::create::{Making, arguments};
 use super::{answers, ask, docker, failed, inspect, parsed};
-use crate::criu_log::{RESTORE_LOG, log_lines};
 use crate::error::EngineError;
 use crate::target::{MARK, Target};
 use crate::volumes::{Volume, own};
-use crate::words::chain;
+use runtime::criu_log::{RESTORE_LOG, log_lines};
+use runtime::words::chain;
 
 /// The most that is read of what a member says of its container.
 const LARGEST: u64 = 8 << 20;
@@ -95,7 +95,8 @@ pub(super) async fn restore(target: &Target, kill: &CancellationToken) -> Result
     let dump = Dump::of(target);
     let container = dump.container()?;
     let runtime = runtime().await.map_err(|error| chain(&error))?;
-    let runtime = runtime.ok_or("Docker knows no runtime that restores: `syncpoint runtime install --engine docker`")?;
+    let runtime =
+        runtime.ok_or("Docker knows no runtime that restores: `syncpoint runtime install --engine docker`")?;
     let image = image(&container).await.map_err(|error| chain(&error))?;
     let image = image.ok_or("the image that the member was made of is not in Docker, and its name is not known")?;
     let environment = dump.files.with_file_name("environment");
@@ -147,7 +148,10 @@ fn write_environment(container: &Container, path: &Path) -> Result<(), String> {
     let mut lines = String::new();
     for variable in &container.environment {
         let name = variable.split('=').next().unwrap_or_default();
-        if variable.contains(['\n', '\r']) || name.is_empty() || name.starts_with('#') || name.contains(char::is_whitespace)
+        if variable.contains(['\n', '\r'])
+            || name.is_empty()
+            || name.starts_with('#')
+            || name.contains(char::is_whitespace)
         {
             return Err(format!(
                 "its variable {name:?} cannot be handed to Docker's client, which takes no line breaks in variables"

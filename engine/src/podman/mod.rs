@@ -9,9 +9,8 @@
 mod answers;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, BufReader};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self};
+use std::io::{self};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -19,8 +18,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use coordinator::SessionId;
 use futures_util::future::try_join_all;
-use image_format::Limits;
-use image_format::files::{ArchivedFolder, archived_folder};
 use runtime::criu_log::{RESTORE_LOG, log_lines};
 use tokio_util::sync::CancellationToken;
 
@@ -35,7 +32,7 @@ use crate::program::{Program, ProgramError};
 use crate::survey::{Container, Survey};
 use crate::target::{Found, MARK, Target};
 use crate::ties::{Pod, Ties};
-use crate::volumes::Volume;
+use crate::volumes::{Volume, own};
 use runtime::mounts::{remove_folder, unmount_cgyards};
 use runtime::words::chain;
 
@@ -291,16 +288,6 @@ fn create_volume(volume: &Volume, session: SessionId) -> Program {
     podman(["volume", "create"]).args(labels.chain(mark).chain(options)).arg(&volume.name)
 }
 
-/// Gives a volume's folder the owner and the mode that it had. podman's import gives them to all
-/// that is in the folder, and not to the folder itself.
-fn own(folder: &Path, content: &Path) -> io::Result<()> {
-    let content = BufReader::new(File::open(content)?);
-    let top = archived_folder(content, &Limits::default()).map_err(io::Error::other)?;
-    let Some(ArchivedFolder { uid, gid, mode }) = top else { return Ok(()) };
-    std::os::unix::fs::lchown(folder, Some(uid), Some(gid))?;
-    fs::set_permissions(folder, fs::Permissions::from_mode(mode))
-}
-
 /// The archive is taken from the standard input's place, which is the writing end of a pipe: it goes when either side dies, as a
 /// named pipe would not. What is left out, podman would read only when the tasks run again.
 fn dump_command(source: &RunningContainer) -> Program {
@@ -457,6 +444,9 @@ fn is_ours(found: &Seen, target: &Target) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

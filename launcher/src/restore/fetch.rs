@@ -199,13 +199,13 @@ impl Job {
         Ok(follows)
     }
 
-    /// runc's images, and a bundle that is marked as this restore's.
+    /// The dump as files; with runc alone also a bundle that is marked as this restore's.
     fn write_folders(&self, lazy: bool) -> Result<Option<LazyPages>, RestoreErrorKind> {
         let Self { member, target, .. } = self;
-        let (Some(lone), Some(images), Some(config)) = (&target.lone, target.dump.parent(), &self.config) else {
-            return Ok(None);
-        };
-        if !lone.bundle.exists() {
+        let Some(images) = target.dump.parent() else { return Ok(None) };
+        if let (Some(lone), Some(config)) = (&target.lone, &self.config)
+            && !lone.bundle.exists()
+        {
             let write = bundle::write(config.clone(), target.session, &lone.bundle);
             write.map_err(|source| RestoreErrorKind::Bundle { member: member.clone(), source })?;
         }

@@ -10,6 +10,9 @@ use image_format::MemberId;
 use super::Problem;
 use super::machine::{Machine, is_older};
 
+/// The network of Docker's own, on which nobody may ask for an address.
+const DOCKERS_BRIDGE: &str = "bridge";
+
 /// What one member wants of this machine. What its dump does not say is not checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Want {
@@ -155,6 +158,11 @@ fn check_engine(want: &Want, survey: &Survey, problems: &mut Vec<Problem>) {
         let (dump, host) = (dump.clone(), here.clone());
         problems.push(Problem::Runtime { member: member.clone(), engine, dump, host });
     }
+    if survey.restoring_runtime == Some(None)
+        && !problems.iter().any(|known| matches!(known, Problem::NoRuntime { .. }))
+    {
+        problems.push(Problem::NoRuntime { engine });
+    }
     if let Some(base) = &want.base
         && !survey.images.contains(&base.id)
         && base.source().is_none()
@@ -183,6 +191,12 @@ fn check_names(want: &Want, survey: &Survey, problems: &mut Vec<Problem>) {
 fn check_networks(want: &Want, survey: &Survey, problems: &mut Vec<Problem>) {
     for (name, addresses) in &want.networks {
         let (member, network) = (want.member.clone(), name.clone());
+        if want.engine == EngineKind::Docker && name == DOCKERS_BRIDGE {
+            if want.connections {
+                problems.push(Problem::AddressNotGiven { member, network });
+            }
+            continue;
+        }
         let Some(here) = survey.networks.get(name) else {
             problems.push(Problem::NetworkMissing { member, network });
             continue;

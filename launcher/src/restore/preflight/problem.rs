@@ -189,6 +189,22 @@ pub enum Problem {
         /// The network's name.
         network: String,
     },
+    /// The engine lets nobody ask for an address there.
+    #[error(
+        "member {member}: Docker gives addresses of its network {network} as it likes, and the member's connections need its own"
+    )]
+    AddressNotGiven {
+        /// The member.
+        member: MemberId,
+        /// The network's name.
+        network: String,
+    },
+    /// An engine does not know the runtime that restores.
+    #[error("{engine} knows no runtime that restores")]
+    NoRuntime {
+        /// The engine.
+        engine: EngineKind,
+    },
     /// Another container has the address.
     #[error("member {member}: address {address} of network {network} belongs to {owner}")]
     AddressTaken {
@@ -430,7 +446,10 @@ impl Problem {
     /// Whether the restore may be tried all the same.
     #[must_use]
     pub fn is_warning(&self) -> bool {
-        matches!(self, Self::OlderKernel { .. } | Self::VolumeUsed { .. } | Self::NotDumped { .. })
+        matches!(
+            self,
+            Self::OlderKernel { .. } | Self::VolumeUsed { .. } | Self::NotDumped { .. } | Self::AddressNotGiven { .. }
+        )
     }
 
     /// Whether it lies in the checkpoint, so that no other machine restores it either, and this one never will.
@@ -466,7 +485,7 @@ impl Problem {
             Self::OlderEngine { engine, dump, .. } => format!("install {engine} {dump} or newer"),
             Self::Runtime { dump, .. } => format!("set `runtime=\"{dump}\"` in containers.conf"),
             Self::ContainerExists { container, .. } => {
-                format!("remove it (`podman rm {container}`), or it is this very set that runs")
+                format!("remove {container}, or it is this very set that runs")
             }
             Self::SameContainer { second, .. } => format!("give one of them another name: --name {second}=NAME"),
             Self::Busy { .. } => "wait for it to end".to_owned(),
@@ -476,12 +495,18 @@ impl Problem {
             Self::NetworkMissing { network, .. } => {
                 format!("make it with its old subnet: `podman network create --subnet ... {network}`")
             }
+            Self::AddressNotGiven { .. } => {
+                "should it fail, run the application on a network that `docker network create --subnet ...` makes".to_owned()
+            }
+            Self::NoRuntime { engine } => {
+                format!("tell it of the runtime: `syncpoint runtime install --engine {engine}`, and do what it says next")
+            }
             Self::AddressOutside { network, .. } => format!("make the network {network} again with its old subnet"),
             Self::AddressTaken { owner, .. } => format!("stop {owner}"),
             Self::SameAddress { .. } => "they cannot run on one machine".to_owned(),
             Self::VolumeExists { volume, .. } => {
                 format!(
-                    "its content would not be the checkpoint's: keep what you need of it, then `podman volume rm {volume}`"
+                    "its content would not be the checkpoint's: keep what you need of it, then remove the volume {volume}"
                 )
             }
             Self::VolumeHeld { volume, holder, .. } => {
