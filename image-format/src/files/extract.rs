@@ -317,11 +317,14 @@ impl<'r> Tree<'r> {
         let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
         let path = if folder.is_empty() { b"." } else { folder };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        // A rename elsewhere in the tree makes the kernel give up; nobody works in this one.
-        (0..8).fold(Err(Errno::AGAIN), |opened, _| match opened {
-            Err(Errno::AGAIN) => openat2(self.root, path, flags, Mode::empty(), within),
-            opened => opened,
-        })
+        // A rename elsewhere on the filesystem can make the kernel give up for now.
+        for _ in 0..8 {
+            match openat2(self.root, path, flags, Mode::empty(), within) {
+                Err(Errno::AGAIN) => {}
+                opened => return opened,
+            }
+        }
+        Err(Errno::AGAIN)
     }
 
     fn note(&mut self, name: &[u8]) {

@@ -1,4 +1,4 @@
-//! `syncpoint-runtime` below podman and alone: ordinary containers as ever, members restored at create and released at start.
+//! `syncpoint-runtime` below podman, below Docker and alone: ordinary containers as ever, members restored at create and released at start.
 //!
 //! There is no launcher here: the tests write tickets themselves, and a session's configuration whose hook only notes that it ran.
 
@@ -27,13 +27,71 @@ const COUNT: &str = "rm /etc/gone; exec 3>/held; i=0; while :; do i=$((i+1)); ec
 /// How long something is looked at that must not happen.
 const A_WHILE: Duration = Duration::from_millis(700);
 
-/// podman with an image, and a dump of a counter.
+/// Which engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Engine {
+    Podman,
+    Docker,
+}
+use Engine::{Docker, Podman};
+
+impl Engine {
+    fn command(self) -> Command {
+        Command::new(match self {
+            Podman => "podman",
+            Docker => "docker",
+        })
+    }
+
+    /// Where its containers are runc's.
+    fn root(self) -> &'static str {
+        match self {
+            Podman => "/run/runc",
+            Docker => "/run/docker/runtime-runc/moby",
+        }
+    }
+
+    fn inspect(self, name: &str, format: &str) -> String {
+        run(self.command().args(["inspect", "--format", format, name])).trim().to_owned()
+    }
+
+    /// The numbers that a container printed.
+    fn logged(self, name: &str) -> Vec<u64> {
+        run(self.command().args(["logs", name])).lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    fn remove(self, name: &str) {
+        let time: &[&str] = if self == Podman { &["--time", "0"] } else { &[] };
+        run(self.command().args(["rm", "--force", name]).args(time));
+    }
+
+    /// What it handed to its runtime, and the folder that is the container's `/dev/shm`.
+    fn bundle_and_shm(self, id: &str) -> (PathBuf, PathBuf) {
+        match self {
+            Podman => {
+                let shm = Path::new(&self.inspect(id, "{{.StaticDir}}")).join("shm");
+                (self.inspect(id, "{{.OCIConfigPath}}").into(), shm)
+            }
+            Docker => {
+                let bundle = Path::new("/run/containerd/io.containerd.runtime.v2.task/moby").join(id);
+                (bundle.join("config.json"), Path::new("/var/lib/docker/containers").join(id).join("mounts/shm"))
+            }
+        }
+    }
+}
+
+/// An engine with an image, and a dump of a counter.
 struct Bed {
     folder: WorkFolder,
+    engine: Engine,
 }
 
 impl Bed {
     fn make() -> Self {
+        Self::with(Podman)
+    }
+
+    fn with(engine: Engine) -> Self {
         let folder = WorkFolder::new();
         let root = folder.path().join("root");
         for dir in ["bin", "etc", "proc", "sys", "dev", "tmp"] {
@@ -47,43 +105,51 @@ impl Bed {
         fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n").unwrap();
         let tar = folder.path().join("root.tar");
         archive_folder(&root, &mut File::create(&tar).unwrap()).unwrap();
-        run(&mut command("podman", ["import", "--quiet", tar.to_str().unwrap(), IMAGE]));
-        Self { folder }
+        run(engine.command().args(["import", tar.to_str().unwrap(), IMAGE]));
+        Self { folder, engine }
     }
 
     fn at(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// A counter of podman's own runtime, dumped beside podman, which notices nothing, and removed later. It stands still while
-    /// memory and files are taken, as in a session. Gives the last number that it had printed by then.
+    /// A counter under runc, dumped beside its engine, which notices nothing, and removed later. It stands still while memory
+    /// and files are taken, as in a session. Gives the last number that it had printed by then.
     fn dump(&self) -> u64 {
-        run(&mut command("podman", ["run", "--detach", "--name", "before", IMAGE, "/bin/sh", "-c", COUNT]));
-        wait_until("it counts", || logged("before").last() > Some(&10));
-        let id = inspect("before", "{{.Id}}");
+        let engine = self.engine;
+        let mut start = engine.command();
+        start.args(["run", "--detach", "--name", "before"]).args(self.options());
+        run(start.args([IMAGE, "/bin/sh", "-c", COUNT]));
+        wait_until("it counts", || engine.logged("before").last() > Some(&10));
+        let id = engine.inspect("before", "{{.Id}}");
+        let (bundle, shm) = engine.bundle_and_shm(&id);
         for dir in ["images", "dump"] {
             fs::create_dir(self.at(dir)).unwrap();
         }
-        run(&mut command("runc", ["pause", &id]));
-        let mut dump = command("runc", ["--root", "/run/runc", "checkpoint", "--leave-running", "--file-locks"]);
-        dump.args(["--tcp-established", "--image-path"]).arg(self.at("images")).arg("--work-path").arg(self.at("dump"));
-        run(dump.arg(&id));
-        fs::copy(inspect("before", "{{.OCIConfigPath}}"), self.at("spec.dump")).unwrap();
-        let upper = PathBuf::from(inspect("before", "{{.GraphDriver.Data.UpperDir}}"));
-        let lower = inspect("before", "{{.GraphDriver.Data.LowerDir}}");
+        let runc = |arguments: &[&str]| command("runc", [&["--root", engine.root()], arguments].concat());
+        run(&mut runc(&["pause", &id]));
+        let mut dump = runc(&["checkpoint", "--leave-running", "--file-locks", "--tcp-established", "--image-path"]);
+        run(dump.arg(self.at("images")).arg("--work-path").arg(self.at("dump")).arg(&id));
+        fs::copy(bundle, self.at("spec.dump")).unwrap();
+        let upper = PathBuf::from(engine.inspect("before", "{{.GraphDriver.Data.UpperDir}}"));
+        let lower = engine.inspect("before", "{{.GraphDriver.Data.LowerDir}}");
         let lower: Vec<_> = lower.split(':').map(Path::new).collect();
         let mut tar = File::create(self.at("rootfs-diff.tar")).unwrap();
         let deleted = archive_upper(&upper, &lower, &mut tar).unwrap();
         assert_eq!(deleted, ["/etc/gone"]);
         fs::write(self.at("deleted.files"), serde_json::to_vec(&deleted).unwrap()).unwrap();
-        let shm = Path::new(&inspect("before", "{{.StaticDir}}")).join("shm");
         archive_folder(&shm, &mut File::create(self.at("shm.tar")).unwrap()).unwrap();
-        let last = *logged("before").last().unwrap();
-        run(&mut command("runc", ["resume", &id]));
-        wait_until("it goes on", || logged("before").last() > Some(&(last + 5)));
-        assert_eq!(inspect("before", "{{.State.Status}}"), "running", "podman noticed nothing");
-        run(&mut command("podman", ["rm", "--force", "--time", "0", "before"]));
+        let last = *engine.logged("before").last().unwrap();
+        run(&mut runc(&["resume", &id]));
+        wait_until("it goes on", || engine.logged("before").last() > Some(&(last + 5)));
+        assert_eq!(engine.inspect("before", "{{.State.Status}}"), "running", "{engine:?} noticed nothing");
+        engine.remove("before");
         last
+    }
+
+    /// Docker makes `/dev/shm` with the container, unless it is told that others may share it.
+    fn options(&self) -> &'static [&'static str] {
+        if self.engine == Docker { &["--ipc", "shareable"] } else { &[] }
     }
 
     /// A session with one ticket to the dump.
@@ -112,10 +178,12 @@ impl Bed {
     }
 
     /// Makes a container for a ticket, without starting anything.
-    fn create(name: &str, invitation: &Invitation, flags: &[&str]) {
+    fn create(&self, invitation: &Invitation, flags: &[&str]) {
         let annotation = format!("{ANNOTATION}={}", invitation.ticket.seat());
-        let mut create = podman(flags);
-        run(create.args(["create", "--name", name, "--annotation", &annotation, IMAGE, "/bin/sh", "-c", COUNT]));
+        let mut create = if self.engine == Podman { podman(flags) } else { self.engine.command() };
+        create.args(["create", "--name", "counter", "--annotation", &annotation]).args(self.options());
+        create.args(if self.engine == Docker { &["--runtime", "syncpoint"][..] } else { &[] });
+        run(create.args([IMAGE, "/bin/sh", "-c", COUNT]));
     }
 }
 
@@ -151,15 +219,6 @@ fn runtime<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
     runtime
 }
 
-fn inspect(name: &str, format: &str) -> String {
-    run(&mut command("podman", ["inspect", "--format", format, name])).trim().to_owned()
-}
-
-/// The numbers that a container printed.
-fn logged(name: &str) -> Vec<u64> {
-    run(&mut command("podman", ["logs", name])).lines().filter_map(|line| line.parse().ok()).collect()
-}
-
 /// Everything that an attempt could have left: processes, mounts, folders of runtimes.
 fn left_of(id: &str) -> Vec<String> {
     let processes =
@@ -169,11 +228,8 @@ fn left_of(id: &str) -> Vec<String> {
     let mut left: Vec<_> = processes.chain(mounts.lines().filter(is_left).map(str::to_owned)).collect();
     let folders = fs::read_dir(Path::new(RUN_ROOT).join("runtime")).into_iter().flatten().flatten();
     let ours = folders.map(|folder| folder.path().join(id));
-    left.extend(
-        ours.chain([Path::new("/run/runc").join(id)])
-            .filter(|path| path.exists())
-            .map(|path| path.display().to_string()),
-    );
+    let theirs = [Podman, Docker].map(|engine| Path::new(engine.root()).join(id));
+    left.extend(ours.chain(theirs).filter(|path| path.exists()).map(|path| path.display().to_string()));
     left
 }
 
@@ -187,18 +243,18 @@ fn assert_gone(id: &str) {
 }
 
 /// The restored counter goes on where it was dumped, with its files.
-fn assert_goes_on(name: &str, last: u64) {
-    wait_until("it counts on", || logged(name).len() > 10);
-    let numbers = logged(name);
+fn assert_goes_on(engine: Engine, name: &str, last: u64) {
+    wait_until("it counts on", || engine.logged(name).len() > 10);
+    let numbers = engine.logged(name);
     assert!(numbers.iter().copied().eq(last + 1..=last + numbers.len() as u64), "{numbers:?} after {last}");
-    let read = |path: &str| run(&mut command("podman", ["exec", name, "cat", path]));
+    let read = |path: &str| run(engine.command().args(["exec", name, "cat", path]));
     for file in ["/count", "/dev/shm/count", "/held"] {
         let written: Vec<u64> = read(file).lines().filter_map(|line| line.parse().ok()).collect();
         assert!(written.last() > Some(&last), "{file}: {written:?}");
     }
     let held: Vec<u64> = read("/held").lines().filter_map(|line| line.parse().ok()).collect();
     assert!(held.iter().copied().eq(1..=held.len() as u64), "{held:?}: nothing is lost and nothing is twice");
-    let gone = command("podman", ["exec", name, "cat", "/etc/gone"]).output().unwrap();
+    let gone = engine.command().args(["exec", name, "cat", "/etc/gone"]).output().unwrap();
     assert!(!gone.status.success(), "what was deleted is deleted");
 }
 
@@ -215,7 +271,7 @@ fn an_ordinary_container_under_the_runtime_is_as_ever() {
     assert_eq!(fed.wait_with_output().unwrap().stdout, b"through a pipe");
     assert!(run(podman(&[]).args(["run", "--rm", "-t", IMAGE, "tty"])).starts_with("/dev/"));
     run(podman(&[]).args(["run", "--detach", "--name", "plain", IMAGE, "/bin/sh", "-c", COUNT]));
-    wait_until("it counts", || logged("plain").len() > 5);
+    wait_until("it counts", || Podman.logged("plain").len() > 5);
     assert_eq!(run(&mut command("podman", ["exec", "plain", "cat", "/etc/passwd"])), "root:x:0:0:root:/:/bin/sh\n");
     let plain = Task::of("plain");
     run(&mut command("podman", ["pause", "plain"]));
@@ -224,7 +280,7 @@ fn an_ordinary_container_under_the_runtime_is_as_ever() {
     assert!(!plain.is_alive());
     let (code, said) = run_failing(podman(&[]).args(["run", "--rm", IMAGE, "no-such-program"]));
     assert_eq!(code, 127, "{said}");
-    let id = inspect("plain", "{{.Id}}");
+    let id = Podman.inspect("plain", "{{.Id}}");
     run(&mut command("podman", ["rm", "plain"]));
     assert_gone(&id);
     drop(bed);
@@ -251,35 +307,35 @@ fn a_member_is_held_at_create_and_goes_on_at_start() {
     let bed = Bed::make();
     let dumped = bed.dump();
     let invitation = bed.invite().write();
-    Bed::create("counter", &invitation, &[]);
+    bed.create(&invitation, &[]);
     run(podman(&[]).args(["init", "counter"]));
-    assert_eq!(inspect("counter", "{{.State.Status}}"), "initialized");
-    let count = Path::new(&inspect("counter", "{{.GraphDriver.Data.UpperDir}}")).join("count");
+    assert_eq!(Podman.inspect("counter", "{{.State.Status}}"), "initialized");
+    let count = Path::new(&Podman.inspect("counter", "{{.GraphDriver.Data.UpperDir}}")).join("count");
     let before = fs::read_to_string(&count).unwrap();
     std::thread::sleep(A_WHILE);
     assert_eq!(fs::read_to_string(&count).unwrap(), before, "nothing is counted while it is held");
-    assert_eq!(logged("counter"), [0; 0]);
+    assert_eq!(Podman.logged("counter"), [0; 0]);
     assert!(!invitation.hooks().iter().any(|hook| hook == "post-restore"), "the gate stands before the session's hook");
-    let id = inspect("counter", "{{.Id}}");
+    let id = Podman.inspect("counter", "{{.Id}}");
     let state: Value = serde_json::from_str(&run(&mut runtime(["state", &id]))).unwrap();
     assert_eq!(state["status"], "created");
-    assert_eq!(state["pid"].to_string(), inspect("counter", "{{.State.Pid}}"));
+    assert_eq!(state["pid"].to_string(), Podman.inspect("counter", "{{.State.Pid}}"));
     for what in [&["exec", &id, "true"][..], &["pause", &id]] {
         let (_, said) = run_failing(&mut runtime(what.iter().copied()));
         assert!(said.contains("is restored and held"), "{said}");
     }
     run(podman(&[]).args(["start", "counter"]));
-    assert_goes_on("counter", dumped);
+    assert_goes_on(Podman, "counter", dumped);
     let hooks = ["pre-restore", "setup-namespaces", "post-setup-namespaces", "post-restore", "network-unlock"];
     assert_eq!(invitation.hooks()[..5], hooks, "each hook of the session ran once");
     let task = Task::of("counter");
     run(&mut command("podman", ["stop", "--time", "0", "counter"]));
     assert!(!task.is_alive());
-    assert_eq!(inspect("counter", "{{.State.ExitCode}}"), "137");
+    assert_eq!(Podman.inspect("counter", "{{.State.ExitCode}}"), "137");
     // A ticket is good once; and a restart is no fresh start.
     let (_, said) = run_failing(podman(&[]).args(["start", "counter"]));
     assert!(said.contains("there is no ticket"), "{said}");
-    run(&mut command("podman", ["rm", "--force", "--time", "0", "counter"]));
+    Podman.remove("counter");
     assert_gone(&id);
 }
 
@@ -298,9 +354,9 @@ fn whoever_dies_while_a_member_is_held_takes_it_along() {
     for (who, is_victim) in victims {
         println!("-- {who} is killed");
         let invitation = bed.invite().write();
-        Bed::create("counter", &invitation, &[]);
+        bed.create(&invitation, &[]);
         run(podman(&[]).args(["init", "counter"]));
-        let (id, task) = (inspect("counter", "{{.Id}}"), Task::of("counter"));
+        let (id, task) = (Podman.inspect("counter", "{{.Id}}"), Task::of("counter"));
         assert!(task.is_alive());
         Process::wait_for(who, |process| is_victim(process, &id)).signal(Signal::SIGKILL);
         if who == "supervisor" || who == "runc" || who == "gate" {
@@ -308,16 +364,16 @@ fn whoever_dies_while_a_member_is_held_takes_it_along() {
         }
         let (_, said) = run_failing(podman(&[]).args(["start", "counter"]));
         println!("{said}");
-        run(&mut command("podman", ["rm", "--force", "--time", "0", "counter"]));
+        Podman.remove("counter");
         assert!(!task.is_alive());
         assert_gone(&id);
         assert!(!invitation.hooks().iter().any(|hook| hook == "pre-resume"), "{:?}", invitation.hooks());
     }
     let invitation = bed.invite().write();
-    Bed::create("counter", &invitation, &[]);
+    bed.create(&invitation, &[]);
     run(podman(&[]).args(["start", "counter"]));
-    assert_goes_on("counter", dumped);
-    run(&mut command("podman", ["rm", "--force", "--time", "0", "counter"]));
+    assert_goes_on(Podman, "counter", dumped);
+    Podman.remove("counter");
 }
 
 #[test]
@@ -327,9 +383,9 @@ fn a_member_that_is_killed_removed_or_forgotten_while_it_is_held_never_runs() {
     let removals: [&[&str]; 2] = [&["kill", "counter"], &["rm", "--force", "--time", "0", "counter"]];
     for removal in removals {
         let invitation = bed.invite().write();
-        Bed::create("counter", &invitation, &[]);
+        bed.create(&invitation, &[]);
         run(podman(&[]).args(["init", "counter"]));
-        let (id, task) = (inspect("counter", "{{.Id}}"), Task::of("counter"));
+        let (id, task) = (Podman.inspect("counter", "{{.Id}}"), Task::of("counter"));
         // podman may say that it cannot kill what does not run; that it is gone afterwards is what counts.
         let said = podman(&[]).args(removal).output().unwrap();
         println!("{removal:?}: {}{}", said.status, String::from_utf8_lossy(&said.stderr));
@@ -339,12 +395,12 @@ fn a_member_that_is_killed_removed_or_forgotten_while_it_is_held_never_runs() {
         assert!(!invitation.hooks().iter().any(|hook| hook == "pre-resume"));
     }
     let invitation = bed.invite().write();
-    Bed::create("counter", &invitation, &["hold-seconds=1"]);
+    bed.create(&invitation, &["hold-seconds=1"]);
     run(podman(&["hold-seconds=1"]).args(["init", "counter"]));
-    let (id, task) = (inspect("counter", "{{.Id}}"), Task::of("counter"));
+    let (id, task) = (Podman.inspect("counter", "{{.Id}}"), Task::of("counter"));
     wait_until("its time is over", || !task.is_alive());
     run_failing(podman(&[]).args(["start", "counter"]));
-    run(&mut command("podman", ["rm", "--force", "--time", "0", "counter"]));
+    Podman.remove("counter");
     assert_gone(&id);
 }
 
@@ -359,16 +415,16 @@ fn what_a_member_may_not_bring_is_refused_by_name_before_anything_is_made() {
     doctored["linux"]["seccomp"].take();
     fs::write(bed.at("spec.dump"), doctored.to_string()).unwrap();
     let invitation = bed.invite().write();
-    Bed::create("counter", &invitation, &[]);
-    let id = inspect("counter", "{{.Id}}");
+    bed.create(&invitation, &[]);
+    let id = Podman.inspect("counter", "{{.Id}}");
     let (_, said) = run_failing(podman(&[]).args(["start", "counter"]));
     for word in ["counter cannot be restored", "CAP_SYS_ADMIN", "/host"] {
         assert!(said.contains(word), "{word}: {said}");
     }
-    let upper = PathBuf::from(inspect("counter", "{{.GraphDriver.Data.UpperDir}}"));
+    let upper = PathBuf::from(Podman.inspect("counter", "{{.GraphDriver.Data.UpperDir}}"));
     assert!(!upper.join("count").exists(), "nothing was put into it");
     assert_eq!(invitation.hooks(), [""; 0]);
-    run(&mut command("podman", ["rm", "--force", "--time", "0", "counter"]));
+    Podman.remove("counter");
     assert_gone(&id);
     // CRIU's own failure is told in CRIU's words.
     fs::write(bed.at("spec.dump"), dumped).unwrap();
@@ -377,12 +433,64 @@ fn what_a_member_may_not_bring_is_refused_by_name_before_anything_is_made() {
     fs::copy(bed.at("images/descriptors.json"), bed.at("empty/descriptors.json")).unwrap();
     let invitation =
         Invitation { ticket: Ticket { images: bed.at("empty"), ..invitation.ticket }, ..invitation }.write();
-    Bed::create("counter", &invitation, &[]);
-    let id = inspect("counter", "{{.Id}}");
+    bed.create(&invitation, &[]);
+    let id = Podman.inspect("counter", "{{.Id}}");
     let (_, said) = run_failing(podman(&[]).args(["start", "counter"]));
     assert!(said.contains("counter was not restored") && said.contains("CRIU: "), "{said}");
-    run(&mut command("podman", ["rm", "--force", "--time", "0", "counter"]));
+    Podman.remove("counter");
     assert_gone(&id);
+}
+
+/// Docker calls create and start in one go, so a member is held there for as long as the set's barriers take.
+#[test]
+fn under_docker_a_member_comes_back_and_a_failed_restore_leaves_nothing() {
+    let daemons = WorkFolder::new();
+    let registered = format!("syncpoint={}", bin("syncpoint-runtime").display());
+    run(&mut command("tests/testbed/docker", [daemons.path().to_str().unwrap(), &registered]));
+    let bed = Bed::with(Docker);
+    let plain = ["run", "--rm", "--runtime", "syncpoint", IMAGE, "sh", "-c", "echo hello; exit 7"];
+    let plain = Docker.command().args(plain).output().unwrap();
+    assert_eq!((plain.status.code(), plain.stdout.as_slice()), (Some(7), b"hello\n".as_slice()));
+    let last = bed.dump();
+
+    let invitation = bed.invite().write();
+    bed.create(&invitation, &[]);
+    run(Docker.command().args(["start", "counter"]));
+    assert_goes_on(Docker, "counter", last);
+    assert_eq!(invitation.hooks().iter().filter(|hook| *hook == "post-restore").count(), 1);
+    let (id, pid) = (Docker.inspect("counter", "{{.Id}}"), Docker.inspect("counter", "{{.State.Pid}}"));
+    let task = Task { container: id.clone(), pid: pid.parse().unwrap() };
+    run(Docker.command().args(["stop", "--time", "0", "counter"]));
+    assert!(!task.is_alive());
+    assert_eq!(Docker.inspect("counter", "{{.State.ExitCode}}"), "137");
+    let (_, said) = run_failing(Docker.command().args(["start", "counter"]));
+    assert!(said.contains("there is no ticket"), "{said}");
+    Docker.remove("counter");
+    assert_gone(&id);
+
+    // CRIU is killed while the session's hook holds it, after the gate: docker start is told so.
+    let invitation = bed.invite().write();
+    let hook = invitation.hooks.with_file_name("hook");
+    write_script(&hook, "#!/bin/sh\n[ $CRTOOLS_SCRIPT_ACTION != post-restore ] || exec sleep 1000\n");
+    bed.create(&invitation, &[]);
+    let id = Docker.inspect("counter", "{{.Id}}");
+    let mut start = Docker.command();
+    let start = start.args(["start", "counter"]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let barrier = Process::wait_for("the hook", |process| process.command.starts_with("sleep 1000"));
+    barrier.signal_parent(Signal::SIGKILL);
+    let output = start.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("was not restored"), "{said}");
+    Docker.remove("counter");
+    barrier.signal(Signal::SIGKILL);
+    assert_gone(&id);
+    assert!(!Process::all().iter().any(|process| process.command.contains("i=$((i+1))")), "no task is left");
+
+    let invitation = bed.invite().write();
+    bed.create(&invitation, &[]);
+    run(Docker.command().args(["start", "counter"]));
+    assert_goes_on(Docker, "counter", last);
+    Docker.remove("counter");
 }
 
 /// No engine: the runtime alone, as a shim calls it.
@@ -418,11 +526,12 @@ fn a_newer_create_ends_an_older_one_and_never_do_two_copies_run() {
     quiet(&mut command("runc", ["checkpoint", "--image-path", images.to_str().unwrap(), "c1"]));
     let _ = command("runc", ["delete", "--force", "c1"]).output();
 
-    let invite = || {
+    let invite_with = |hook: &str| {
         let seat = Seat { session: SessionId::random().unwrap(), member: "counter".parse().unwrap() };
         let session = seat.folder(Path::new(RUN_ROOT));
         fs::DirBuilder::new().mode(0o700).recursive(true).create(&session).unwrap();
-        fs::write(session.join("criu.conf"), "").unwrap();
+        write_script(&session.join("hook"), hook);
+        fs::write(session.join("criu.conf"), format!("action-script={}\n", session.join("hook").display())).unwrap();
         spec_with(&at("bundle/config.json"), &seat);
         let work = at(&seat.session.to_string());
         fs::create_dir(&work).unwrap();
@@ -441,6 +550,7 @@ fn a_newer_create_ends_an_older_one_and_never_do_two_copies_run() {
         ticket.write(Path::new(RUN_ROOT)).unwrap();
         ticket.work
     };
+    let invite = || invite_with("#!/bin/sh\n");
     let (log, pid) = (at("log"), at("pid"));
     let create = || {
         let mut create =
@@ -467,7 +577,7 @@ fn a_newer_create_ends_an_older_one_and_never_do_two_copies_run() {
     third.kill().unwrap();
     third.wait().unwrap();
     wait_until("the older one and its runc are gone", || !newer.is_alive() && !runc.is_still_there());
-    wait_until("nothing is left", || left_of("c1").iter().all(|left| left.contains("sleep")));
+    assert_gone("c1");
     assert_eq!(counted(), before, "nothing was counted by any of them");
     // The annotation is there, and no ticket: never a fresh start.
     assert!(!create().status().unwrap().success());
