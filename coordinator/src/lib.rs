@@ -26,7 +26,7 @@ pub use control::{Absent, AttendError, CommitResult, Committed, Delegate, Delega
 pub use door::{Listen, ListenError};
 pub use fence::{Fence, FenceError};
 pub use plan::{Deadlines, ParseSessionIdError, PlanError, SessionId, SessionPlan};
-pub use proto::{Event, Finished, Hook, Missing, Outcome, SessionKind, Span, Step, Timings};
+pub use proto::{CaptureTime, Event, Finished, Hook, Missing, Outcome, SessionKind, Step, Timings};
 pub use rendezvous::{CloseError, FolderError, Outpost, OutpostError, Rendezvous, RendezvousError};
 pub use service::{Service, ServiceEvent, ServicePlan};
 pub use strangers::{Place, Strangers};

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use coordinator::proto::{
-    Action, ConnectionId, Finished, Hook, Message, Moment, Outcome, Refusal, Reply, Session, SessionKind, Span, Vote,
+    Action, CaptureTime, ConnectionId, Finished, Hook, Message, Moment, Outcome, Refusal, Reply, Session, SessionKind,
+    Vote,
 };
 use coordinator::{Deadlines, PlanError, SessionId, SessionPlan};
 use image_format::{Epoch, MemberId};
@@ -174,7 +175,7 @@ fn nobody_leaves_post_dump_before_the_files_are_taken() {
     driven.captured(at(700));
     assert!(waiting.iter().chain([&again]).all(|waits| driven.answer(*waits) == Some(&Reply::Proceed)));
     let Some(Outcome::Released { timings }) = &driven.outcome else { panic!("{:?}", driven.outcome) };
-    assert_eq!(timings.capture, Some(Span { begin: Duration::ZERO, end: Duration::from_millis(700) }));
+    assert_eq!(timings.capture, Some(CaptureTime { begin: Duration::ZERO, end: Duration::from_millis(700) }));
     for passages in timings.members.values() {
         let passed: Vec<Duration> = passages.iter().map(|passage| passage.passed).collect();
         assert_eq!(passed, [Duration::ZERO, Duration::ZERO, Duration::from_millis(700)]);

@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use runtime::words::chain;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +20,6 @@ use crate::error::EngineError;
 use crate::mounts::unmount_all;
 use crate::processes::is_alive;
 use crate::program::{Program, Ran, ended, words_of};
-use crate::words::chain;
 
 /// The runtime's own log, in the work folder.
 const RUNTIME_LOG: &str = "runc.log";

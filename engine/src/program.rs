@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::attach::{Attachment, InheritedFd};
 use crate::open_files;
-use crate::words::chain;
+use runtime::words::chain;
 
 /// How long an engine may take to answer a question. `podman ps` waits for whoever restores or removes a container.
 const QUESTION: Duration = Duration::from_secs(60);

@@ -10,13 +10,13 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 
 use async_trait::async_trait;
+use runtime::criu_log::{RESTORE_LOG, log_lines};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::attach::Attachment;
 use crate::beside::{OciRuntime, State, make_folder};
 use crate::container::{DumpInto, Files, Present, RunningContainer, criu_configs};
-use crate::criu_log::{RESTORE_LOG, log_lines};
 use crate::driver::{Engine, Labelled, kill_left};
 use crate::error::EngineError;
 use crate::processes::Marks;

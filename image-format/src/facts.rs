@@ -122,7 +122,7 @@ pub struct Facts {
     pub pages_bytes: Option<u64>,
     /// CRIU's own timings of the dump.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub timings: Option<Timings>,
+    pub timings: Option<DumpTimings>,
     /// What the dump needs of a CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu: Option<CpuFact>,
@@ -207,7 +207,7 @@ pub struct Process {
 
 /// CRIU's own timings, in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Timings {
+pub struct DumpTimings {
     /// Until all tasks stood.
     pub freezing_us: u32,
     /// How long they stood.

@@ -44,7 +44,7 @@ pub use digest::{Digest, HashReader, HashWriter, ParseDigestError};
 pub use document::{Document, canonical_json};
 pub use dump::{Captured, DumpError, DumpSource, RecognizeError};
 pub use facts::{
-    Connection, CpuFact, Facts, FactsBuilder, FactsError, MountFact, NetworkFact, Pod, Process, SecretFact, Timings,
+    Connection, CpuFact, DumpTimings, Facts, FactsBuilder, FactsError, MountFact, NetworkFact, Pod, Process, SecretFact,
 };
 pub use generation::{Base, BaseError, Chain, ChainLimits, FirstPage, Link, PageChanges, TableError};
 pub use global::{GlobalCheckpoint, GlobalError, MemberEntry, OrderError};

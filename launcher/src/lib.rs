@@ -14,6 +14,7 @@
 //! launcher is dead fail closed, so nothing runs meanwhile.
 
 mod checkpoint;
+mod errors;
 mod host;
 mod leaving;
 mod memory;
@@ -29,8 +30,9 @@ mod workspace;
 pub use checkpoint::{
     CheckpointError, CheckpointErrorKind, CheckpointOptions, CheckpointReport, CheckpointedMember, ContainerSpec,
     Destination, JoinReport, JoinTarget, MembersError, PageTransport, ParsePageTransportError, RemoteMembers,
-    ResumableCheckpoint, Signer, Watcher, checkpoint, join, resumable, resume, tell_passed_over,
+    ResumableCheckpoint, Signer, Watcher, checkpoint, finish, join, resumable, tell_passed_over,
 };
+pub use errors::FileError;
 pub use host::Host;
 pub use leaving::{EvictError, Leaving, Volumes};
 pub use memory::{KEEP, LazyError, keep};

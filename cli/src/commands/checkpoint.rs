@@ -337,7 +337,7 @@ pub async fn run(mut args: CheckpointArgs, context: &Context) -> Result<(), Comm
     };
     let report = match args.resume {
         None => launcher::checkpoint(&destination, &options, &*context.reporter).await,
-        Some(session) => launcher::resume(session, &destination, &options, &*context.reporter).await,
+        Some(session) => launcher::finish(session, &destination, &options, &*context.reporter).await,
     };
     let report = report.map_err(|error| failed(&options.application, error))?;
     if !signed {

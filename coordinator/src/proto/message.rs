@@ -163,12 +163,12 @@ pub struct Timings {
     /// For each member, in the order of the barriers.
     pub members: BTreeMap<MemberId, Vec<BarrierCrossing>>,
     /// At a dump, when the files were taken.
-    pub capture: Option<Span>,
+    pub capture: Option<CaptureTime>,
 }
 
-/// A stretch of a session's time, both ends since its start.
+/// When the files of a dump were taken, both ends since the session's start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Span {
+pub struct CaptureTime {
     /// When it began.
     pub begin: Duration,
     /// When it was over.

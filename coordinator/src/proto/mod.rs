@@ -28,8 +28,8 @@ mod session;
 
 pub use hook::{Attendance, Barrier, Duty, Hook, ParseHookError, SessionKind, Verdict};
 pub use message::{
-    Action, BarrierCrossing, Cause, ConnectionId, Event, Finished, Message, Missing, Moment, Outcome, Refusal, Reply,
-    Span, Step, Timings, Vote,
+    Action, BarrierCrossing, CaptureTime, Cause, ConnectionId, Event, Finished, Message, Missing, Moment, Outcome,
+    Refusal, Reply, Step, Timings, Vote,
 };
 pub(crate) use message::{LONGEST_REASON, said};
 pub use session::Session;

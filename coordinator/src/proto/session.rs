@@ -8,8 +8,8 @@ use image_format::{Epoch, MemberId};
 
 use super::hook::{Attendance, Duty, Hook};
 use super::message::{
-    Action, BarrierCrossing, Cause, ConnectionId, Event, Finished, Message, Missing, Moment, Outcome, Refusal, Reply,
-    Span, Step, Timings, Vote,
+    Action, BarrierCrossing, CaptureTime, Cause, ConnectionId, Event, Finished, Message, Missing, Moment, Outcome,
+    Refusal, Reply, Step, Timings, Vote,
 };
 use crate::plan::{PlanError, SessionId, SessionPlan};
 
@@ -186,7 +186,7 @@ impl Session {
     /// not being captured, because the session was aborted meanwhile, say, nothing happens.
     pub fn handle_captured(&mut self, now: Moment) {
         if let State::Capturing { since, .. } = self.state {
-            self.release(now, Some(Span { begin: since.since_start(), end: now.since_start() }));
+            self.release(now, Some(CaptureTime { begin: since.since_start(), end: now.since_start() }));
         }
     }
 
@@ -330,7 +330,7 @@ impl Session {
         }
     }
 
-    fn release(&mut self, now: Moment, capture: Option<Span>) {
+    fn release(&mut self, now: Moment, capture: Option<CaptureTime>) {
         self.pass(now, self.last_barrier());
         let members = self.members.iter().map(|(id, member)| (id.clone(), member.passages.clone()));
         let outcome = Outcome::Released { timings: Timings { members: members.collect(), capture } };

@@ -16,33 +16,43 @@
 //! ```
 
 mod answers;
+mod create;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, BufReader, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use coordinator::SessionId;
 use futures_util::future::try_join_all;
-use image_format::{canonical_json, rfc3339};
+use image_format::files::{ArchivedFolder, archived_folder, extract};
+use image_format::{CONTAINER_VERSION, Limits, canonical_json, rfc3339};
+use runtime::criu_log::{RESTORE_LOG, log_lines};
+use runtime::ticket::{RootDiff, Ticket};
+use runtime::words::chain;
 use tokio_util::sync::CancellationToken;
 
 use self::answers::Inspected;
 use crate::attach::Attachment;
-use crate::beside::{Bundle, Places};
+use crate::beside::{Bundle, Places, make_folder};
 use crate::container::{DumpInto, Files, Layers, Present, RunningContainer, criu_configs};
 use crate::driver::{Engine, Labelled, kill_left};
 use crate::error::EngineError;
-use crate::mounts::overlay_at_root;
+use crate::overlay::overlay_at_root;
 use crate::processes::{Marks, is_alive};
 use crate::program::{Program, ProgramError};
 use crate::survey::{Container, Survey};
 use crate::target::{Found, MARK, Target};
 use crate::ties::{Pod, Ties};
 use crate::volumes::Volume;
-use crate::words::chain;
+
+/// The description of a container in its dump.
+const CONTAINER: &str = "container.json";
 
 /// Its namespace in containerd, unless its daemon was told another.
 const NAMESPACE: &str = "moby";
@@ -109,8 +119,21 @@ impl Engine for Docker {
         Ok(String::from_utf8_lossy(&id).trim().to_owned())
     }
 
-    async fn restore(&self, _: &Target, _: &CancellationToken) -> Result<(), String> {
-        Err("syncpoint does not restore into Docker yet".to_owned())
+    /// By a ticket and a container under the runtime that restores: it is restored and held while
+    /// Docker makes its task, and its tasks run when Docker has started it.
+    async fn restore(&self, target: &Target, kill: &CancellationToken) -> Result<(), String> {
+        let container = described(target)?;
+        let image = image(&container).await.map_err(|error| chain(&error))?;
+        let run_root = target.criu_config.ancestors().nth(3).ok_or("its session has no folder")?;
+        let ticket = ticket(target);
+        make_folder(&ticket.work)?;
+        ticket.write(run_root).map_err(|error| chain(&error))?;
+        let seat = ticket.seat().to_string();
+        create::create(target, &container, &image, &seat).finish(Stdio::null(), kill).await?;
+        for connect in create::connect(target, &container) {
+            connect.finish(Stdio::null(), kill).await?;
+        }
+        docker(["start", "--", &target.container]).finish(Stdio::null(), kill).await
     }
 
     async fn labelled(&self, label: &str, value: &str) -> Result<Vec<String>, EngineError> {
@@ -183,8 +206,9 @@ impl Engine for Docker {
         absent_is_fine(docker(["volume", "rm", volume])).await
     }
 
-    async fn log_lines(&self, _: &Target) -> Vec<String> {
-        Vec::new()
+    async fn log_lines(&self, target: &Target) -> Vec<String> {
+        let log = ticket(target).work.join(RESTORE_LOG);
+        if log.exists() { log_lines(&log) } else { Vec::new() }
     }
 
     async fn find(&self, target: &Target) -> Result<Option<Found>, EngineError> {
@@ -208,10 +232,75 @@ impl Engine for Docker {
         kill_left(&target.container, Marks { id, ..marks.clone() }).await
     }
 
+    async fn make_volume(&self, volume: &Volume, session: SessionId, content: &Path) -> Result<(), EngineError> {
+        let failed = |source| EngineError::Volume { volume: volume.name.clone(), source };
+        if volume.is_mount() {
+            let words = "something is mounted as the volume, which Docker does only for containers that run";
+            return Err(failed(io::Error::other(words)));
+        }
+        create::volume(volume, session).answer().await.map_err(self::failed)?;
+        let answer = ask(["volume", "inspect", &volume.name]).await?;
+        let folder = parsed(&answer, answers::mountpoint)?;
+        let content = content.to_owned();
+        let filled = tokio::task::spawn_blocking(move || fill(&folder, &content)).await.map_err(io::Error::other);
+        filled.flatten().map_err(failed)
+    }
+
     async fn volumes(&self) -> Result<Vec<Volume>, EngineError> {
         let names = answers::lines(&ask(["volume", "ls", "--quiet"]).await?);
         parsed(&all("volume", &names).await?, answers::volumes)
     }
+}
+
+/// What a target's dump says of its container.
+fn described(target: &Target) -> Result<image_format::Container, String> {
+    let path = target.dump.with_file_name(CONTAINER);
+    let failed = |error: &dyn std::fmt::Display| format!("{} cannot be read: {error}", path.display());
+    let content = fs::read(&path).map_err(|error| failed(&error))?;
+    let container: image_format::Container = serde_json::from_slice(&content).map_err(|error| failed(&error))?;
+    match container.version {
+        CONTAINER_VERSION => Ok(container),
+        version => Err(failed(&format!("it has version {version}, and this program reads {CONTAINER_VERSION}"))),
+    }
+}
+
+/// What Docker here knows a container's base image by: its name, if that is the very image.
+async fn image(container: &image_format::Container) -> Result<String, EngineError> {
+    let image_format::BaseImage { name, id } = &container.image;
+    let id = id.clone().unwrap_or_default();
+    let Some(name) = name else { return Ok(id) };
+    let found = docker(["image", "inspect", "--format", "{{.Id}}", "--", name]).ask().await?;
+    let same = id.is_empty() || String::from_utf8_lossy(&found.answer).trim() == id;
+    Ok(if same { name.clone() } else { id })
+}
+
+/// The ticket to a target's restore; what its dump does not have, the runtime does not get.
+fn ticket(target: &Target) -> Ticket {
+    let beside = |name: &str| Some(target.dump.with_file_name(name)).filter(|path| path.is_file());
+    let folder = target.dump.ancestors().nth(2).unwrap_or(&target.dump);
+    Ticket {
+        version: Ticket::VERSION,
+        member: target.member.clone(),
+        session: target.session,
+        images: target.dump.clone(),
+        work: target.follows.clone().unwrap_or_else(|| folder.join("work")),
+        criu_config: target.criu_config.clone(),
+        rootfs: beside("rootfs-diff.tar").map(|tar| RootDiff { tar, deleted: beside("deleted.files") }),
+        shm: beside("devshm-checkpoint.tar"),
+        spec: beside("spec.dump"),
+        lazily: target.follows.is_some(),
+    }
+}
+
+/// Puts a volume's content into its folder, which gets the owner and the mode that it had.
+fn fill(folder: &Path, content: &Path) -> io::Result<()> {
+    let root = File::open(folder)?;
+    let limits = Limits::default();
+    extract(BufReader::new(File::open(content)?), root.as_fd(), &limits).map_err(io::Error::other)?;
+    let top = archived_folder(BufReader::new(File::open(content)?), &limits).map_err(io::Error::other)?;
+    let Some(ArchivedFolder { uid, gid, mode }) = top else { return Ok(()) };
+    std::os::unix::fs::fchown(&root, Some(uid), Some(gid))?;
+    root.set_permissions(fs::Permissions::from_mode(mode))
 }
 
 fn docker<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Program {
@@ -363,7 +452,7 @@ fn has_own_users(map: &str) -> bool {
 fn describe(found: &Inspected, version: Option<String>, spec: &[u8], images: &Path, work: &Path) -> io::Result<()> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let container = serde_json::to_value(found.describe(version))?;
-    write(&images.join("container.json"), &canonical_json(&container)?)?;
+    write(&images.join(CONTAINER), &canonical_json(&container)?)?;
     write(&images.join("config.dump"), &canonical_json(&found.config_dump(&rfc3339(since.as_secs())))?)?;
     write(&images.join("spec.dump"), spec)?;
     for name in ["dump.log", "stats-dump"] {

@@ -21,13 +21,13 @@ use coordinator::SessionId;
 use futures_util::future::try_join_all;
 use image_format::Limits;
 use image_format::files::{ArchivedFolder, archived_folder};
+use runtime::criu_log::{RESTORE_LOG, log_lines};
 use tokio_util::sync::CancellationToken;
 
 use self::answers::{Inspected, Seen};
 use crate::attach::Attachment;
 use crate::beside::OciRuntime;
 use crate::container::{DumpInto, Files, Layers, Present, RunningContainer, criu_configs};
-use crate::criu_log::{RESTORE_LOG, log_lines};
 use crate::driver::{Engine, Labelled, kill_left};
 use crate::error::EngineError;
 use crate::mounts::{remove_folder, unmount_cgyards};
@@ -37,7 +37,7 @@ use crate::survey::{Container, Survey};
 use crate::target::{Found, MARK, Target};
 use crate::ties::{Pod, Ties};
 use crate::volumes::Volume;
-use crate::words::chain;
+use runtime::words::chain;
 
 /// How long filling a volume may take.
 const IMPORT: Duration = Duration::from_secs(3600);

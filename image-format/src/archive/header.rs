@@ -33,16 +33,19 @@ pub(crate) fn write_header(entry: &Entry, mtime: u64, out: &mut impl Write) -> i
 /// Folders of archives begin with this that are there only while the archive is extracted: a detour of links.
 pub(crate) const DETOUR: &[u8] = b".syncpoint-links";
 
+/// The comment by which a removal is known to us.
+pub(super) const REMOVAL: &[u8] = b"podman removes this";
+
 /// Writes an entry that makes podman remove what was extracted under a name: a global header. podman (`containers/storage`,
 /// `pkg/archive`) takes away what is there before it looks at an entry's kind, and then makes nothing of this kind. Other
 /// programs read a comment, and leave what is there.
 pub(crate) fn write_removal(name: &[u8], out: &mut impl Write) -> io::Result<()> {
     let mut header = Header::new(b'g', 0o644);
-    let comment = b"31 comment=podman removes this\n".as_slice();
+    let comment = [b"31 comment=", REMOVAL, b"\n"].concat();
     header.text(0..100, b"path", name);
     header.number(124..136, b"size", comment.len() as u64);
     header.write(out)?;
-    out.write_all(comment)?;
+    out.write_all(&comment)?;
     out.write_all(padding(comment.len() as u64))
 }
 

@@ -86,6 +86,48 @@ impl Entry {
     }
 }
 
+/// One entry of the archive of a container's files, which hold more than dumps do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TreeEntry {
+    /// As the archive has it.
+    pub name: Vec<u8>,
+    pub kind: TreeKind,
+    /// Permission bits, at most 0o7777.
+    pub mode: u32,
+    pub uid: u64,
+    pub gid: u64,
+    /// Seconds since 1970.
+    pub mtime: i64,
+    /// What goes on top of them.
+    pub mtime_nanos: u32,
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum TreeKind {
+    File {
+        size: u64,
+    },
+    Directory,
+    Symlink {
+        target: Vec<u8>,
+    },
+    HardLink {
+        target: Vec<u8>,
+    },
+    CharDevice {
+        major: u32,
+        minor: u32,
+    },
+    BlockDevice {
+        major: u32,
+        minor: u32,
+    },
+    Fifo,
+    /// What was extracted under this name was only needed meanwhile, see [`write_removal`].
+    Removal,
+}
+
 /// A source of entries. Reading from it gives the bytes of the entry that came last, and ends with them.
 pub(crate) trait Entries: Read {
     /// The next entry; what was not read of the one before is skipped. `None` after the last one.

@@ -7,9 +7,9 @@ use std::str;
 
 use tar::{EntryType, GnuExtSparseHeader, Header};
 
-use super::header::{XATTR_RECORD, padding};
+use super::header::{DETOUR, REMOVAL, XATTR_RECORD, padding};
 use super::sparse::{Map, Run};
-use super::{ArchiveError, CHUNK, Entries, Entry, EntryKind, EntryName, read_full};
+use super::{ArchiveError, CHUNK, Entries, Entry, EntryKind, EntryName, TreeEntry, TreeKind, read_full};
 use crate::Limits;
 
 const BLOCK: usize = 512;
@@ -55,7 +55,16 @@ impl<R: Read> ArchiveReader<R> {
         self.input
     }
 
-    fn read_entry(&mut self) -> Result<Option<Entry>, ArchiveError> {
+    /// The next entry of an archive of a container's files; what was not read of the one before is skipped.
+    pub fn next_tree_entry(&mut self) -> Result<Option<TreeEntry>, ArchiveError> {
+        if self.done {
+            return Ok(None);
+        }
+        self.skip_content()?;
+        self.read_entry()
+    }
+
+    fn read_entry(&mut self) -> Result<Option<TreeEntry>, ArchiveError> {
         self.allowance = self.header_bytes;
         let mut extensions = Extensions::default();
         loop {
@@ -81,6 +90,13 @@ impl<R: Read> ArchiveReader<R> {
                     if records.keys().any(|key| key != b"comment") {
                         return Err(malformed("a global header that says more than a comment"));
                     }
+                    let name = header.path_bytes().into_owned();
+                    let ours = name.strip_prefix(b"./").is_some_and(|name| name.starts_with(DETOUR));
+                    if ours && records.get(&b"comment"[..]).is_some_and(|comment| comment == REMOVAL) {
+                        let (kind, xattrs) = (TreeKind::Removal, BTreeMap::new());
+                        let entry = TreeEntry { name, kind, mode: 0, uid: 0, gid: 0, mtime: 0, mtime_nanos: 0, xattrs };
+                        return Ok(Some(entry));
+                    }
                 }
                 _ => return self.begin(header, extensions).map(Some),
             }
@@ -88,7 +104,7 @@ impl<R: Read> ArchiveReader<R> {
     }
 
     /// Turns a header into an entry and sets up the reading of its content.
-    fn begin(&mut self, header: &Header, mut extensions: Extensions) -> Result<Entry, ArchiveError> {
+    fn begin(&mut self, header: &Header, mut extensions: Extensions) -> Result<TreeEntry, ArchiveError> {
         let mut pax = extensions.pax.take().unwrap_or_default();
         let mut name = overridden(extensions.name, pax.remove(&b"path"[..]), || header.path_bytes().into_owned())?;
         let target = || header.link_name_bytes().unwrap_or_default().into_owned();
@@ -100,9 +116,9 @@ impl<R: Read> ArchiveReader<R> {
         let stored = number(b"size", SIZE, Header::entry_size)?;
         let uid = number(b"uid", 108..116, Header::uid)?;
         let gid = number(b"gid", 116..124, Header::gid)?;
-        let mtime = match pax.get(&b"mtime"[..]) {
-            Some(text) => parse_decimal(text.split(|byte| *byte == b'.').next().unwrap_or_default()).unwrap_or(0),
-            None => header.mtime().unwrap_or(0),
+        let (mtime, mtime_nanos) = match pax.get(&b"mtime"[..]) {
+            Some(text) => parse_time(text).unwrap_or_default(),
+            None => (header.mtime().ok().and_then(|seconds| seconds.try_into().ok()).unwrap_or(0), 0),
         };
         let mode = number(b"mode", 100..108, |header| header.mode().map(u64::from))? as u32 & 0o7777;
 
@@ -115,21 +131,29 @@ impl<R: Read> ArchiveReader<R> {
             (name, size) = self.read_pax_map(&pax, stored)?;
         }
         let shown = || EntryName::new(&name);
+        let device = || {
+            let part =
+                |part: io::Result<Option<u32>>| part.ok().flatten().ok_or_else(|| malformed("a device's number"));
+            Ok((part(header.device_major())?, part(header.device_minor())?))
+        };
         let kind = match header.entry_type() {
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => EntryKind::File { size },
-            EntryType::Directory => EntryKind::Directory,
-            EntryType::Symlink => EntryKind::Symlink { target },
-            EntryType::Link => EntryKind::HardLink { target },
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => TreeKind::File { size },
+            EntryType::Directory => TreeKind::Directory,
+            EntryType::Symlink => TreeKind::Symlink { target },
+            EntryType::Link => TreeKind::HardLink { target },
+            EntryType::Char => device().map(|(major, minor)| TreeKind::CharDevice { major, minor })?,
+            EntryType::Block => device().map(|(major, minor)| TreeKind::BlockDevice { major, minor })?,
+            EntryType::Fifo => TreeKind::Fifo,
             other => return Err(ArchiveError::UnsupportedType { entry: shown(), kind: in_words(other) }),
         };
-        if stored > 0 && !matches!(kind, EntryKind::File { .. }) {
+        if stored > 0 && !matches!(kind, TreeKind::File { .. }) {
             return Err(ArchiveError::UnexpectedContent { entry: shown() });
         }
         let xattrs = pax
             .into_iter()
             .filter_map(|(key, value)| Some((key.strip_prefix(XATTR_RECORD)?.to_vec(), value)))
             .collect();
-        Ok(Entry { name, kind, mode, uid, gid, mtime, xattrs })
+        Ok(TreeEntry { name, kind, mode, uid, gid, mtime, mtime_nanos, xattrs })
     }
 
     /// The map of an old GNU sparse file: some of it in its header, the rest in blocks that follow.
@@ -254,12 +278,33 @@ impl<R: Read> ArchiveReader<R> {
 
 impl<R: Read> Entries for ArchiveReader<R> {
     fn next_entry(&mut self) -> Result<Option<Entry>, ArchiveError> {
-        if self.done {
-            return Ok(None);
+        loop {
+            match self.next_tree_entry()? {
+                None => return Ok(None),
+                // A comment to whoever reads a dump.
+                Some(TreeEntry { kind: TreeKind::Removal, .. }) => {}
+                Some(entry) => return plain(entry).map(Some),
+            }
         }
-        self.skip_content()?;
-        self.read_entry()
     }
+}
+
+/// What dumps hold.
+fn plain(entry: TreeEntry) -> Result<Entry, ArchiveError> {
+    let TreeEntry { name, kind, mode, uid, gid, mtime, xattrs, .. } = entry;
+    let kind = match kind {
+        TreeKind::File { size } => EntryKind::File { size },
+        TreeKind::Directory => EntryKind::Directory,
+        TreeKind::Symlink { target } => EntryKind::Symlink { target },
+        TreeKind::HardLink { target } => EntryKind::HardLink { target },
+        TreeKind::CharDevice { .. } | TreeKind::BlockDevice { .. } => return Err(unsupported(&name, "device")),
+        TreeKind::Fifo | TreeKind::Removal => return Err(unsupported(&name, "named pipe")),
+    };
+    Ok(Entry { name, kind, mode, uid, gid, mtime: mtime.try_into().unwrap_or(0), xattrs })
+}
+
+fn unsupported(name: &[u8], kind: &'static str) -> ArchiveError {
+    ArchiveError::UnsupportedType { entry: EntryName::new(name), kind }
 }
 
 impl<R: Read> Read for ArchiveReader<R> {
@@ -339,6 +384,21 @@ fn overridden(
         (Some(name), None) | (None, Some(name)) => Ok(name),
         (None, None) => Ok(plain()),
     }
+}
+
+/// Seconds since 1970 and the nanoseconds on top of them, of a decimal fraction.
+fn parse_time(text: &[u8]) -> Option<(i64, u32)> {
+    let (is_before, text) = text.strip_prefix(b"-").map_or((false, text), |text| (true, text));
+    let mut parts = text.splitn(2, |byte| *byte == b'.');
+    let seconds = i64::try_from(parse_decimal(parts.next()?).ok()?).ok()?;
+    let mut digits = parts.next().unwrap_or_default().to_vec();
+    digits.resize(9, b'0');
+    let nanos = u32::try_from(parse_decimal(&digits).ok()?).ok()?;
+    Some(match (is_before, nanos) {
+        (false, _) => (seconds, nanos),
+        (true, 0) => (-seconds, 0),
+        (true, _) => (-seconds - 1, 1_000_000_000 - nanos),
+    })
 }
 
 fn parse_decimal(text: &[u8]) -> Result<u64, ArchiveError> {

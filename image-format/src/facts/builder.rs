@@ -8,7 +8,7 @@ use super::engine::{
     ConfigDump, ContainerStatus, NamedNetworkOptions, NamedVolume, NetworkOptions, NetworkStatus, OtherVolume, Secret,
     Spec,
 };
-use super::{Connection, CpuFact, Facts, MountFact, NetworkFact, Pod, Process, SecretFact, Timings};
+use super::{Connection, CpuFact, DumpTimings, Facts, MountFact, NetworkFact, Pod, Process, SecretFact};
 use crate::criu::{
     Core, CriuError, File, ImageKind, InetSocket, Inventory, PagemapEntry, PagemapHead, Records, Stats, TaskTree,
 };
@@ -274,7 +274,7 @@ impl FactsBuilder {
         let connections = self.connections();
         let processes = self.processes();
         let pages_bytes = self.pages_bytes();
-        let timings = self.stats.dump.as_ref().map(|dump| Timings {
+        let timings = self.stats.dump.as_ref().map(|dump| DumpTimings {
             freezing_us: dump.freezing_time,
             frozen_us: dump.frozen_time,
             memdump_us: dump.memdump_time,

@@ -5,6 +5,7 @@
 //! ```text
 //! folder --clone_tree--> copy beside it (reflinks where the filesystem has them)      while the container is frozen
 //! copy --archive_folder / archive_upper--> tar, as podman's restore extracts it       when it runs again
+//! tar --extract--> the folder that a restored container gets                          before CRIU restores it
 //! ```
 //!
 //! A tree may hold anything that a container made. So every step down is an `openat` that follows no symbolic link, names
@@ -13,6 +14,7 @@
 
 mod archive;
 mod clone;
+mod extract;
 mod holes;
 mod node;
 mod remove;
@@ -24,6 +26,7 @@ use std::path::PathBuf;
 
 pub use self::archive::{ArchivedFolder, archive_folder, archived_folder};
 pub use self::clone::{Writers, clone_tree};
+pub use self::extract::{ExtractError, extract, has_content, remove_paths};
 pub use self::holes::HoleWriter;
 pub use self::remove::remove_tree;
 pub use self::upper::archive_upper;

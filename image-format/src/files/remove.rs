@@ -18,9 +18,22 @@ pub fn remove_tree(dir: &Path) -> io::Result<()> {
     let name = CString::new(dir.as_os_str().as_bytes())?;
     // The path to the folder may lead through links and over mounts; nothing below it does.
     let folder = rustix::fs::openat(CWD, &*name, DOWN, Mode::empty())?;
+    remove_below(CWD, Level::read(name, folder)?)
+}
+
+/// Removes whatever has this name in a folder, as [`remove_tree`] does. Nothing of that name is fine.
+pub(super) fn remove_in(parent: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
+    match remove_one(parent, name, false)? {
+        None => Ok(()),
+        Some(level) => remove_below(parent, level),
+    }
+}
+
+/// Empties a folder that is open, and removes it from its parent.
+fn remove_below(parent: BorrowedFd<'_>, level: Level) -> io::Result<()> {
     let mut first_error = None;
     // The open folders on the way down, each with what is still to be removed in it.
-    let mut open = vec![Level::read(name, folder)?];
+    let mut open = vec![level];
     while let Some(level) = open.last_mut() {
         if let Some((name, is_folder)) = level.left.pop() {
             match remove_one(level.folder.as_fd(), &name, is_folder) {
@@ -31,7 +44,7 @@ pub fn remove_tree(dir: &Path) -> io::Result<()> {
                 }
             }
         } else if let Some(Level { name, .. }) = open.pop() {
-            let above = open.last().map_or(CWD, |level| level.folder.as_fd());
+            let above = open.last().map_or(parent, |level| level.folder.as_fd());
             match unlinkat(above, &*name, AtFlags::REMOVEDIR) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(error) => {

@@ -14,6 +14,7 @@ use registry::{CatalogueError, CopyError, ParseReferenceError, StoreError, Tag};
 use tokio_util::sync::CancellationToken;
 
 use super::members::MembersError;
+use crate::errors::{FileError, OfPhase};
 use crate::observer::Phase;
 use crate::pages::PagesError;
 use crate::restore::error::listed;
@@ -34,7 +35,7 @@ pub struct CheckpointError {
     pub hook: Option<Hook>,
     /// The error lines of that member's CRIU log; few and short.
     pub log_lines: Vec<String>,
-    /// The tentative checkpoint is whole, and [`resume`](super::resume) can make it permanent.
+    /// The tentative checkpoint is whole, and [`finish`](super::finish) can make it permanent.
     pub resumable: Option<SessionId>,
 }
 
@@ -100,14 +101,8 @@ pub enum CheckpointErrorKind {
     #[error(transparent)]
     Tag(#[from] ParseReferenceError),
     /// A file or folder of this program's own.
-    #[error("{path:?} cannot be used")]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// CRIU's configuration for a container cannot be put into its place.
     #[error("the CRIU configuration {path:?} of member {member} cannot be used")]
     Attach {
@@ -297,6 +292,14 @@ pub enum CheckpointErrorKind {
     /// It was cancelled.
     #[error("the checkpoint was cancelled; the application runs on")]
     Cancelled,
+}
+
+impl OfPhase for CheckpointError {
+    type Kind = CheckpointErrorKind;
+
+    fn of(phase: Phase, kind: CheckpointErrorKind) -> Self {
+        Self::new(phase, kind)
+    }
 }
 
 impl CheckpointError {

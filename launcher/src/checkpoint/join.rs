@@ -31,9 +31,10 @@ use super::options::{CheckpointOptions, Destination, JoinTarget};
 use super::record::{Tentative, TentativeMember};
 use super::upload::{Sent, Upload};
 use super::{
-    CheckpointedMember, Watcher, attachments, broken_off, claim_containers, commit, examine, file, page_servers,
-    remove, session, stop,
+    CheckpointedMember, Watcher, attachments, broken_off, claim_containers, commit, examine, page_servers, remove,
+    session, stop,
 };
+use crate::errors::At;
 use crate::observer::Phase;
 use crate::session::{SessionDriver, SessionHandle};
 use crate::workspace::make_run_root;
@@ -88,7 +89,7 @@ pub async fn join(
         return Err(examining(CheckpointErrorKind::NotRoot));
     }
     let run_root = make_run_root(&options.run_root);
-    let run_root = run_root.map_err(|source| file(&options.run_root, source)).map_err(examining)?;
+    let run_root = run_root.at(&options.run_root).map_err(|error| examining(error.into()))?;
     watcher.phase(Phase::Await);
     let (members, delegation, summons) =
         await_invitation(joining, options, watcher).await.map_err(|kind| CheckpointError::new(Phase::Await, kind))?;
@@ -209,12 +210,12 @@ impl Part<'_> {
         let mut claims = Claims::default();
         claim_containers(&mut claims, &members, self.options).map_err(dumping)?;
         let swept = super::sweep::sweep(&self.options.work_dir, self.watcher).await;
-        swept.map_err(|source| dumping(file(&self.options.work_dir, source)))?;
+        swept.at(&self.options.work_dir).map_err(|error| dumping(error.into()))?;
 
         // The coordinating host may be this machine, and so may that of other members: folders have names of their own.
         let own = SessionId::random().map_err(|_| dumping(CheckpointErrorKind::Random))?;
         let workspace = Workspace::create(&self.options.work_dir, Purpose::Checkpoint, own);
-        let mut workspace = workspace.map_err(|source| dumping(file(&self.options.work_dir, source)))?;
+        let mut workspace = workspace.at(&self.options.work_dir).map_err(|error| dumping(error.into()))?;
         let tentative = Tentative {
             session: first.session.session,
             run_root: self.run_root.join(format!("joined-{own}")),
@@ -289,7 +290,7 @@ impl Part<'_> {
     ) -> Result<(Committed, Tentative, Sent), CheckpointError> {
         self.watcher.phase(Phase::Dump);
         let dumping = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Dump, kind);
-        workspace.write(&tentative).map_err(|source| dumping(file(workspace.path(), source)))?;
+        workspace.write(&tentative).at(workspace.path()).map_err(|error| dumping(error.into()))?;
         let remotes = members.iter().map(|member| (member.id.clone(), remote(self.joining, &member.id))).collect();
         let (run_root, hook_program) = (&tentative.run_root, &self.options.hook_program);
         let session = &self.bounded(session);

@@ -61,6 +61,7 @@ use self::base::Bases;
 use self::members::{Member, resolve};
 use self::record::{Tentative, TentativeMember};
 use self::session::Dumping;
+use crate::errors::{At, in_phase};
 use crate::observer::{Observer, Phase};
 use crate::session::{Broken, SessionDriver, SessionHandle};
 use crate::workspace::make_run_root;
@@ -143,40 +144,54 @@ pub async fn checkpoint(
     ended.map_err(|error| error.or_cancelled(&options.cancel))
 }
 
+/// What is known of an application before anything of it is touched.
+struct Examined {
+    run_root: PathBuf,
+    members: Vec<Member>,
+    line: commit::Line,
+    /// Held until the end.
+    _claims: Claims,
+}
+
+async fn examine(
+    destination: &Destination,
+    options: &CheckpointOptions,
+    watcher: &dyn Watcher,
+) -> Result<Examined, CheckpointErrorKind> {
+    if !options.host.root {
+        return Err(CheckpointErrorKind::NotRoot);
+    }
+    let run_root = make_run_root(&options.run_root).at(&options.run_root)?;
+    let mut claims = Claims::default();
+    claim_application(&mut claims, options)?;
+    let members = resolve(options).await?;
+    examine::refuse(&members)?;
+    examine::warn(&options.host.engines, &members, watcher).await;
+    let elsewhere = options.elsewhere.as_ref().map_or(0, |elsewhere| elsewhere.members.len());
+    raise_for(members.len() + elsewhere)?;
+    claim_containers(&mut claims, &members, options)?;
+    let line = commit::line(destination, &options.application, options.jobs, watcher).await?;
+    Ok(Examined { run_root, members, line, _claims: claims })
+}
+
 async fn attempt(
     destination: &Destination,
     options: &CheckpointOptions,
     watcher: &dyn Watcher,
 ) -> Result<CheckpointReport, CheckpointError> {
-    let in_phase = |phase| move |kind: CheckpointErrorKind| CheckpointError::new(phase, kind);
-    watcher.phase(Phase::Examine);
-    let examining = in_phase(Phase::Examine);
-    if !options.host.root {
-        return Err(examining(CheckpointErrorKind::NotRoot));
-    }
-    let run_root = make_run_root(&options.run_root);
-    let run_root = run_root.map_err(|source| file(&options.run_root, source)).map_err(examining)?;
-    // Held until the end.
-    let mut claims = Claims::default();
-    claim_application(&mut claims, options).map_err(examining)?;
-    let mut members = resolve(options).await.map_err(|error| examining(error.into()))?;
-    examine::refuse(&members).map_err(examining)?;
-    examine::warn(&options.host.engines, &members, watcher).await;
-    let elsewhere = options.elsewhere.as_ref().map_or(0, |elsewhere| elsewhere.members.len());
-    raise_for(members.len() + elsewhere).map_err(|error| examining(error.into()))?;
-    claim_containers(&mut claims, &members, options).map_err(examining)?;
-    let line = commit::line(destination, &options.application, options.jobs, watcher).await.map_err(examining)?;
-
-    watcher.phase(Phase::Sweep);
-    let swept = sweep::sweep(&options.work_dir, watcher).await;
-    swept.map_err(|source| file(&options.work_dir, source)).map_err(in_phase(Phase::Sweep))?;
+    let examined = in_phase(watcher, Phase::Examine, examine(destination, options, watcher)).await?;
+    let Examined { run_root, mut members, line, _claims } = examined;
+    in_phase(watcher, Phase::Sweep, async {
+        Ok(sweep::sweep(&options.work_dir, watcher).await.at(&options.work_dir)?)
+    })
+    .await?;
 
     let (roll_call, others) = elsewhere::gather(&mut members, options, watcher).await?;
 
-    let dumping = in_phase(Phase::Dump);
+    let dumping = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Dump, kind);
     let session = SessionId::random().map_err(|_| dumping(CheckpointErrorKind::Random))?;
     let workspace = Workspace::create(&options.work_dir, Purpose::Checkpoint, session);
-    let workspace = workspace.map_err(|source| file(&options.work_dir, source)).map_err(dumping)?;
+    let workspace = workspace.at(&options.work_dir).map_err(|error| dumping(error.into()))?;
     let before = base::candidates(&line, options);
     let nobody_is_asked = matches!(destination.trust, Trust::InsecureNoVerify);
     let mut all: Vec<TentativeMember> = members.iter().map(tentative).chain(others).collect();
@@ -220,7 +235,7 @@ async fn attempt(
 ///
 /// # Errors
 /// Nothing of that name, or a store that still fails: then it can be resumed again.
-pub async fn resume(
+pub async fn finish(
     session: SessionId,
     destination: &Destination,
     options: &CheckpointOptions,
@@ -230,7 +245,7 @@ pub async fn resume(
     watcher.phase(Phase::Examine);
     let examining = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Examine, kind);
     let orphans = Workspace::orphans(&options.work_dir, Purpose::Checkpoint);
-    let orphans = orphans.map_err(|source| examining(file(&options.work_dir, source)))?;
+    let orphans = orphans.at(&options.work_dir).map_err(|error| examining(error.into()))?;
     let mut found = None;
     for orphan in orphans {
         let read = orphan.read::<Tentative>().ok().flatten();
@@ -320,8 +335,7 @@ impl Run<'_> {
     async fn dump(&mut self) -> Result<(Dumping, Rendezvous), CheckpointError> {
         self.watcher.phase(Phase::Dump);
         let failed = |kind: CheckpointErrorKind| CheckpointError::new(Phase::Dump, kind);
-        let written = self.workspace.write(&self.tentative);
-        written.map_err(|source| failed(file(self.workspace.path(), source)))?;
+        self.workspace.write(&self.tentative).at(self.workspace.path()).map_err(|error| failed(error.into()))?;
         let plan = SessionPlan {
             kind: SessionKind::Dump,
             id: self.tentative.session,
@@ -427,7 +441,7 @@ fn attachments(
         });
         let handed = pages.and_then(MemberPages::hand_over);
         if let Some(InheritedFd { descriptor, number }) = &handed {
-            expect_handed(&config, *number, descriptor).map_err(|source| file(&config, source))?;
+            expect_handed(&config, *number, descriptor).at(&config)?;
         }
         Ok((member.id.clone(), Attachment { cover: cover?, handed }))
     };
@@ -511,7 +525,7 @@ fn micros(time: Duration) -> u64 {
 
 fn claim_application(claims: &mut Claims, options: &CheckpointOptions) -> Result<(), CheckpointErrorKind> {
     let claimed = claims.claim(&options.run_root, &format!("application-{}", options.application));
-    match claimed.map_err(|source| file(&options.run_root, source))? {
+    match claimed.at(&options.run_root)? {
         true => Ok(()),
         false => Err(CheckpointErrorKind::Busy { what: format!("the application {}", options.application) }),
     }
@@ -524,7 +538,7 @@ fn claim_containers(
 ) -> Result<(), CheckpointErrorKind> {
     for Member { engine, source, .. } in members {
         let claimed = claims.claim_container(&options.run_root, *engine, &source.container);
-        if !claimed.map_err(|source| file(&options.run_root, source))? {
+        if !claimed.at(&options.run_root)? {
             return Err(CheckpointErrorKind::Busy { what: format!("the container {}", source.container) });
         }
     }
@@ -536,10 +550,6 @@ fn remove(workspace: Workspace, watcher: &dyn Watcher) {
     if let Err(error) = workspace.remove() {
         watcher.warning(&format!("{} cannot be removed: {error}", path.display()));
     }
-}
-
-fn file(path: &std::path::Path, source: std::io::Error) -> CheckpointErrorKind {
-    CheckpointErrorKind::File { path: PathBuf::from(path), source }
 }
 
 #[cfg(test)]
@@ -623,7 +633,7 @@ mod tests {
                 CheckpointOptions { work_dir, ..CheckpointOptions::new("app".parse().unwrap(), PathBuf::new()) };
             let to = signed_into(Stuck::at(operation, Arc::clone(&store)), &key);
             soon(&options.cancel);
-            let ended = timeout(Duration::from_secs(20), resume(session, &to, &options, &())).await;
+            let ended = timeout(Duration::from_secs(20), finish(session, &to, &options, &())).await;
             match ended.unwrap_or_else(|_| panic!("stuck at {operation}")) {
                 Ok(_) => {}
                 Err(error) => {
@@ -632,7 +642,7 @@ mod tests {
                     stuck.insert(*operation);
                     // It is still there, and can be finished.
                     let options = CheckpointOptions { cancel: CancellationToken::new(), ..options };
-                    resume(session, &signed_into(store, &key), &options, &()).await.unwrap();
+                    finish(session, &signed_into(store, &key), &options, &()).await.unwrap();
                 }
             }
         }
@@ -653,23 +663,23 @@ mod tests {
         };
         let signed = signed_into(Arc::clone(&store), &key);
         let unsigned = Destination { signer: None, trust: Trust::InsecureNoVerify, ..signed.clone() };
-        let base = resume(unsent(&work_dir, None).await, &unsigned, &options, &()).await.unwrap().digest;
+        let base = finish(unsent(&work_dir, None).await, &unsigned, &options, &()).await.unwrap().digest;
 
         let session = unsent(&work_dir, Some(base)).await;
-        let error = resume(session, &signed, &options, &()).await.unwrap_err();
+        let error = finish(session, &signed, &options, &()).await.unwrap_err();
         assert!(
             matches!(*error.kind, CheckpointErrorKind::UnsignedBase { base: named, .. } if named == base),
             "{error}"
         );
         let gone = unsent(&work_dir, Some(Digest::of(b"gone"))).await;
-        let error = resume(gone, &signed, &options, &()).await.unwrap_err();
+        let error = finish(gone, &signed, &options, &()).await.unwrap_err();
         assert!(matches!(*error.kind, CheckpointErrorKind::UnsignedBase { .. }), "{error}");
 
         let root = store.resolve(&Selector::Digest(base)).await.unwrap();
         registry::sign::sign(&*store, &root, &key, "app").await.unwrap();
-        assert_eq!(resume(session, &signed, &options, &()).await.unwrap().predecessor, Some(base));
+        assert_eq!(finish(session, &signed, &options, &()).await.unwrap().predecessor, Some(base));
         // Whoever asks for no signature gets none.
-        resume(gone, &unsigned, &options, &()).await.unwrap();
+        finish(gone, &unsigned, &options, &()).await.unwrap();
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -682,7 +692,7 @@ mod tests {
             ..CheckpointOptions::new("app".parse().unwrap(), PathBuf::new())
         };
         let ours = signed_into(Arc::clone(&store), &key);
-        let image = resume(unsent(&work_dir, None).await, &ours, &options, &()).await.unwrap().members[0].digest;
+        let image = finish(unsent(&work_dir, None).await, &ours, &options, &()).await.unwrap().members[0].digest;
         let member: MemberId = "a".parse().unwrap();
         let accepted = async |image: Digest, by: &Destination, within: Duration| {
             base::of_line(vec![(member.clone(), image)], within, by, &options, &()).await.len()
@@ -707,7 +717,7 @@ mod tests {
         let session = unsent(&work_dir, None).await;
         let options = CheckpointOptions { work_dir, ..CheckpointOptions::new("app".parse().unwrap(), PathBuf::new()) };
         let to = signed_into(Arc::clone(&store), &key);
-        let report = resume(session, &to, &options, &()).await.unwrap();
+        let report = finish(session, &to, &options, &()).await.unwrap();
         let root = store.resolve(&Selector::Tag(report.tag)).await.unwrap();
         for operation in ["manifest", "referrers"] {
             let options = RestoreOptions::new(PathBuf::new(), to.trust.clone());

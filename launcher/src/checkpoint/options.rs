@@ -169,7 +169,7 @@ pub struct CheckpointOptions {
     pub compression: Compression,
     /// When a member's chain of generations ends, and a new one begins.
     pub chain: ChainLimits,
-    /// Keep a checkpoint that was taken and could not be sent, for [`resume`](super::resume).
+    /// Keep a checkpoint that was taken and could not be sent, for [`finish`](super::finish).
     pub keep_unsent: bool,
     /// Begin a new chain of every member now: all of its pages are stored.
     pub rebase: bool,

@@ -25,7 +25,7 @@ pub struct ResumableCheckpoint {
     pub to: String,
 }
 
-/// Checkpoints below `work_dir` that are whole, and that nobody is working at: what [`resume`](super::resume) can finish.
+/// Checkpoints below `work_dir` that are whole, and that nobody is working at: what [`finish`](super::finish) can finish.
 ///
 /// # Errors
 /// The folder cannot be read.

@@ -20,7 +20,8 @@ use super::pages::MemberPages;
 use super::record::{Tentative, TentativeMember};
 use super::session::Dumping;
 use super::thaw::{self, Frozen};
-use super::{CheckpointOptions, Destination, Watcher, file, micros};
+use super::{CheckpointOptions, Destination, Watcher, micros};
+use crate::errors::At;
 use crate::observer::{MemberStep, Phase};
 use crate::session::EngineEnd;
 use crate::workspace::Workspace;
@@ -141,11 +142,10 @@ impl Upload<'_> {
             }
         }
         self.tentative.packed = self.resumable;
-        let written = self.workspace.write(self.tentative);
-        if let Err(source) = written {
+        if let Err(error) = self.workspace.write(self.tentative).at(self.workspace.path()) {
             // What is not noted cannot be found again.
             self.tentative.packed = false;
-            return Err(failed(file(self.workspace.path(), source)));
+            return Err(failed(error.into()));
         }
         match unsent {
             None => Ok(sent),

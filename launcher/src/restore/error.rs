@@ -2,8 +2,6 @@
 
 use std::error::Error;
 use std::fmt;
-use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use coordinator::{Hook, RendezvousError};
@@ -13,6 +11,7 @@ use registry::StoreError;
 use registry::sign::Finding;
 use tokio_util::sync::CancellationToken;
 
+use crate::errors::{FileError, OfPhase};
 use crate::memory::LazyError;
 use crate::observer::Phase;
 use crate::restore::preflight::Problem;
@@ -116,14 +115,8 @@ pub enum RestoreErrorKind {
         expected: String,
     },
     /// A file or folder of this program's own.
-    #[error("{path:?} cannot be used")]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The bundle for a member of runc could not be made.
     #[error("the bundle of member {member} cannot be made")]
     Bundle {
@@ -168,6 +161,14 @@ pub enum RestoreErrorKind {
     /// It was cancelled.
     #[error("the restore was cancelled")]
     Cancelled,
+}
+
+impl OfPhase for RestoreError {
+    type Kind = RestoreErrorKind;
+
+    fn of(phase: Phase, kind: RestoreErrorKind) -> Self {
+        Self::new(phase, kind)
+    }
 }
 
 impl RestoreError {

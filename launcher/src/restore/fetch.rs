@@ -143,7 +143,8 @@ impl Job {
         let failed = |source| RestoreErrorKind::Fetch { member: self.member.clone(), source: Box::new(source) };
         let mut follows = match self.target.engine {
             EngineKind::Podman => self.write_archive(lazy).map_err(failed)?,
-            EngineKind::Docker | EngineKind::Runc => self.write_folders(lazy)?,
+            EngineKind::Docker => self.write_dump(lazy).map_err(failed)?,
+            EngineKind::Runc => self.write_folders(lazy)?,
         };
         if let Some(volume) = stored(&self.target.volumes).find(|volume| !self.target.content(volume).exists()) {
             let (member, volume) = (self.member.clone(), volume.name.clone());
@@ -196,6 +197,25 @@ impl Job {
         };
         let out = out.into_inner().map_err(|error| UnpackError::Write(error.into_error()))?;
         out.finish().map_err(UnpackError::Write)?;
+        Ok(follows)
+    }
+
+    /// All of a dump as a folder, with the content of volumes where the driver looks for it.
+    fn write_dump(&self, lazy: bool) -> Result<Option<LazyPages>, UnpackError> {
+        let Some(folder) = self.target.dump.parent() else { return Ok(None) };
+        let follows = if lazy {
+            Some(unpack_folder_lazily(&self.image, &self.blobs, &self.options(), folder)?)
+        } else {
+            unpack_folder(&self.image, &self.blobs, &self.options(), folder)?;
+            None
+        };
+        for volume in stored(&self.target.volumes) {
+            let content = folder.join("volumes").join(format!("{}.tar", volume.name));
+            match std::fs::rename(content, self.target.content(volume)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(UnpackError::Write(error)),
+                Ok(()) | Err(_) => {}
+            }
+        }
         Ok(follows)
     }
 

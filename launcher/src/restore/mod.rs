@@ -9,6 +9,7 @@ pub(crate) mod session;
 pub(crate) mod set;
 pub(crate) mod sweep;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use coordinator::proto::BarrierCrossing;
 use coordinator::{Rendezvous, SessionId, SessionKind, SessionPlan};
 use engine::{
-    Engine, EngineKind, Engines, Marks, Target, Volume, attach, chain,
+    Engine, EngineKind, Engines, Marks, Survey, Target, Volume, attach, chain,
     claims::Claims,
     open_files::{raise_for, raise_open_files},
     stored,
@@ -27,6 +28,7 @@ use image_format::{Descriptor, Epoch, LazyPages, MemberId};
 use registry::{Store, cancellable, put_touched};
 use tokio::sync::mpsc;
 
+use crate::errors::{At, in_phase, of_phase};
 use crate::host::Host;
 use crate::leaving::{Leaving, Volumes};
 use crate::memory::{self, Following, Keeper};
@@ -112,54 +114,75 @@ async fn prepare_from<'a>(
     leaving: &Leaving,
     observer: &'a dyn Observer,
 ) -> Result<Prepared<'a>, RestoreError> {
+    let checked = check(&store, &root, options, leaving, observer).await?;
+    in_phase(observer, Phase::Fetch, fetch_all(checked, store, options, observer)).await
+}
+
+/// A set of which nothing is in the way, as far as can be known before its bytes are here.
+struct Checked {
+    set: Set,
+    planned: Vec<Planned>,
+    claims: Claims,
+    surveys: BTreeMap<EngineKind, Survey>,
+    volumes: Volumes,
+}
+
+/// Verifies a checkpoint, and checks this machine as if what is leaving were gone.
+async fn check(
+    store: &Arc<dyn Store>,
+    root: &Descriptor,
+    options: &RestoreOptions,
+    leaving: &Leaving,
+    observer: &dyn Observer,
+) -> Result<Checked, RestoreError> {
     check_rights(&options.host)?;
-    let set = trusted_set(&store, &root, options, observer).await?;
+    let set = trusted_set(store, root, options, observer).await?;
     let (planned, problems) = plan(&set, options);
-
-    let in_phase = |phase| move |kind: RestoreErrorKind| RestoreError::new(phase, kind);
-    raise_for(set.members.len()).map_err(|error| RestoreError::new(Phase::Preflight, error))?;
-    let (claims, busy) = claim(&planned, options).map_err(in_phase(Phase::Preflight))?;
-    if !busy.is_empty() {
+    let claiming = async {
+        raise_for(set.members.len())?;
+        let (claims, busy) = claim(&planned, options)?;
         // An engine answers no questions about a container that is being restored.
-        let problems = problems.into_iter().chain(busy).collect();
-        return Err(RestoreError::new(Phase::Preflight, RestoreErrorKind::Preflight { problems }));
-    }
-    observer.phase(Phase::Sweep);
-    let swept = sweep(&options.host.engines, &options.work_dir, observer).await;
-    swept
-        .map_err(|source| RestoreErrorKind::File { path: options.work_dir.clone(), source })
-        .map_err(in_phase(Phase::Sweep))?;
+        if busy.is_empty() { Ok((claims, problems)) } else { Err(refused(problems.into_iter().chain(busy))) }
+    };
+    let (claims, problems) = of_phase(Phase::Preflight, claiming).await?;
+    let engines = &options.host.engines;
+    in_phase(observer, Phase::Sweep, async {
+        Ok(sweep(engines, &options.work_dir, observer).await.at(&options.work_dir)?)
+    })
+    .await?;
+    let examining = async {
+        let Examined { problems: found, engines, volumes } = examine(&set, &planned, store, options, leaving).await?;
+        let (warnings, problems): (Vec<_>, Vec<_>) = problems.into_iter().chain(found).partition(Problem::is_warning);
+        warnings.iter().for_each(|warning| observer.warning(&format!("{warning}; {}", warning.hint())));
+        if problems.is_empty() { Ok((engines, volumes)) } else { Err(refused(problems)) }
+    };
+    let (surveys, volumes) = in_phase(observer, Phase::Preflight, examining).await?;
+    Ok(Checked { set, planned, claims, surveys, volumes })
+}
 
-    observer.phase(Phase::Preflight);
-    let examined = examine(&set, &planned, &store, options, leaving).await;
-    let Examined { problems: found, engines, volumes } =
-        examined.map_err(|error| RestoreError::new(Phase::Preflight, error))?;
-    let (warnings, problems): (Vec<_>, Vec<_>) = problems.into_iter().chain(found).partition(Problem::is_warning);
-    warnings.iter().for_each(|warning| observer.warning(&format!("{warning}; {}", warning.hint())));
-    if !problems.is_empty() {
-        return Err(RestoreError::new(Phase::Preflight, RestoreErrorKind::Preflight { problems }));
-    }
+fn refused(problems: impl IntoIterator<Item = Problem>) -> RestoreErrorKind {
+    RestoreErrorKind::Preflight { problems: problems.into_iter().collect() }
+}
 
-    observer.phase(Phase::Fetch);
-    let session = SessionId::random().map_err(|_| RestoreError::new(Phase::Fetch, RestoreErrorKind::Random))?;
-    let run_root = make_run_root(&options.run_root);
-    let run_root = run_root.map_err(|source| RestoreErrorKind::File { path: options.run_root.clone(), source });
-    let run_root = run_root.map_err(in_phase(Phase::Fetch))?;
-    let workspace = Workspace::create(&options.work_dir, Purpose::Restore, session);
-    let workspace = workspace.map_err(|source| RestoreErrorKind::File { path: options.work_dir.clone(), source });
-    let workspace = workspace.map_err(in_phase(Phase::Fetch))?;
-    let pods = engines.get(&EngineKind::Podman).map_or(&[][..], |survey| &survey.pods);
+/// Fetches every byte of a set, and pulls base images.
+async fn fetch_all<'a>(
+    checked: Checked,
+    store: Arc<dyn Store>,
+    options: &'a RestoreOptions,
+    observer: &'a dyn Observer,
+) -> Result<Prepared<'a>, RestoreErrorKind> {
+    let Checked { set, planned, claims, surveys, volumes } = checked;
+    let session = SessionId::random().map_err(|_| RestoreErrorKind::Random)?;
+    let run_root = make_run_root(&options.run_root).at(&options.run_root)?;
+    let workspace = Workspace::create(&options.work_dir, Purpose::Restore, session).at(&options.work_dir)?;
+    let pods = surveys.get(&EngineKind::Podman).map_or(&[][..], |survey| &survey.pods);
     let target = |planned: &Planned| planned.target(&workspace, session, &run_root, pods);
     let mut targets: Vec<Target> = planned.iter().map(target).collect();
-    let fetched = fetch::fetch(&set, &planned, &targets, &store, options, observer).await;
-    let follows = fetched.map_err(in_phase(Phase::Fetch))?;
+    let follows = fetch::fetch(&set, &planned, &targets, &store, options, observer).await?;
     for (target, _) in targets.iter_mut().zip(&follows).filter(|(_, follows)| follows.is_some()) {
-        let work = workspace.make_work(&target.member);
-        let work = work.map_err(|source| RestoreErrorKind::File { path: workspace.path().to_owned(), source });
-        target.follows = Some(work.map_err(in_phase(Phase::Fetch))?);
+        target.follows = Some(workspace.make_work(&target.member).at(workspace.path())?);
     }
-    pull_images(&options.host.engines, &planned, &engines, observer).await.map_err(in_phase(Phase::Fetch))?;
-
+    pull_images(&options.host.engines, &planned, &surveys, observer).await?;
     let record = Record::new(session, &run_root, targets);
     Ok(Prepared {
         set,
@@ -186,8 +209,7 @@ pub fn check_rights(host: &Host) -> Result<(), RestoreError> {
     if host.root {
         return Ok(());
     }
-    let problems = vec![Problem::NotRoot];
-    Err(RestoreError::new(Phase::Preflight, RestoreErrorKind::Preflight { problems }))
+    Err(RestoreError::new(Phase::Preflight, refused([Problem::NotRoot])))
 }
 
 /// Checks everything that [`restore`] checks before it touches anything, and gives all problems of the whole set.
@@ -215,9 +237,8 @@ pub async fn preflight_beside(
     let set = trusted_set(&store, &root, options, observer).await;
     let set = set.map_err(|error| error.or_cancelled(&options.cancel))?;
     let (planned, mut problems) = plan(&set, options);
-    observer.phase(Phase::Preflight);
-    let examined = examine(&set, &planned, &store, options, leaving).await;
-    let examined = examined.map_err(|error| RestoreError::new(Phase::Preflight, error))?;
+    let examining = async { Ok(examine(&set, &planned, &store, options, leaving).await?) };
+    let examined = in_phase(observer, Phase::Preflight, examining).await?;
     problems.extend(examined.problems);
     Ok((problems, examined.volumes))
 }
@@ -228,37 +249,38 @@ async fn trusted_set(
     options: &RestoreOptions,
     observer: &dyn Observer,
 ) -> Result<Set, RestoreError> {
-    observer.phase(Phase::Verify);
-    let failed = |kind: RestoreErrorKind| RestoreError::new(Phase::Verify, kind);
-    match &options.trust {
-        Trust::InsecureNoVerify => observer.warning(&format!(
-            "NOT VERIFIED: nobody vouches for {} in {}; whoever wrote it there runs what they like on this machine, as root",
-            root.digest,
-            store.name()
-        )),
-        Trust::Keys(keys) if keys.is_empty() => return Err(failed(RestoreErrorKind::NoKeys)),
-        trust @ Trust::Keys(_) => {
-            // What the root's digests lead to is checked when it is read, and completely before
-            // anything is started.
-            let checked = trust.check(store.as_ref(), root).await.map_err(|error| failed(error.into()))?;
-            checked.map_err(|findings| failed(RestoreErrorKind::Untrusted { findings }))?;
+    in_phase(observer, Phase::Verify, async {
+        match &options.trust {
+            Trust::InsecureNoVerify => observer.warning(&format!(
+                "NOT VERIFIED: nobody vouches for {} in {}; whoever wrote it there runs what they like on this machine, \
+                 as root",
+                root.digest,
+                store.name()
+            )),
+            Trust::Keys(keys) if keys.is_empty() => return Err(RestoreErrorKind::NoKeys),
+            trust @ Trust::Keys(_) => {
+                // What the root's digests lead to is checked when it is read, and completely before
+                // anything is started.
+                let checked = trust.check(store.as_ref(), root).await?;
+                checked.map_err(|findings| RestoreErrorKind::Untrusted { findings })?;
+            }
         }
-    }
-    observer.phase(Phase::Load);
-    load(store, root, options.jobs).await.map_err(|error| RestoreError::new(Phase::Load, error))
+        Ok(())
+    })
+    .await?;
+    in_phase(observer, Phase::Load, async { Ok(load(store, root, options.jobs).await?) }).await
 }
 
 fn claim(planned: &[Planned], options: &RestoreOptions) -> Result<(Claims, Vec<Problem>), RestoreErrorKind> {
     let mut claims = Claims::default();
-    let mut names = std::collections::BTreeSet::new();
+    let mut names = BTreeSet::new();
     let mut busy = Vec::new();
     for want in planned.iter().map(|planned| &planned.want) {
         // The same name twice is a problem of its own.
         if !names.insert((want.engine, &want.container)) {
             continue;
         }
-        let claimed = claims.claim_container(&options.run_root, want.engine, &want.container);
-        if !claimed.map_err(|source| RestoreErrorKind::File { path: options.run_root.clone(), source })? {
+        if !claims.claim_container(&options.run_root, want.engine, &want.container).at(&options.run_root)? {
             busy.push(Problem::Busy { container: want.container.clone() });
         }
     }
@@ -269,13 +291,13 @@ fn claim(planned: &[Planned], options: &RestoreOptions) -> Result<(Claims, Vec<P
 async fn pull_images(
     installed: &Engines,
     planned: &[Planned],
-    engines: &std::collections::BTreeMap<EngineKind, engine::Survey>,
+    surveys: &BTreeMap<EngineKind, Survey>,
     observer: &dyn Observer,
 ) -> Result<(), RestoreErrorKind> {
-    let mut pulled = std::collections::BTreeSet::new();
+    let mut pulled = BTreeSet::new();
     for want in planned.iter().map(|planned| &planned.want) {
         let Some(base) = &want.base else { continue };
-        let here = engines.get(&want.engine).is_some_and(|survey| survey.images.contains(&base.id));
+        let here = surveys.get(&want.engine).is_some_and(|survey| survey.images.contains(&base.id));
         let Some(image) = base.source().filter(|_| !here) else { continue };
         if !pulled.insert(&base.id) {
             continue;
@@ -372,9 +394,7 @@ impl Prepared<'_> {
         if self.options.cancel.is_cancelled() {
             return Err(failed(RestoreErrorKind::Cancelled));
         }
-        let written = self.workspace.write(&self.record);
-        let path = self.workspace.path().to_owned();
-        written.map_err(|source| failed(RestoreErrorKind::File { path, source }))?;
+        self.workspace.write(&self.record).at(self.workspace.path()).map_err(|error| failed(error.into()))?;
         // Before the session, in which members wait for each other with a deadline.
         self.make_volumes().await.map_err(failed)?;
         let plan = SessionPlan {
@@ -459,8 +479,7 @@ impl Prepared<'_> {
         // Each child that a task forks meanwhile takes one.
         raise_open_files();
         let program = &self.options.keeper_program;
-        let keeper = Keeper::start(program).map_err(|source| RestoreErrorKind::File { path: program.clone(), source });
-        let keeper = Arc::new(keeper?);
+        let keeper = Arc::new(Keeper::start(program).at(program)?);
         self.keeper = Some(Arc::clone(&keeper));
         self.guard(&keeper, false).await?;
         let (tell, told) = mpsc::unbounded_channel();
@@ -477,13 +496,9 @@ impl Prepared<'_> {
                 EngineKind::Podman => attach::own_lines(&target.own_config),
                 EngineKind::Docker | EngineKind::Runc => Ok(Vec::new()),
             };
-            let path = &target.own_config;
-            let own = own.map_err(|source| RestoreErrorKind::File { path: path.clone(), source })?;
-            let config = &target.criu_config;
-            let written = OpenOptions::new().append(true).open(config);
-            let lines = [own.as_slice(), memory::criu_lines(work).as_bytes()].concat();
-            let written = written.and_then(|mut file| file.write_all(&lines));
-            written.map_err(|source| RestoreErrorKind::File { path: config.clone(), source })?;
+            let lines = [own.at(&target.own_config)?.as_slice(), memory::criu_lines(work).as_bytes()].concat();
+            let config = OpenOptions::new().append(true).open(&target.criu_config);
+            config.and_then(|mut file| file.write_all(&lines)).at(&target.criu_config)?;
         }
         Ok(())
     }
@@ -501,8 +516,7 @@ impl Prepared<'_> {
                 }
                 (None, EngineKind::Podman | EngineKind::Docker) => None,
             };
-            let told = id.map_or(Ok(()), |id| keeper.guard(&id, since));
-            told.map_err(|source| RestoreErrorKind::File { path: self.options.keeper_program.clone(), source })?;
+            id.map_or(Ok(()), |id| keeper.guard(&id, since)).at(&self.options.keeper_program)?;
         }
         Ok(())
     }

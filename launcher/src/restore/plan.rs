@@ -88,7 +88,7 @@ fn plan_member(member: &Member, options: &RestoreOptions) -> Result<Planned, Vec
         EngineKind::Runc => id.as_str(),
     };
     let container = given.map_or(own, String::as_str);
-    let renamed = engine == EngineKind::Podman && container != own;
+    let renamed = engine != EngineKind::Runc && container != own;
 
     let mut bad = Vec::new();
     let mut check = |what: &'static str, text: &str, good: fn(&str) -> bool| {
@@ -102,15 +102,17 @@ fn plan_member(member: &Member, options: &RestoreOptions) -> Result<Planned, Vec
     if let Some(container_id) = container_id {
         check("container id", container_id, is_id);
     }
-    let named = if podman { facts.named_volumes.as_slice() } else { &[] };
+    // Of what has an engine above its runtime the dump says all this.
+    let described = engine != EngineKind::Runc;
+    let named = if described { facts.named_volumes.as_slice() } else { &[] };
     let volumes = volumes(named, member.image.annotations().get(annotation::VOLUMES)).unwrap_or_else(|text| {
         check("list of volumes", text, |_| false);
         Vec::new()
     });
     volumes.iter().for_each(|volume| check("volume name", &volume.name, is_name));
-    let networks = if podman { facts.networks.as_slice() } else { &[] };
+    let networks = if described { facts.networks.as_slice() } else { &[] };
     networks.iter().for_each(|network| check("network name", &network.name, is_name));
-    let base = base_image(facts).filter(|_| podman);
+    let base = base_image(facts).filter(|_| described);
     if let Some(base) = &base {
         check("image id", &base.id, is_id);
         base.name.iter().for_each(|name| check("image name", name, is_image_name));
@@ -141,12 +143,12 @@ fn plan_member(member: &Member, options: &RestoreOptions) -> Result<Planned, Vec
         kernel: facts.kernel.clone(),
         criu: facts.criu_version.clone(),
         cpu_flags: facts.cpu.iter().flat_map(|cpu| cpu.needed_flags()).map(str::to_owned).collect(),
-        engine_version: facts.engine_version.clone().filter(|_| podman),
+        engine_version: facts.engine_version.clone().filter(|_| described),
         runtime: facts.runtime_name.clone().filter(|_| podman),
         networks: networks.iter().map(|network| (network.name.clone(), addresses(network))).collect(),
         base,
         ties: if podman { Ties::of_dump(facts, pod_name(member)) } else { Ties::default() },
-        mounts: if podman { host_mounts(facts, &volumes) } else { BTreeMap::new() },
+        mounts: if described { host_mounts(facts, &volumes) } else { BTreeMap::new() },
         volumes,
         bytes: unpacked_size(member),
     };
@@ -180,8 +182,9 @@ fn pod_name(member: &Member) -> Option<&str> {
 fn engine_for(member: &MemberId, kind: DumpKind, asked: Option<EngineKind>) -> Result<EngineKind, Problem> {
     let own = match kind {
         DumpKind::Podman => Some(EngineKind::Podman),
+        DumpKind::Docker => Some(EngineKind::Docker),
         DumpKind::Runc => Some(EngineKind::Runc),
-        DumpKind::CriO | DumpKind::Containerd | DumpKind::Docker | DumpKind::Criu => None,
+        DumpKind::CriO | DumpKind::Containerd | DumpKind::Criu => None,
     };
     match (own, asked) {
         (Some(own), None) => Ok(own),
@@ -262,7 +265,7 @@ mod tests {
     #[test]
     fn dumps_go_to_the_engine_that_made_them() {
         let member: MemberId = "m".parse().unwrap();
-        use EngineKind::{Podman, Runc};
+        use EngineKind::{Docker, Podman, Runc};
         for (kind, asked, engine) in [
             (DumpKind::Podman, None, Some(Podman)),
             (DumpKind::Podman, Some(Podman), Some(Podman)),
@@ -271,7 +274,7 @@ mod tests {
             (DumpKind::CriO, None, None),
             (DumpKind::Criu, None, None),
             (DumpKind::Containerd, Some(Podman), None),
-            (DumpKind::Docker, None, None),
+            (DumpKind::Docker, None, Some(Docker)),
             (DumpKind::Docker, Some(Podman), None),
         ] {
             assert_eq!(engine_for(&member, kind, asked).ok(), engine, "{kind} {asked:?}");

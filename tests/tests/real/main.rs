@@ -17,6 +17,7 @@ mod plain_criu;
 mod prune;
 mod restore;
 mod runc;
+mod runtime;
 mod sdp;
 mod setup;
 mod storage;

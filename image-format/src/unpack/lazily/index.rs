@@ -8,7 +8,7 @@ use crate::generation::{PAGE, Run, Table, Tables};
 
 /// Pages that follow one another, in the pagemap and among those that are meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Span {
+pub(super) struct PageRange {
     /// Ordinal of the first one.
     pub ordinal: u64,
     pub pages: u64,
@@ -20,7 +20,7 @@ pub(super) struct Span {
 
 /// Some of the pages of a pagemap, by rising ordinals.
 #[derive(Debug, Default)]
-pub(super) struct Spans(Vec<Span>);
+pub(super) struct PageRanges(Vec<PageRange>);
 
 /// Pages that follow one another in a generation and in the pagemap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,14 +39,14 @@ pub(super) struct Index {
     /// The process, unless it is of shared memory.
     pub pid: Option<u32>,
     /// What has to be there first, and what may follow.
-    pub first: Spans,
-    pub later: Spans,
+    pub first: PageRanges,
+    pub later: PageRanges,
     by_ordinal: Vec<Placed>,
     /// The same by generation and index.
     by_place: Vec<Placed>,
 }
 
-impl Spans {
+impl PageRanges {
     /// Of runs that are parts of the runs of a pagemap.
     pub fn new(all: &[Run], some: &[Run]) -> Self {
         let mut spans = Vec::new();
@@ -58,13 +58,13 @@ impl Spans {
             }
             let Some(whole) = all.peek() else { break };
             let ordinal = passed + (run.address - whole.address) / PAGE;
-            spans.push(Span { ordinal, pages: run.pages, address: run.address, before });
+            spans.push(PageRange { ordinal, pages: run.pages, address: run.address, before });
             before += run.pages;
         }
         Self(spans)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &Span> {
+    pub fn iter(&self) -> impl Iterator<Item = &PageRange> {
         self.0.iter()
     }
 
@@ -78,12 +78,12 @@ impl Spans {
     }
 
     /// Those of the pages from `ordinal` on that are meant.
-    pub fn within(&self, ordinal: u64, pages: u64) -> impl Iterator<Item = Span> + '_ {
+    pub fn within(&self, ordinal: u64, pages: u64) -> impl Iterator<Item = PageRange> + '_ {
         let end = ordinal + pages;
         let from = self.0.partition_point(|span| span.ordinal + span.pages <= ordinal);
         self.0[from..].iter().take_while(move |span| span.ordinal < end).map(move |span| {
             let skipped = ordinal.saturating_sub(span.ordinal);
-            Span {
+            PageRange {
                 ordinal: span.ordinal + skipped,
                 pages: end.min(span.ordinal + span.pages) - span.ordinal - skipped,
                 address: span.address + skipped * PAGE,
@@ -114,7 +114,7 @@ impl Index {
         }
         let mut by_place = by_ordinal.clone();
         by_place.sort_unstable();
-        let (first, later) = (Spans::new(&all, first), Spans::new(&all, later));
+        let (first, later) = (PageRanges::new(&all, first), PageRanges::new(&all, later));
         Ok(Self { table: table.clone(), pid, first, later, by_ordinal, by_place })
     }
 

@@ -19,7 +19,7 @@ const HARMLESS: [&str; 1] = ["RLIMIT_NOFILE"];
 const LONGEST_LINE: usize = 300;
 
 /// The error lines of the log at `path`; none when there is no log.
-pub(crate) fn error_lines(path: &Path) -> io::Result<Vec<String>> {
+fn error_lines(path: &Path) -> io::Result<Vec<String>> {
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -56,7 +56,7 @@ fn select(log: &str) -> Vec<String> {
 }
 
 /// CRIU's log of a restore.
-pub(crate) const RESTORE_LOG: &str = "restore.log";
+pub const RESTORE_LOG: &str = "restore.log";
 
 /// CRIU's words, or why they cannot be had: a failure is never without any.
 pub fn log_lines(path: &Path) -> Vec<String> {
