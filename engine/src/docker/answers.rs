@@ -306,6 +306,12 @@ pub(super) fn volumes(answer: &[u8]) -> Result<Vec<Volume>, serde_json::Error> {
     Ok(entries(answer)?.iter().filter_map(volume).collect())
 }
 
+/// `docker volume inspect` of one: where its content is.
+pub(super) fn mountpoint(answer: &[u8]) -> Result<PathBuf, serde_json::Error> {
+    let found = entries(answer)?.iter().find_map(|entry| text(entry, "/Mountpoint").map(PathBuf::from));
+    found.filter(|path| path.is_absolute()).ok_or_else(|| serde_json::Error::custom("no mountpoint"))
+}
+
 /// `docker network inspect` of one network.
 pub(super) fn network(answer: &[u8]) -> Result<Network, serde_json::Error> {
     let found = entries(answer)?.into_iter().next();

@@ -190,8 +190,7 @@ pub(super) async fn make_volume(volume: &Volume, session: SessionId, content: &P
     let options = volume.options.iter().map(|(key, value)| format!("--opt={key}={value}"));
     let making = docker(["volume", "create"]).args(labels.chain(options)).args(["--", &volume.name]);
     making.answer().await.map_err(failed)?;
-    let folder = ask(["volume", "inspect", "--format", "{{.Mountpoint}}", &volume.name]).await?;
-    let folder = PathBuf::from(String::from_utf8_lossy(&folder).trim());
+    let folder = parsed(&ask(["volume", "inspect", &volume.name]).await?, answers::mountpoint)?;
     let content = content.to_owned();
     let filling = tokio::task::spawn_blocking(move || fill(&folder, &content)).await.map_err(io::Error::other);
     filling.flatten().map_err(bad)

@@ -3,7 +3,7 @@
 use std::fs;
 
 use serde_json::Value;
-use syncpoint_tests::{Docker, MEMBERS, run, run_failing, wait_until};
+use syncpoint_tests::{Docker, MEMBERS, bin, run, run_failing, wait_until};
 
 use crate::checkpoint::Layout;
 use crate::checkpoint::instant::Counters;
@@ -86,9 +86,12 @@ fn an_application_of_docker_is_checkpointed_and_runs_on() {
     let kept = run(&mut syncpoint_tests::command("tar", ["-xOf", diff.to_str().unwrap(), "./kept"]));
     assert_eq!(kept, "kept\n");
 
-    // Neither podman nor runc may take it for one of theirs.
-    let (code, words) = run_failing(&mut layout.syncpoint(["restore", &layout.tag(2), "--key", &keys.public()]));
+    // Podman may not take it for one of its own, and nobody restores what runs.
+    let restore = ["restore", &layout.tag(2), "--key", &keys.public()];
+    let (code, words) = run_failing(layout.syncpoint(restore).args(["--engine", "podman"]));
     assert!(code == 7 && words.contains("a dump of docker"), "{code}: {words}");
+    let (code, words) = run_failing(&mut layout.syncpoint(restore));
+    assert!(code == 7 && words.contains("consumer"), "{code}: {words}");
 }
 
 /// `/dev/shm` is Docker's where others may share it, and the runtime's otherwise, so that CRIU
@@ -148,4 +151,32 @@ fn a_docker_that_is_not_there_has_no_containers_and_is_named_when_it_is_asked_fo
     assert!(words.contains("Docker does not answer"), "{words}");
     docker.restart();
     assert!(task.is_alive() && task.pid == docker.task("writer").pid);
+}
+
+#[test]
+fn an_application_of_docker_comes_back_through_docker() {
+    let docker = Docker::start(&[("syncpoint", &bin("syncpoint-runtime"))]);
+    docker.start_demo();
+    let layout = Layout::new();
+    let connections = |docker: &Docker| MEMBERS.map(|member| docker.task(member).connections());
+    let connected = connections(&docker);
+    docker.run(&["exec", "auditor", "/bin/sh", "-c", "echo kept >/kept; echo shared >/dev/shm/shared"]);
+    run(&mut layout.checkpoint("ledger", &["--engine", "docker", "consumer", "producer", "auditor"]));
+    let before = counters(&docker);
+    docker.wipe();
+
+    run(&mut layout.syncpoint(["restore", &layout.tag(1), "--insecure-no-verify"]));
+    runs_on(&docker, &before);
+    assert_eq!(connections(&docker), connected, "the same connections");
+    let listed = docker.run(&["ps", "--format", "{{.Names}} {{.State}} {{.Image}}"]);
+    for member in MEMBERS {
+        assert!(listed.contains(&format!("{member} running syncpoint-demo:1")), "{listed}");
+        wait_until("it prints", || docker.run(&["logs", "--tail", "1", member]).starts_with(member));
+    }
+    let said = "/bin/busybox cat /kept /dev/shm/shared";
+    assert_eq!(docker.run(&["exec", "auditor", "/bin/sh", "-c", said]), "kept\nshared\n");
+    // What was restored is checkpointed and stopped like any other.
+    run(&mut layout.checkpoint("ledger", &["--engine", "docker", "consumer", "producer", "auditor"]));
+    docker.run(&["stop", "-t", "0", "consumer", "producer", "auditor"]);
+    assert_eq!(docker.run(&["ps", "--quiet"]), "");
 }
