@@ -13,8 +13,8 @@ use crate::container::Layers;
 pub(crate) fn overlay_at_root(mounts: &[u8]) -> Option<Layers> {
     let lines = mounts.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b' ').collect::<Vec<_>>());
     // What is mounted last is on top.
-    let roots = lines.filter(|fields| fields.get(4) == Some(&b"/".as_slice()));
-    let root = roots.last()?;
+    let mut roots = lines.filter(|fields| fields.get(4) == Some(&b"/".as_slice()));
+    let root = roots.next_back()?;
     let kind = root.iter().position(|field| *field == b"-")? + 1;
     if root.get(kind) != Some(&b"overlay".as_slice()) {
         return None;

@@ -1,8 +1,8 @@
 //! Brings every dump onto this machine before anything is started: in parallel, every byte checked on the way.
 
-use std::fs::OpenOptions;
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, BufWriter, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::errors::At;
 use crate::memory;
 use crate::observer::{MemberStep, Observer};
 use crate::restore::error::RestoreErrorKind;
@@ -203,6 +204,8 @@ impl Job {
     fn write_folders(&self, lazy: bool) -> Result<Option<LazyPages>, RestoreErrorKind> {
         let Self { member, target, .. } = self;
         let Some(images) = target.dump.parent() else { return Ok(None) };
+        let folder = images.parent().unwrap_or(images);
+        DirBuilder::new().mode(0o700).recursive(true).create(folder).at(folder)?;
         if let (Some(lone), Some(config)) = (&target.lone, &self.config)
             && !lone.bundle.exists()
         {
