@@ -1,8 +1,8 @@
 //! Brings every dump onto this machine before anything is started: in parallel, every byte checked on the way.
 
-use std::fs::OpenOptions;
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, BufWriter, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -203,6 +203,8 @@ impl Job {
     /// All of a dump as a folder, with the content of volumes where the driver looks for it.
     fn write_dump(&self, lazy: bool) -> Result<Option<LazyPages>, UnpackError> {
         let Some(folder) = self.target.dump.parent() else { return Ok(None) };
+        let above = folder.parent().unwrap_or(folder);
+        DirBuilder::new().mode(0o700).recursive(true).create(above).map_err(UnpackError::Write)?;
         let follows = if lazy {
             Some(unpack_folder_lazily(&self.image, &self.blobs, &self.options(), folder)?)
         } else {
