@@ -1,5 +1,7 @@
 //! The command that makes a container again, from what its dump says of it.
 
+use std::path::PathBuf;
+
 use coordinator::SessionId;
 use image_format::{Container, ContainerMount, ContainerNetwork, PublishedPort};
 use runtime::ticket::ANNOTATION;
@@ -15,12 +17,24 @@ const RUNTIME: &str = "syncpoint";
 /// Networks that Docker has by itself, in which nobody chooses an address.
 const BUILT_IN: [&str; 4] = ["bridge", "default", "host", "none"];
 
+/// The file with what the runtime tells CRIU of a target. It goes with the session; later dumps
+/// find by the annotation [`OWN_CONFIG`] what is to be in force then.
+pub(super) fn own_settings(target: &Target) -> PathBuf {
+    target.criu_config.with_file_name("target.conf")
+}
+
 /// `docker create` of a target; `image` is what Docker knows its base image by, `seat` the value of the annotation
 /// that the runtime looks for.
 pub(super) fn create(target: &Target, container: &Container, image: &str, seat: &str) -> Program {
     let create = super::docker(["create", "--runtime", RUNTIME, "--name"]).arg(&target.container);
     let session = target.session.to_string();
-    let marks = [format!("--annotation={}={seat}", ANNOTATION), format!("--annotation={MARK}={session}")];
+    let (config, own_config) = (own_settings(target), target.own_config.display());
+    let marks = [
+        format!("--annotation={ANNOTATION}={seat}"),
+        format!("--annotation={MARK}={session}"),
+        format!("--annotation={CRIU_CONFIG}={}", config.display()),
+        format!("--annotation={OWN_CONFIG}={own_config}"),
+    ];
     let labels = container.labels.iter().filter(|(key, _)| *key != MARK);
     let own = |key: &str| [MARK, CRIU_CONFIG, OWN_CONFIG, ANNOTATION].contains(&key);
     let annotations = container.annotations.iter().filter(|(key, _)| !own(key));
@@ -248,14 +262,14 @@ mod tests {
         assert_eq!(
             line,
             format!(
-                "docker create --runtime syncpoint --name consumer --annotation={}={session}/consumer \
-                 --annotation={MARK}={session} --label={MARK}={session} --label=a=b \
+                "docker create --runtime syncpoint --name consumer --annotation={ANNOTATION}={session}/consumer \
+                 --annotation={MARK}={session} --annotation=org.criu.config=/run/syncpoint/s/consumer/target.conf \
+                 --annotation=io.syncpoint.criu-config=/etc/criu/runc.conf --label={MARK}={session} --label=a=b \
                  --mount=type=volume,source=data,destination=/data \
                  --mount=type=bind,\"source=/a,b\",destination=/b,readonly,bind-propagation=rslave --tmpfs=/t:size=1m \
                  --network=demo --hostname=9a74 --mac-address=02:42:0a:5a:00:0a --ip=10.90.0.10 --publish=7000/tcp \
                  --publish=[::1]:8000:7000/tcp --entrypoint=/bin/sh --tty --restart=on-failure:3 --cpus=1.500000000 \
-                 -- demo:1 -c echo a b --privileged",
-                ANNOTATION
+                 -- demo:1 -c echo a b --privileged"
             )
         );
         let renamed = create(&target(true), &container, "demo:1", "s/m").line();

@@ -38,7 +38,7 @@ use runtime::words::chain;
 use tokio_util::sync::CancellationToken;
 
 use self::answers::Inspected;
-use crate::attach::Attachment;
+use crate::attach::{Attachment, own_lines};
 use crate::beside::{Bundle, Places, make_folder};
 use crate::container::{DumpInto, Files, Layers, Present, RunningContainer, criu_configs};
 use crate::driver::{Engine, Labelled, kill_left};
@@ -128,6 +128,7 @@ impl Engine for Docker {
         let ticket = ticket(target);
         make_folder(&ticket.work)?;
         ticket.write(run_root).map_err(|error| chain(&error))?;
+        set_up(target).map_err(|error| format!("what CRIU is told of it cannot be written: {error}"))?;
         let seat = ticket.seat().to_string();
         create::create(target, &container, &image, &seat).finish(Stdio::null(), kill).await?;
         for connect in create::connect(target, &container) {
@@ -290,6 +291,14 @@ fn ticket(target: &Target) -> Ticket {
         spec: beside("spec.dump"),
         lazily: target.follows.is_some(),
     }
+}
+
+/// Writes what the runtime tells CRIU: the host's own lines, and that the tasks stay in the control
+/// group of the new container. With cgroup v2, runc 1.1 tells CRIU nothing of that group, and CRIU
+/// puts the tasks into the one of the dump.
+fn set_up(target: &Target) -> io::Result<()> {
+    let own = own_lines(&target.own_config)?;
+    write(&create::own_settings(target), &[own.as_slice(), b"manage-cgroups=ignore\n"].concat())
 }
 
 /// Puts a volume's content into its folder, which gets the owner and the mode that it had.
