@@ -6,9 +6,13 @@
 use std::collections::BTreeMap;
 
 use image_format::{Container, ContainerMount, ContainerNetwork, PublishedPort};
+use runtime::ticket::ANNOTATION;
+
+use crate::container::{CRIU_CONFIG, OWN_CONFIG};
+use crate::target::MARK;
 
 /// The annotations that a restore sets itself.
-const OWN: [&str; 2] = [runtime::ticket::ANNOTATION, crate::target::MARK];
+const OWN: [&str; 4] = [ANNOTATION, MARK, CRIU_CONFIG, OWN_CONFIG];
 
 /// Docker's own networks, which give no container an address that it asks for.
 const BUILT_IN: [&str; 4] = ["", "bridge", "default", "none"];

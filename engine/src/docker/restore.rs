@@ -23,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::create::{Making, arguments};
 use super::{answers, ask, docker, failed, inspect, parsed};
+use crate::attach::own_lines;
+use crate::container::{CRIU_CONFIG, OWN_CONFIG};
 use crate::error::EngineError;
 use crate::target::{MARK, Target};
 use crate::volumes::{Volume, own};
@@ -106,12 +108,20 @@ pub(super) async fn restore(target: &Target, kill: &CancellationToken) -> Result
     // `<run root>/<session>/<member>/criu.conf`
     let run_root = target.criu_config.ancestors().nth(3).unwrap_or(Path::new("/"));
     ticket.write(run_root).map_err(|error| chain(&error))?;
+    let settings = target.criu_config.with_file_name("target.conf");
+    write_settings(target, &settings)?;
     let (seat, session) = (ticket.seat().to_string(), target.session.to_string());
+    let path = |path: &Path| path.display().to_string();
     let making = Making {
         name: &target.container,
         image: &image,
         runtime: &runtime,
-        annotations: &[(ANNOTATION, seat), (MARK, session.clone())],
+        annotations: &[
+            (ANNOTATION, seat),
+            (MARK, session.clone()),
+            (CRIU_CONFIG, path(&settings)),
+            (OWN_CONFIG, path(&target.own_config)),
+        ],
         labels: &[(MARK, session)],
         environment: &environment.to_string_lossy(),
     };
@@ -143,6 +153,24 @@ async fn image(container: &Container) -> Result<Option<String>, EngineError> {
     Ok(id.map(str::to_owned))
 }
 
+/// Writes what the runtime tells CRIU besides the session: the host's own lines, and that the tasks stay in the control
+/// group of the new container. With cgroup v2 runc 1.1 tells CRIU nothing of that group, and CRIU puts the tasks into
+/// the one of the dump, where no engine looks for them. The file goes with the session; a later dump finds by the
+/// annotation [`OWN_CONFIG`] what is to be in force then.
+fn write_settings(target: &Target, path: &Path) -> Result<(), String> {
+    let written = || {
+        let own = own_lines(&target.own_config)?;
+        write_private(path, &[own.as_slice(), b"manage-cgroups=ignore\n"].concat())
+    };
+    written().map_err(|error: io::Error| format!("{} cannot be written: {error}", path.display()))
+}
+
+/// A file of root alone, in the place of one that an earlier attempt left.
+fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    let _ = fs::remove_file(path);
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(content)
+}
+
 /// A file as `--env-file` takes it. A command line would show the secrets in it to everybody on the host.
 fn write_environment(container: &Container, path: &Path) -> Result<(), String> {
     let mut lines = String::new();
@@ -164,12 +192,7 @@ fn write_environment(container: &Container, path: &Path) -> Result<(), String> {
         }
         lines.push('\n');
     }
-    let written = || {
-        let _ = fs::remove_file(path);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        file.write_all(lines.as_bytes())
-    };
-    written().map_err(|error: io::Error| format!("{} cannot be written: {error}", path.display()))
+    write_private(path, lines.as_bytes()).map_err(|error| format!("{} cannot be written: {error}", path.display()))
 }
 
 fn make_folder(path: &Path) -> Result<(), String> {
