@@ -246,7 +246,7 @@ impl Folder {
     pub fn listen(&self) -> io::Result<UnixListener> {
         let folder = self.opened()?;
         match std::fs::remove_file(self.path.join(SOCKET)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => UnixListener::bind(socket_in(&folder)),
         }
     }
