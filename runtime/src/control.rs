@@ -12,7 +12,6 @@ use crate::args::Invocation;
 use crate::config::Bundle;
 use crate::create::{abort, create, take_over};
 use crate::gate::{self, Criu};
-use crate::leftovers::{runs, take_away};
 use crate::report::report;
 use crate::state::Folder;
 use crate::supervise::{SUPERVISE, supervise};
@@ -158,12 +157,8 @@ fn delete(call: &Invocation, folder: &Folder, id: &str) -> Result<(), Failed> {
     if let Some(Answer::Failed { words }) = abort(folder) {
         return Err(Failed(words));
     }
-    match folder.wait() {
-        Ok(held) if runs(folder)? => folder.remove(&held)?,
-        Ok(held) => take_away(folder, &held)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error.into()),
-    }
+    let held = take_over(folder)?;
+    folder.remove(&held)?;
     // It is gone as its engine wants it; the real runtime would complain that there is nothing to delete.
     if call.root.join(id).exists() { become_real(call) } else { Ok(()) }
 }

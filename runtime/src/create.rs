@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::time::Instant;
 
 use serde_json::Value;
 
@@ -13,7 +14,7 @@ use crate::claims::{Refusal, compare};
 use crate::config::Bundle;
 use crate::fill::{FillError, fill};
 use crate::leftovers::{runs, take_away};
-use crate::state::{CRIU_CONFIG, Folder, GATE, Held, LOOK, Record};
+use crate::state::{CRIU_CONFIG, Folder, GATE, Held, LOOK, PATIENCE, Record};
 use crate::supervise::SUPERVISE;
 use crate::ticket::{Seat, Ticket, TicketError};
 use crate::wire::{Answer, Ask, hear, say};
@@ -128,15 +129,17 @@ pub(crate) fn create(call: &Invocation, bundle: &Bundle, seat: &Seat, id: &str) 
 
 /// Holds a container's folder; whatever is left in it of an older attempt is ended first.
 pub(crate) fn take_over(folder: &Folder) -> io::Result<Held> {
+    let start = Instant::now();
     let held = loop {
         if let Some(held) = folder.make()? {
             break held;
         }
+        // An older create may not have a supervisor yet: it is asked again and again.
         abort(folder);
-        match folder.wait() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            held => break held?,
+        if start.elapsed() > PATIENCE {
+            return Err(io::ErrorKind::TimedOut.into());
         }
+        std::thread::sleep(LOOK);
     };
     if folder.record()?.is_none() {
         return Ok(held);

@@ -87,7 +87,7 @@ pub(crate) fn supervise(folder: Folder, creator: i32) -> io::Result<()> {
         Ok(runtime) => runtime,
         Err(error) => {
             let words = format!("{} cannot be started: {error}", record.real);
-            return refuse(&folder, &held, &listener, words);
+            return refuse(&folder, &held, &listener, &creator_handle, words);
         }
     };
     let runtime_handle = handle(runtime.id())?;
@@ -134,11 +134,38 @@ fn let_go_of_streams() -> io::Result<()> {
     std::env::set_current_dir("/")
 }
 
-/// Tells the creator, who is about to ask, that there is nothing.
-fn refuse(folder: &Folder, held: &Held, listener: &UnixListener, words: String) -> io::Result<()> {
-    let (creator, _) = listener.accept()?;
-    take_away(folder, held)?;
-    say(&creator, &Answer::Failed { words })
+/// Takes away what was made, and tells whoever asks.
+fn refuse(folder: &Folder, held: &Held, listener: &UnixListener, creator: &OwnedFd, words: String) -> io::Result<()> {
+    let mut aborters = Vec::new();
+    let creator = wait_for_creator(listener, creator, &mut aborters);
+    let taken_away = take_away(folder, held);
+    // Whoever goes away before he hears the answer does not need it.
+    for aborter in &aborters {
+        let _ = say(aborter, &Answer::Gone);
+    }
+    if let Some(creator) = creator {
+        let _ = say(&creator, &Answer::Failed { words });
+    }
+    taken_away
+}
+
+/// The connection of the creator, who is about to ask: he cannot once the folder is removed. `None`: he is gone.
+fn wait_for_creator(listener: &UnixListener, creator: &OwnedFd, aborters: &mut Vec<UnixStream>) -> Option<UnixStream> {
+    loop {
+        let mut watched = [PollFd::new(listener, PollFlags::IN), PollFd::new(creator, PollFlags::IN)];
+        match poll(&mut watched, None) {
+            Ok(_) if watched[0].revents().is_empty() => return None,
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(_) => return None,
+        }
+        let (stream, _) = listener.accept().ok()?;
+        match stream.set_read_timeout(Some(SPEAKING)).and_then(|()| hear(&stream)) {
+            Ok(Some(Ask::Create)) => return Some(stream),
+            Ok(Some(Ask::Abort)) => aborters.push(stream),
+            _ => {}
+        }
+    }
 }
 
 impl Supervisor {
@@ -314,7 +341,7 @@ impl Supervisor {
     }
 
     /// The real runtime has ended: the tasks run, or nothing of the container is to be left.
-    fn finish(self, status: ExitStatus, held: &Held) -> io::Result<()> {
+    fn finish(mut self, status: ExitStatus, held: &Held) -> io::Result<()> {
         let is_released = matches!(self.phase, Phase::Going) && self.no.is_none();
         if status.success() && is_released {
             let removed = self.folder.remove(held);
@@ -324,6 +351,9 @@ impl Supervisor {
             return removed;
         }
         let mut words = self.words(status, is_released);
+        if let Some((creator, connection @ None)) = &mut self.creator {
+            *connection = wait_for_creator(&self.listener, creator, &mut self.aborters);
+        }
         let taken_away = take_away(&self.folder, held);
         if let Err(error) = &taken_away {
             words = format!("{words}; what is left of it cannot be taken away: {}", chain(error));
@@ -335,11 +365,6 @@ impl Supervisor {
         for aborter in &self.aborters {
             let answer = if taken_away.is_ok() { Answer::Gone } else { Answer::Failed { words: words.clone() } };
             let _ = say(aborter, &answer);
-        }
-        // A creator who has not asked yet does so now.
-        if let Some((_, None)) = &self.creator {
-            let (creator, _) = self.listener.accept()?;
-            let _ = say(&creator, &Answer::Failed { words });
         }
         taken_away
     }

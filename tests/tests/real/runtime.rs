@@ -570,10 +570,11 @@ fn a_newer_create_ends_an_older_one_and_never_do_two_copies_run() {
     let newer = task();
     assert!(!older.is_alive() && newer.is_alive() && newer.pid != older.pid);
     // A create that is killed while it waits takes its attempt along.
-    invite();
+    let work = invite_with("#!/bin/sh\n[ $CRTOOLS_SCRIPT_ACTION != pre-restore ] || exec sleep 1000\n");
+    let work = work.to_str().unwrap();
     let mut third = create().spawn().unwrap();
-    let runc =
-        Process::wait_for("runc", |found| found.command.starts_with("runc ") && found.command.contains(" restore "));
+    let is_its = |found: &Process| found.command.starts_with("runc ") && found.command.contains(work);
+    let runc = Process::wait_for("its runc", is_its);
     third.kill().unwrap();
     third.wait().unwrap();
     wait_until("the older one and its runc are gone", || !newer.is_alive() && !runc.is_still_there());
