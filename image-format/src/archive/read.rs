@@ -132,9 +132,12 @@ impl<R: Read> ArchiveReader<R> {
         }
         let shown = || EntryName::new(&name);
         let device = || {
-            let part =
-                |part: io::Result<Option<u32>>| part.ok().flatten().ok_or_else(|| malformed("a device's number"));
-            Ok((part(header.device_major())?, part(header.device_minor())?))
+            let part = |field, read: fn(&Header) -> io::Result<Option<u32>>| {
+                let part = number(header, field, |header| Ok(read(header)?.unwrap_or(0).into()))?;
+                // Read from at most 32 bits.
+                Ok::<_, ArchiveError>(part as u32)
+            };
+            Ok::<_, ArchiveError>((part(329..337, Header::device_major)?, part(337..345, Header::device_minor)?))
         };
         let kind = match header.entry_type() {
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => TreeKind::File { size },
@@ -350,7 +353,11 @@ fn parse_pax(mut bytes: &[u8]) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, ArchiveErro
 }
 
 /// A number of a header; an empty field is 0, as GNU tar and Go have it.
-fn number(header: &Header, field: Range<usize>, read: fn(&Header) -> io::Result<u64>) -> Result<u64, ArchiveError> {
+fn number(
+    header: &Header,
+    field: Range<usize>,
+    read: impl Fn(&Header) -> io::Result<u64>,
+) -> Result<u64, ArchiveError> {
     if header.as_bytes()[field].iter().all(|byte| matches!(byte, 0 | b' ')) {
         return Ok(0);
     }
