@@ -10,11 +10,12 @@ use serde_json::Value;
 
 use crate::args::Invocation;
 use crate::config::Bundle;
-use crate::create::{abort, create, take_over};
+use crate::create::{CreateError, abort, create, take_over};
 use crate::gate::{self, Criu};
 use crate::report::report;
 use crate::state::Folder;
 use crate::supervise::{SUPERVISE, supervise};
+use crate::ticket::TicketError;
 use crate::wire::{Answer, Ask, hear, say};
 use crate::words::chain;
 
@@ -88,7 +89,11 @@ fn act(call: &Invocation) -> Result<(), Failed> {
             }
             Some(member) => {
                 let (bundle, seat) = member?;
-                Ok(create(call, &bundle, &seat, id)?)
+                match create(call, &bundle, &seat, id) {
+                    // It was restored and ran. Whoever starts it again wants what any container does then.
+                    Err(CreateError::Ticket(TicketError::Missing { .. })) if folder.ran() => become_real(call),
+                    created => Ok(created?),
+                }
             }
         };
     }
@@ -126,7 +131,7 @@ fn start(call: &Invocation, folder: &Folder, id: &str) -> Result<(), Failed> {
     };
     say(&stream, &Ask::Start)?;
     match hear(&stream)? {
-        Some(Answer::Started) => Ok(()),
+        Some(Answer::Started) => Ok(folder.note_run()?),
         Some(Answer::Failed { words }) => Err(Failed(format!("{id} was not restored: {words}"))),
         _ => Err(gone()),
     }

@@ -93,6 +93,7 @@ pub(crate) fn create(call: &Invocation, bundle: &Bundle, seat: &Seat, id: &str) 
         }
     }
     let folder = Folder::of(call, id);
+    folder.forget_run().map_err(at(folder.path()))?;
     let held = take_over(&folder).map_err(|source| CreateError::Older { id: id.to_owned(), source })?;
     let started = prepare(call, bundle, &ticket, &folder, id).and_then(|()| start(&folder));
     let mut supervisor = match started {

@@ -10,6 +10,7 @@
 //!   criu.conf     the session's configuration, and the gate
 //!   init          the container's first process, once it is known
 //!   released      empty; it is there once the gate was opened
+//! RUN_ROOT/runtime/<hash>.ran/<container's id>    empty; the container was restored and ran
 //! ```
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
@@ -121,6 +122,35 @@ impl Folder {
     /// Whether it is there: nothing is known of a container without one.
     pub fn is_there(&self) -> bool {
         self.path.exists()
+    }
+
+    /// Where it is noted that the container was restored and ran: `<hash>.ran/<id>`. The note outlives the
+    /// container's tasks, so that a later start of the same container is known to be one.
+    fn note(&self) -> Option<PathBuf> {
+        let (root, id) = (self.path.parent()?, self.path.file_name()?);
+        let mut name = root.file_name()?.to_owned();
+        name.push(".ran");
+        Some(root.with_file_name(name).join(id))
+    }
+
+    /// Notes that the container was restored and runs.
+    pub fn note_run(&self) -> io::Result<()> {
+        let Some(note) = self.note() else { return Ok(()) };
+        DirBuilder::new().mode(0o700).recursive(true).create(note.parent().unwrap_or(&note))?;
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(note).map(drop)
+    }
+
+    /// Whether it is noted that the container was restored and ran.
+    pub fn ran(&self) -> bool {
+        self.note().is_some_and(|note| note.exists())
+    }
+
+    /// Takes the note away: the container of this id is another one, or is restored again.
+    pub fn forget_run(&self) -> io::Result<()> {
+        match self.note().map(std::fs::remove_file) {
+            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Makes it, if need be, and holds it. `None`: somebody else does.

@@ -133,7 +133,7 @@ impl<R: Read> ArchiveReader<R> {
         let shown = || EntryName::new(&name);
         let device = || {
             let part = |field, read: fn(&Header) -> io::Result<Option<u32>>| {
-                let part = number(header, field, |header| Ok(read(header)?.unwrap_or(0).into()))?;
+                let part = self::number(header, field, |header| Ok(read(header)?.unwrap_or(0).into()))?;
                 // Read from at most 32 bits.
                 Ok::<_, ArchiveError>(part as u32)
             };

@@ -178,5 +178,6 @@ fn an_application_of_docker_comes_back_through_docker() {
     // What was restored is checkpointed and stopped like any other.
     run(&mut layout.checkpoint("ledger", &["--engine", "docker", "consumer", "producer", "auditor"]));
     docker.run(&["stop", "-t", "0", "consumer", "producer", "auditor"]);
-    assert_eq!(docker.run(&["ps", "--quiet"]), "");
+    // What `docker ps` shows follows what `docker stop` has seen.
+    wait_until("all are stopped", || docker.run(&["ps", "--quiet"]).is_empty());
 }
