@@ -212,6 +212,9 @@ fn restore_arguments(call: &Invocation, bundle: &Bundle, ticket: &Ticket, id: &s
     arguments.extend(["--image-path".into(), ticket.images.clone().into()]);
     arguments.extend(["--work-path".into(), ticket.work.clone().into()]);
     arguments.extend(["--tcp-established", "--file-locks"].map(Into::into));
+    // The real runtime puts CRIU into the target's control group, where its tasks stay. Otherwise CRIU puts them into the one
+    // of the dump: with cgroup v2 runc 1.1 does not tell CRIU of another one.
+    arguments.extend(["--manage-cgroups-mode", "ignore"].map(Into::into));
     if let Some(socket) = call.value(&["console-socket"]) {
         arguments.extend(["--console-socket".into(), socket.to_owned()]);
     }
@@ -287,8 +290,8 @@ mod tests {
         let said = arguments.iter().map(|argument| argument.to_str().unwrap()).collect::<Vec<_>>().join(" ");
         assert_eq!(
             said,
-            "--detach --bundle /b --image-path /i --work-path /w --tcp-established --file-locks --console-socket /c \
-             --no-pivot --lazy-pages x"
+            "--detach --bundle /b --image-path /i --work-path /w --tcp-established --file-locks --manage-cgroups-mode ignore \
+             --console-socket /c --no-pivot --lazy-pages x"
         );
     }
 

@@ -132,12 +132,13 @@ impl<R: Read> ArchiveReader<R> {
         }
         let shown = || EntryName::new(&name);
         let device = || {
-            let part = |field, read: fn(&Header) -> io::Result<Option<u32>>| {
-                let part = self::number(header, field, |header| Ok(read(header)?.unwrap_or(0).into()))?;
-                // Read from at most 32 bits.
-                Ok::<_, ArchiveError>(part as u32)
-            };
-            Ok::<_, ArchiveError>((part(329..337, Header::device_major)?, part(337..345, Header::device_minor)?))
+            let major: fn(&Header) -> _ = |header| Ok(header.device_major()?.unwrap_or(0).into());
+            let minor: fn(&Header) -> _ = |header| Ok(header.device_minor()?.unwrap_or(0).into());
+            let part = |part: u64| u32::try_from(part).map_err(|_| malformed("a device's number"));
+            Ok::<_, ArchiveError>((
+                part(number(b"SCHILY.devmajor", 329..337, major)?)?,
+                part(number(b"SCHILY.devminor", 337..345, minor)?)?,
+            ))
         };
         let kind = match header.entry_type() {
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => TreeKind::File { size },
@@ -353,11 +354,7 @@ fn parse_pax(mut bytes: &[u8]) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, ArchiveErro
 }
 
 /// A number of a header; an empty field is 0, as GNU tar and Go have it.
-fn number(
-    header: &Header,
-    field: Range<usize>,
-    read: impl Fn(&Header) -> io::Result<u64>,
-) -> Result<u64, ArchiveError> {
+fn number(header: &Header, field: Range<usize>, read: fn(&Header) -> io::Result<u64>) -> Result<u64, ArchiveError> {
     if header.as_bytes()[field].iter().all(|byte| matches!(byte, 0 | b' ')) {
         return Ok(0);
     }

@@ -256,6 +256,9 @@ fn assert_goes_on(engine: Engine, name: &str, last: u64) {
     }
     let held: Vec<u64> = read("/held").lines().filter_map(|line| line.parse().ok()).collect();
     assert!(held.iter().copied().eq(1..=held.len() as u64), "{held:?}: nothing is lost and nothing is twice");
+    let (id, pid) = (engine.inspect(name, "{{.Id}}"), engine.inspect(name, "{{.State.Pid}}"));
+    let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    assert!(group.contains(&id), "its control group is its engine's: {group}");
     let gone = engine.command().args(["exec", name, "cat", "/etc/gone"]).output().unwrap();
     assert!(!gone.status.success(), "what was deleted is deleted");
 }
