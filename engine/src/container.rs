@@ -4,15 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::PipeWriter;
 use std::path::{Path, PathBuf};
 
+use runtime::{CRIU_CONFIG, OWN_CONFIG};
+
 use crate::ties::Ties;
-
-/// The annotation by which runc and crun are told CRIU's configuration file.
-pub const CRIU_CONFIG: &str = "org.criu.config";
-
-/// The annotation that names a container's own configuration of CRIU, or the host's, where
-/// [`CRIU_CONFIG`] names that of a session which is over: podman can be told in no other way to
-/// restore lazily.
-pub const OWN_CONFIG: &str = "io.syncpoint.criu-config";
 
 /// A container that runs and is to be dumped.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -28,7 +28,7 @@ mod target;
 mod ties;
 mod volumes;
 
-pub use self::container::{CRIU_CONFIG, DumpInto, Files, Layers, OWN_CONFIG, Present, RunningContainer, criu_configs};
+pub use self::container::{DumpInto, Files, Layers, Present, RunningContainer, criu_configs};
 pub use self::deaths::Deaths;
 pub use self::driver::{Engine, Labelled};
 pub use self::engines::Engines;
@@ -45,3 +45,4 @@ pub use self::volumes::{Volume, stored};
 pub use runtime::criu_log::log_lines;
 pub use runtime::mounts;
 pub use runtime::words::chain;
+pub use runtime::{CRIU_CONFIG, OWN_CONFIG};

@@ -11,10 +11,10 @@ use serde_json::Value;
 
 use crate::args::Invocation;
 use crate::claims::{Refusal, compare};
-use crate::config::Bundle;
+use crate::config::{Bundle, read_config, write_config};
 use crate::fill::{FillError, fill};
 use crate::leftovers::{runs, take_away};
-use crate::state::{CRIU_CONFIG, Folder, GATE, Held, LOOK, PATIENCE, Record};
+use crate::state::{CRIU_CONFIG, Folder, GATE, Held, LOOK, OWN_SETTINGS, PATIENCE, Record};
 use crate::supervise::SUPERVISE;
 use crate::ticket::{Seat, Ticket, TicketError};
 use crate::wire::{Answer, Ask, hear, say};
@@ -100,7 +100,7 @@ pub(crate) fn create(call: &Invocation, bundle: &Bundle, seat: &Seat, id: &str) 
         Ok(supervisor) => supervisor,
         Err(error) => {
             // What went wrong first is what matters; the next attempt finds what could not be removed.
-            let _ = folder.remove(&held);
+            let _ = folder.put_config_back(&bundle.dir).and_then(|()| folder.remove(&held));
             return Err(error);
         }
     };
@@ -177,6 +177,7 @@ fn prepare(call: &Invocation, bundle: &Bundle, ticket: &Ticket, folder: &Folder,
         real: text(call.real.clone())?,
         globals: call.globals.iter().cloned().map(text).collect::<Result<_, _>>()?,
         restore: restore_arguments(call, bundle, ticket, id).into_iter().map(text).collect::<Result<_, _>>()?,
+        bundle: bundle.dir.clone(),
         work: ticket.work.clone(),
         hold_ms: call.hold.as_millis().try_into().unwrap_or(u64::MAX),
     };
@@ -186,7 +187,35 @@ fn prepare(call: &Invocation, bundle: &Bundle, ticket: &Ticket, folder: &Folder,
     let gate = folder.path().join(GATE);
     let program = std::env::current_exe().map_err(CreateError::Start)?;
     std::os::unix::fs::symlink(program, &gate).map_err(at(&gate))?;
-    folder.write_record(&record).map_err(at(folder.path()))
+    folder.write_record(&record).map_err(at(folder.path()))?;
+    settle(call, bundle, folder)
+}
+
+/// Tells CRIU that tasks stay in the control group into which the real runtime puts CRIU itself: the target's. Otherwise CRIU
+/// puts them into the one of the dump, since with cgroup v2 runc 1.1 tells CRIU of no other one; nor does it hand on that the
+/// groups are to be ignored. So the bundle names a configuration, until the restore is over. What a container names itself is
+/// left as it is.
+fn settle(call: &Invocation, bundle: &Bundle, folder: &Folder) -> Result<(), CreateError> {
+    let path = folder.path().join(OWN_SETTINGS);
+    let host = host_config(call);
+    let Some(config) = bundle.with_criu_config(&path.to_string_lossy(), &host.to_string_lossy()) else { return Ok(()) };
+    let mut settings = if host.exists() { read(&host)? } else { Vec::new() };
+    if !settings.is_empty() && !settings.ends_with(b"\n") {
+        settings.push(b'\n');
+    }
+    settings.extend_from_slice(b"manage-cgroups=ignore\n");
+    std::fs::write(&path, settings).map_err(at(&path))?;
+    let before = read_config(&bundle.dir).map_err(at(&bundle.dir))?;
+    let written = folder.keep_config(&before).and_then(|()| write_config(&bundle.dir, config.to_string().as_bytes()));
+    written.map_err(at(&bundle.dir))
+}
+
+/// What the real runtime hands to CRIU of a container that names nothing itself.
+fn host_config(call: &Invocation) -> PathBuf {
+    let runc = PathBuf::from("/etc/criu/runc.conf");
+    let crun = PathBuf::from("/etc/criu/crun.conf");
+    let is_crun = Path::new(&call.real).file_name().is_some_and(|name| name == "crun");
+    if is_crun && crun.exists() { crun } else { runc }
 }
 
 /// The session's configuration, and the gate after it: CRIU runs the script that it was told of last before the others.
@@ -212,9 +241,6 @@ fn restore_arguments(call: &Invocation, bundle: &Bundle, ticket: &Ticket, id: &s
     arguments.extend(["--image-path".into(), ticket.images.clone().into()]);
     arguments.extend(["--work-path".into(), ticket.work.clone().into()]);
     arguments.extend(["--tcp-established", "--file-locks"].map(Into::into));
-    // The real runtime puts CRIU into the target's control group, where its tasks stay. Otherwise CRIU puts them into the one
-    // of the dump: with cgroup v2 runc 1.1 does not tell CRIU of another one.
-    arguments.extend(["--manage-cgroups-mode", "ignore"].map(Into::into));
     if let Some(socket) = call.value(&["console-socket"]) {
         arguments.extend(["--console-socket".into(), socket.to_owned()]);
     }
@@ -290,8 +316,8 @@ mod tests {
         let said = arguments.iter().map(|argument| argument.to_str().unwrap()).collect::<Vec<_>>().join(" ");
         assert_eq!(
             said,
-            "--detach --bundle /b --image-path /i --work-path /w --tcp-established --file-locks --manage-cgroups-mode ignore \
-             --console-socket /c --no-pivot --lazy-pages x"
+            "--detach --bundle /b --image-path /i --work-path /w --tcp-established --file-locks --console-socket /c --no-pivot \
+             --lazy-pages x"
         );
     }
 

@@ -101,6 +101,7 @@ mod tests {
             real: "runc".to_owned(),
             globals: vec![],
             restore: vec![],
+            bundle: "/b".into(),
             work: "/w".into(),
             hold_ms: 60_000,
         };

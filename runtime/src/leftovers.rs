@@ -32,6 +32,7 @@ pub(crate) fn take_away(folder: &Folder, held: &Held) -> io::Result<()> {
         end(folder)?;
         unmount(&record)?;
         delete(&record)?;
+        folder.put_config_back(&record.bundle)?;
     }
     folder.remove(held)
 }

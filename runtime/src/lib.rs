@@ -27,4 +27,5 @@ pub mod ticket;
 mod wire;
 pub mod words;
 
+pub use self::config::{CRIU_CONFIG, OWN_CONFIG};
 pub use self::control::run;

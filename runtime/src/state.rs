@@ -8,6 +8,8 @@
 //!   socket        where the supervisor listens
 //!   gate          a link to this program; CRIU's action script
 //!   criu.conf     the session's configuration, and the gate
+//!   own.conf      what CRIU is told of the target, after everything else
+//!   config.json   the bundle's configuration as it was, while the bundle names own.conf
 //!   init          the container's first process, once it is known
 //!   released      empty; it is there once the gate was opened
 //! RUN_ROOT/runtime/<hash>.ran/<container's id>    empty; the container was restored and ran
@@ -27,17 +29,21 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::args::Invocation;
+use crate::config::write_config;
 
 /// The name of the link that CRIU runs.
 pub(crate) const GATE: &str = "gate";
 /// CRIU's configuration.
 pub(crate) const CRIU_CONFIG: &str = "criu.conf";
+/// What CRIU is told of the target.
+pub(crate) const OWN_SETTINGS: &str = "own.conf";
 const LOCK: &str = "lock";
 const TREE: &str = "tree";
 const RECORD: &str = "record.json";
 const SOCKET: &str = "socket";
 const INIT: &str = "init";
 const RELEASED: &str = "released";
+const BEFORE: &str = "config.json";
 
 /// How long somebody else may hold a container that he is about to let go of.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -59,6 +65,8 @@ pub(crate) struct Record {
     pub globals: Vec<String>,
     /// What follows `restore`.
     pub restore: Vec<String>,
+    /// The bundle.
+    pub bundle: PathBuf,
     /// Where CRIU and the real runtime write their logs.
     pub work: PathBuf,
     /// How long it is held at most, in milliseconds.
@@ -227,6 +235,22 @@ impl Folder {
         self.read(RECORD)
     }
 
+    /// Keeps a bundle's configuration, which is about to be changed.
+    pub fn keep_config(&self, config: &[u8]) -> io::Result<()> {
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(self.path.join(BEFORE))?;
+        file.write_all(config)
+    }
+
+    /// Puts a bundle's configuration back, if one was kept. A bundle that is gone needs none.
+    pub fn put_config_back(&self, bundle: &Path) -> io::Result<()> {
+        let put_back = std::fs::read(self.path.join(BEFORE)).and_then(|config| write_config(bundle, &config));
+        match put_back {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            put_back => put_back,
+        }
+    }
+
     /// Notes the container's first process.
     pub fn write_init(&self, init: Process) -> io::Result<()> {
         self.write(INIT, &init)
@@ -337,6 +361,7 @@ mod tests {
             real: "runc".to_owned(),
             globals: vec!["--root".to_owned()],
             restore: vec![],
+            bundle: "/b".into(),
             work: "/w".into(),
             hold_ms: 5,
         };

@@ -130,6 +130,10 @@ impl Bed {
         fs::read_to_string(pid).unwrap().parse().unwrap()
     }
 
+    fn config(&self) -> String {
+        fs::read_to_string(self.at("bundle/config.json")).unwrap()
+    }
+
     fn ran(&self) -> bool {
         self.at("ran").exists()
     }
@@ -147,6 +151,7 @@ impl Bed {
     /// Nothing of the container is there any more.
     fn assert_gone(&self, init: u32) {
         wait_until("it is gone", || !is_alive(init) && !self.at("root/c").exists() && self.notes().is_empty());
+        assert!(!self.config().contains("org.criu.config"), "the bundle is as it was");
     }
 
     /// The folders of containers that are held.
@@ -228,8 +233,10 @@ fn it_is_held_at_create_and_runs_from_start_on() {
     for what in ["exec", "pause", "resume", "checkpoint", "update", "ps"] {
         assert!(bed.fails(&[what, "c"]).contains("is restored and held"), "{what}");
     }
+    assert!(bed.config().contains("org.criu.config"));
     bed.succeeds(&["start", "c"]);
     assert!(is_alive(init) && bed.ran() && bed.notes().is_empty());
+    assert!(!bed.config().contains("org.criu.config"), "the bundle is as it was");
     let state: Value = serde_json::from_str(&bed.succeeds(&["state", "c"])).unwrap();
     assert_eq!(state["status"], "running");
     bed.succeeds(&["delete", "--force", "c"]);

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use image_format::{Container, ContainerMount, ContainerNetwork, PublishedPort};
 use runtime::ticket::ANNOTATION;
+use runtime::{CRIU_CONFIG, OWN_CONFIG};
 
-use crate::container::{CRIU_CONFIG, OWN_CONFIG};
 use crate::target::MARK;
 
 /// The annotations that a restore sets itself.

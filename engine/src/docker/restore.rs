@@ -18,13 +18,13 @@ use coordinator::SessionId;
 use image_format::files::extract;
 use image_format::{CONTAINER_VERSION, Container, Limits};
 use runtime::ticket::{ANNOTATION, RootDiff, Ticket};
+use runtime::{CRIU_CONFIG, OWN_CONFIG};
 use rustix::fs::{Mode, OFlags, open};
 use tokio_util::sync::CancellationToken;
 
 use super::create::{Making, arguments};
 use super::{answers, ask, docker, failed, inspect, parsed};
 use crate::attach::own_lines;
-use crate::container::{CRIU_CONFIG, OWN_CONFIG};
 use crate::error::EngineError;
 use crate::target::{MARK, Target};
 use crate::volumes::{Volume, own};

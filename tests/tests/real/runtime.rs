@@ -251,8 +251,10 @@ fn assert_goes_on(engine: Engine, name: &str, last: u64) {
     assert!(numbers.iter().copied().eq(last + 1..=last + numbers.len() as u64), "{numbers:?} after {last}");
     let read = |path: &str| run(engine.command().args(["exec", name, "cat", path]));
     for file in ["/count", "/dev/shm/count", "/held"] {
-        let written: Vec<u64> = read(file).lines().filter_map(|line| line.parse().ok()).collect();
-        assert!(written.last() > Some(&last), "{file}: {written:?}");
+        // A file that is just being written anew is empty for a moment.
+        wait_until(&format!("{file} is past {last}"), || {
+            read(file).lines().last().and_then(|line| line.parse().ok()) > Some(last)
+        });
     }
     let held: Vec<u64> = read("/held").lines().filter_map(|line| line.parse().ok()).collect();
     assert!(held.iter().copied().eq(1..=held.len() as u64), "{held:?}: nothing is lost and nothing is twice");
