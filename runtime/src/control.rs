@@ -131,7 +131,7 @@ fn start(call: &Invocation, folder: &Folder, id: &str) -> Result<(), Failed> {
     };
     say(&stream, &Ask::Start)?;
     match hear(&stream)? {
-        Some(Answer::Started) => Ok(folder.note_run()?),
+        Some(Answer::Started) => Ok(()),
         Some(Answer::Failed { words }) => Err(Failed(format!("{id} was not restored: {words}"))),
         _ => Err(gone()),
     }

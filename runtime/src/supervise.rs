@@ -344,8 +344,8 @@ impl Supervisor {
     fn finish(mut self, status: ExitStatus, held: &Held) -> io::Result<()> {
         let is_released = matches!(self.phase, Phase::Going) && self.no.is_none();
         if status.success() && is_released {
-            let put_back = self.folder.put_config_back(&self.record.bundle);
-            let removed = put_back.and_then(|()| self.folder.remove(held));
+            let noted = self.folder.note_run().and_then(|()| self.folder.put_config_back(&self.record.bundle));
+            let removed = noted.and_then(|()| self.folder.remove(held));
             for starter in &self.starters {
                 let _ = say(starter, &Answer::Started);
             }

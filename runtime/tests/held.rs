@@ -156,8 +156,9 @@ impl Bed {
 
     /// The folders of containers that are held.
     fn notes(&self) -> Vec<PathBuf> {
-        let roots = fs::read_dir(self.at("run/runtime")).into_iter().flatten().flatten();
-        roots.flat_map(|root| fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().path())).collect()
+        let roots = fs::read_dir(self.at("run/runtime")).into_iter().flatten().flatten().map(|root| root.path());
+        let roots = roots.filter(|root| root.extension().is_none_or(|end| end != "ran"));
+        roots.flat_map(|root| fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path())).collect()
     }
 
     /// The process whose arguments hold these words.
@@ -241,6 +242,15 @@ fn it_is_held_at_create_and_runs_from_start_on() {
     assert_eq!(state["status"], "running");
     bed.succeeds(&["delete", "--force", "c"]);
     bed.assert_gone(init);
+    // It ran: a later create is what it is for any container.
+    let (bundle, pid) = (bed.at("bundle"), bed.at("pid"));
+    let create = bed.create(bundle.to_str().unwrap(), pid.to_str().unwrap());
+    bed.succeeds(&create);
+    assert!(bed.calls().ends_with(&format!("{}\n", create.join(" "))), "{}", bed.calls());
+    // Held and given up, it is none that ran.
+    bed.hold();
+    bed.succeeds(&["delete", "c"]);
+    assert!(bed.fails(&create).contains("there is no ticket"));
 }
 
 #[test]
