@@ -270,14 +270,16 @@ fn member(mut fields: Fields<'_>, engine: Option<EngineKind>, folder: &Path) -> 
     let bundle = fields.path("bundle", folder)?;
     let without_rootfs = fields.bool("without-rootfs")?;
     fields.finish()?;
-    if let (Some(EngineKind::Podman), Some((true, at))) = (engine, &without_rootfs) {
-        let message =
-            format!("the member {id} runs with podman, of whose containers the root filesystem is always taken");
-        return Err(Problem::new(at.clone(), message));
-    }
-    if let (Some(EngineKind::Podman), Some(at)) = (engine, bundle_at) {
-        return Err(Problem::new(at, format!("the member {id} has a bundle, but runs with podman"))
-            .hint("bundles are runc's; the member's engine is runc, or it has no bundle"));
+    if let Some(engine) = engine.filter(|engine| *engine != EngineKind::Runc) {
+        if let Some((true, at)) = &without_rootfs {
+            let message =
+                format!("the member {id} runs with {engine}, of whose containers the root filesystem is always taken");
+            return Err(Problem::new(at.clone(), message));
+        }
+        if let Some(at) = bundle_at {
+            return Err(Problem::new(at, format!("the member {id} has a bundle, but runs with {engine}"))
+                .hint("bundles are runc's; the member's engine is runc, or it has no bundle"));
+        }
     }
     let without_rootfs = without_rootfs.is_some_and(|(without, _)| without);
     let member = PlanMember { id, container, engine, depends_on, bundle, without_rootfs };

@@ -34,7 +34,7 @@ fn command_lines_that_make_no_sense() {
         &["verify", "oci:layout:a"],
         &["restore", "oci:layout:a"],
         &["restore", "oci:layout:a", "--key", "k", "--insecure-no-verify"],
-        &["restore", "oci:layout:a", "--insecure-no-verify", "--engine", "docker"],
+        &["restore", "oci:layout:a", "--insecure-no-verify", "--engine", "lxc"],
         &["verify", "--key", "k", "--insecure-no-signature", "oci:layout:a"],
         &["list", "oci:layout:a"],
         &["inspect", "dump.tar"],
