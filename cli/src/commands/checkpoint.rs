@@ -320,6 +320,7 @@ pub async fn run(mut args: CheckpointArgs, context: &Context) -> Result<(), Comm
     let usual = CheckpointOptions::new(application, context.environment.hook_program());
     let options = CheckpointOptions {
         members: wanted,
+        engine: args.containers.engine,
         elsewhere,
         stop: args.stop,
         deadlines: Deadlines {

@@ -148,7 +148,7 @@ pub(crate) async fn resolve(options: &CheckpointOptions) -> Result<Vec<Member>, 
     let engines = &options.host.engines;
     let mut wanted = options.members.clone();
     if wanted.is_empty() {
-        wanted = labelled(engines, &options.application).await?;
+        wanted = labelled(engines, options).await?;
     }
     if wanted.is_empty() && options.elsewhere.is_none() {
         return Err(MembersError::Nobody { application: options.application.clone() });
@@ -206,13 +206,14 @@ pub(crate) async fn resolve(options: &CheckpointOptions) -> Result<Vec<Member>, 
     Ok(members)
 }
 
-/// The containers with an application's label, of every engine that there is.
-async fn labelled(engines: &Engines, application: &ApplicationId) -> Result<Vec<ContainerSpec>, MembersError> {
+/// The containers with an application's label, of the engine that is meant or of every one that there is.
+async fn labelled(engines: &Engines, options: &CheckpointOptions) -> Result<Vec<ContainerSpec>, MembersError> {
+    let application = options.application.as_str();
     let mut found: BTreeMap<String, EngineKind> = BTreeMap::new();
     let (mut answered, mut absent) = (false, None);
-    for kind in LABELLING {
+    for kind in LABELLING.into_iter().filter(|kind| options.engine.is_none_or(|engine| engine == *kind)) {
         for label in [APPLICATION, PROJECT] {
-            match engines.get(kind).labelled(label, application.as_str()).await {
+            match engines.get(kind).labelled(label, application).await {
                 // Where `docker` is podman by another name, podman was asked first.
                 Ok(ids) => {
                     for id in ids {

@@ -148,6 +148,8 @@ pub struct CheckpointOptions {
     pub application: ApplicationId,
     /// Its containers on this host; with none, all that run and bear the application's label.
     pub members: Vec<ContainerSpec>,
+    /// The engine whose containers bear the label, where no members are named; every engine that has labels if not given.
+    pub engine: Option<EngineKind>,
     /// Its members on other hosts, if there are any.
     pub elsewhere: Option<RemoteMembers>,
     /// End the containers, once the checkpoint is permanent.
@@ -188,6 +190,7 @@ impl CheckpointOptions {
             host: Host::this(),
             application,
             members: Vec::new(),
+            engine: None,
             elsewhere: None,
             stop: false,
             hook_program,
