@@ -15,8 +15,8 @@ pub struct Survey {
     pub version: String,
     /// The name of the runtime that it uses.
     pub runtime: Option<String>,
-    /// What it calls the runtime that restores: `Some(None)` where it should know one and does not.
-    pub restoring_runtime: Option<Option<String>>,
+    /// Whether it needs the runtime that restores, and does not know one.
+    pub lacks_runtime: bool,
     /// All of its containers.
     pub containers: Vec<Container>,
     /// Those of the wanted networks that are there.

@@ -92,7 +92,7 @@ impl Engine for Docker {
             volumes: volumes.into_iter().map(|volume| (volume.name.clone(), volume)).collect(),
             networks: networks.into_iter().filter_map(there).collect(),
             images: images.into_iter().filter_map(|(image, there)| there.then_some(image)).collect(),
-            restoring_runtime: Some(restore::runtime().await?),
+            lacks_runtime: restore::runtime().await?.is_none(),
             ..Survey::default()
         })
     }

@@ -182,7 +182,8 @@ fn write_environment(container: &Container, path: &Path) -> Result<(), String> {
             || name.contains(char::is_whitespace)
         {
             return Err(format!(
-                "its variable {name:?} cannot be handed to Docker's client, which takes no line breaks in variables"
+                "its variable {name:?} cannot be handed to Docker's client, which takes no line breaks in values and no \
+                 blanks in names"
             ));
         }
         // A name alone stands for what the client's own environment has.
@@ -245,7 +246,7 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         for odd in ["A=b\nc", "=x", "#A=b", "A B=c"] {
             let refused = write_environment(&of(&[odd]), &path).unwrap_err();
-            assert!(refused.contains("line breaks") && !refused.contains("=b"), "{refused}");
+            assert!(refused.contains("no line breaks") && !refused.contains("=b"), "{refused}");
         }
     }
 }

@@ -106,6 +106,8 @@ pub(crate) fn check(
     if let Err(reason) = &host.criu {
         problems.push(Problem::NoCriu { reason: reason.clone() });
     }
+    let lacking = engines.iter().filter(|(_, survey)| survey.lacks_runtime);
+    problems.extend(lacking.map(|(engine, _)| Problem::NoRuntime { engine: *engine }));
     for want in wants {
         check_machine(want, host, &mut problems);
         if let Some(survey) = engines.get(&want.engine) {
@@ -157,11 +159,6 @@ fn check_engine(want: &Want, survey: &Survey, problems: &mut Vec<Problem>) {
     {
         let (dump, host) = (dump.clone(), here.clone());
         problems.push(Problem::Runtime { member: member.clone(), engine, dump, host });
-    }
-    if survey.restoring_runtime == Some(None)
-        && !problems.iter().any(|known| matches!(known, Problem::NoRuntime { .. }))
-    {
-        problems.push(Problem::NoRuntime { engine });
     }
     if let Some(base) = &want.base
         && !survey.images.contains(&base.id)
@@ -391,6 +388,22 @@ mod tests {
             }
         };
         assert_eq!(problems(pullable), [""; 0]);
+    }
+
+    #[test]
+    fn docker_needs_a_runtime_and_gives_no_addresses_of_its_bridge() {
+        assert_eq!(problems(|_, _, survey| survey.lacks_runtime = true), ["podman knows no runtime that restores"]);
+        let mut want = Want { engine: EngineKind::Docker, runtime: None, ..want("web") };
+        want.networks = [(DOCKERS_BRIDGE.to_owned(), vec!["172.17.0.2".parse().unwrap()])].into();
+        let found = |want: &Want| {
+            let mut problems = Vec::new();
+            check_networks(want, &Survey::default(), &mut problems);
+            problems
+        };
+        let told = found(&want);
+        assert!(matches!(&told[..], [Problem::AddressNotGiven { .. }]) && told[0].is_warning(), "{told:?}");
+        want.connections = false;
+        assert!(found(&want).is_empty());
     }
 
     #[test]
