@@ -72,7 +72,8 @@ impl Bundle {
         let mut config = self.config.clone();
         let annotations = config.as_object_mut()?.entry("annotations").or_insert_with(|| Map::new().into());
         let annotations = annotations.as_object_mut()?;
-        if annotations.contains_key(CRIU_CONFIG) {
+        // An older attempt may have told the bundle of the same file.
+        if annotations.get(CRIU_CONFIG).is_some_and(|own| own != criu_config) {
             return None;
         }
         annotations.insert(CRIU_CONFIG.to_owned(), criu_config.into());
@@ -136,6 +137,8 @@ mod tests {
         let expected = r#"{"annotations":{"a":"b","org.criu.config":"/s","io.syncpoint.criu-config":"/h"},"n":18446744073709551615}"#;
         assert_eq!(told, serde_json::from_str::<Value>(expected).unwrap());
         assert!(bundle(r#"{"annotations":{"org.criu.config":"/own"}}"#).with_criu_config("/s", "/h").is_none());
+        let older = bundle(&told.to_string()).with_criu_config("/s", "/h").unwrap();
+        assert_eq!(older, told, "an older attempt of the same container told the bundle");
         write_config(dir.path(), told.to_string().as_bytes()).unwrap();
         assert_eq!(read_config(dir.path()).unwrap(), told.to_string().as_bytes());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, getppid, setsid};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Resource, getrlimit};
 
 use crate::criu_log::{RESTORE_LOG, log_lines};
@@ -87,7 +88,7 @@ pub(crate) fn supervise(folder: Folder, creator: i32) -> io::Result<()> {
         Ok(runtime) => runtime,
         Err(error) => {
             let words = format!("{} cannot be started: {error}", record.real);
-            return refuse(&folder, &held, &listener, &creator_handle, words);
+            return refuse(&folder, &held, &listener, (&creator_handle, creator), words);
         }
     };
     let runtime_handle = handle(runtime.id())?;
@@ -135,7 +136,13 @@ fn let_go_of_streams() -> io::Result<()> {
 }
 
 /// Takes away what was made, and tells whoever asks.
-fn refuse(folder: &Folder, held: &Held, listener: &UnixListener, creator: &OwnedFd, words: String) -> io::Result<()> {
+fn refuse(
+    folder: &Folder,
+    held: &Held,
+    listener: &UnixListener,
+    creator: (&OwnedFd, i32),
+    words: String,
+) -> io::Result<()> {
     let mut aborters = Vec::new();
     let creator = wait_for_creator(listener, creator, &mut aborters);
     let taken_away = take_away(folder, held);
@@ -149,8 +156,18 @@ fn refuse(folder: &Folder, held: &Held, listener: &UnixListener, creator: &Owned
     taken_away
 }
 
+/// Whether the other end is this process. The `create` of another attempt finds this socket when its own supervisor is
+/// gone, and is not to take the place of the one that waits for an answer.
+fn is_of(stream: &UnixStream, process: i32) -> bool {
+    socket_peercred(stream).is_ok_and(|peer| peer.pid.as_raw_nonzero().get() == process)
+}
+
 /// The connection of the creator, who is about to ask: he cannot once the folder is removed. `None`: he is gone.
-fn wait_for_creator(listener: &UnixListener, creator: &OwnedFd, aborters: &mut Vec<UnixStream>) -> Option<UnixStream> {
+fn wait_for_creator(
+    listener: &UnixListener,
+    (creator, pid): (&OwnedFd, i32),
+    aborters: &mut Vec<UnixStream>,
+) -> Option<UnixStream> {
     loop {
         let mut watched = [PollFd::new(listener, PollFlags::IN), PollFd::new(creator, PollFlags::IN)];
         match poll(&mut watched, None) {
@@ -161,7 +178,7 @@ fn wait_for_creator(listener: &UnixListener, creator: &OwnedFd, aborters: &mut V
         }
         let (stream, _) = listener.accept().ok()?;
         match stream.set_read_timeout(Some(SPEAKING)).and_then(|()| hear(&stream)) {
-            Ok(Some(Ask::Create)) => return Some(stream),
+            Ok(Some(Ask::Create)) if is_of(&stream, pid) => return Some(stream),
             Ok(Some(Ask::Abort)) => aborters.push(stream),
             _ => {}
         }
@@ -295,6 +312,9 @@ impl Supervisor {
 
     fn meet(&mut self, stream: UnixStream) -> io::Result<()> {
         let Some((_, connection)) = &mut self.creator else { return Ok(()) };
+        if !is_of(&stream, self.record.creator) {
+            return Ok(());
+        }
         if let Some(init) = self.init.filter(|_| self.no.is_none()) {
             say(&stream, &Answer::Held { init })?;
         }
@@ -353,6 +373,7 @@ impl Supervisor {
         }
         let mut words = self.words(status, is_released);
         if let Some((creator, connection @ None)) = &mut self.creator {
+            let creator = (&*creator, self.record.creator);
             *connection = wait_for_creator(&self.listener, creator, &mut self.aborters);
         }
         let taken_away = take_away(&self.folder, held);

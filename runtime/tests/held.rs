@@ -313,7 +313,8 @@ fn a_newer_create_ends_the_older_attempt() {
             let pid = bed.at(&format!("pid{number}"));
             let line = bed.create(bundle.to_str().unwrap(), pid.to_str().unwrap());
             let mut create = bed.call(&line);
-            let child = create.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            let said = fs::File::create(bed.at(&format!("said{number}"))).unwrap();
+            let child = create.stdout(Stdio::null()).stderr(said).spawn().unwrap();
             // It has read its bundle once its ticket is taken.
             wait_until("the ticket is taken", || bed.tickets() == 0);
             child
@@ -326,7 +327,8 @@ fn a_newer_create_ends_the_older_attempt() {
         .filter_map(|number| fs::read_to_string(bed.at(&format!("pid{number}"))).ok()?.parse().ok())
         .filter(|pid| is_alive(*pid))
         .collect();
-    assert!(!is_alive(newer) && alive.len() == 1, "{alive:?}");
+    let said = (0..2).map(|number| fs::read_to_string(bed.at(&format!("said{number}"))).unwrap()).collect::<String>();
+    assert!(!is_alive(newer) && alive.len() == 1, "{alive:?} {said}");
     bed.succeeds(&["start", "c"]);
     assert_eq!(fs::read_to_string(bed.at("ran")).unwrap(), "ran\n");
 }
