@@ -14,6 +14,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::shim::{Bundle, Places};
+use crate::answers::texts;
 use crate::attach::Attachment;
 use crate::error::EngineError;
 use crate::processes::is_alive;
@@ -47,14 +48,11 @@ pub(crate) struct State {
 impl State {
     pub(crate) fn read(answer: &Value) -> Self {
         let text = |name: &str| answer.get(name).and_then(Value::as_str).map(str::to_owned);
-        let annotations = answer.get("annotations").and_then(Value::as_object).into_iter().flatten();
         Self {
             id: text("id"),
             pid: answer.get("pid").and_then(Value::as_i64).and_then(|pid| pid.try_into().ok()).unwrap_or_default(),
             status: text("status"),
-            annotations: annotations
-                .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
-                .collect(),
+            annotations: texts(answer, "/annotations"),
         }
     }
 

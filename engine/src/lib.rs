@@ -5,6 +5,7 @@
 //! and takes away whatever came of it. A container is known to be a restore's own by its annotation
 //! [`MARK`], which names the session of that restore and no other: nothing else is ever removed.
 
+mod answers;
 pub mod attach;
 mod beside;
 pub mod claims;

@@ -22,7 +22,7 @@ const DYING: Duration = Duration::from_secs(10);
 
 /// Whether a container was released, and runs on by itself: then it is its engine's, whatever became of its supervisor.
 pub(crate) fn runs(folder: &Folder) -> io::Result<bool> {
-    let init = folder.init()?.is_some_and(|init| init.is_there() && !is_zombie(init.pid));
+    let init = folder.init()?.is_some_and(Process::runs);
     Ok(folder.was_released() && init && workers(folder).is_empty())
 }
 
@@ -42,7 +42,7 @@ fn end(folder: &Folder) -> io::Result<()> {
     let start = Instant::now();
     loop {
         kill_all(folder)?;
-        let init = folder.init()?.filter(|init| init.is_there() && !is_zombie(init.pid));
+        let init = folder.init()?.filter(|init| init.runs());
         if init.is_none() && workers(folder).is_empty() {
             return Ok(());
         }
@@ -89,11 +89,6 @@ fn workers(folder: &Folder) -> BTreeSet<Process> {
 fn has_open(pid: i32, file: &Path) -> bool {
     let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     open.filter_map(|entry| std::fs::read_link(entry.path()).ok()).any(|target| target == file)
-}
-
-fn is_zombie(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 fn unmount(record: &Record) -> io::Result<()> {

@@ -85,15 +85,26 @@ pub(crate) struct Process {
 impl Process {
     /// A process that is there.
     pub fn of(pid: i32) -> Option<Self> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name is in parentheses and may hold anything; the state is the third field, the start the twenty-second.
-        let started = stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()?;
-        Some(Self { pid, started })
+        Self::look(pid).map(|(process, _)| process)
     }
 
     /// Whether it is there still, be it as a zombie.
     pub fn is_there(self) -> bool {
         Self::of(self.pid) == Some(self)
+    }
+
+    /// Whether it is there and has not ended.
+    pub fn runs(self) -> bool {
+        Self::look(self.pid).is_some_and(|(found, has_ended)| found == self && !has_ended)
+    }
+
+    /// A process, and whether it has ended and waits to be collected.
+    fn look(pid: i32) -> Option<(Self, bool)> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name is in parentheses and may hold anything; the state is the third field, the start the twenty-second.
+        let after_name = stat.rsplit_once(") ")?.1;
+        let started = after_name.split(' ').nth(19)?.parse().ok()?;
+        Some((Self { pid, started }, after_name.starts_with(['Z', 'X'])))
     }
 }
 

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::OciRuntime;
+use crate::answers::texts;
 
 /// The file with a bundle's configuration.
 const CONFIG: &str = "config.json";
@@ -79,7 +80,7 @@ impl Places {
             runtime: OciRuntime::at(program, root),
             is_crun,
             folder,
-            annotations: annotations(&spec),
+            annotations: texts(&spec, "/annotations"),
             mounts: mounts(&spec),
             config,
         })
@@ -120,11 +121,6 @@ fn parent(proc: &Path, pid: i32) -> Option<i32> {
 fn read(path: &Path) -> Option<Vec<u8>> {
     let facts = fs::metadata(path).ok()?;
     (facts.is_file() && facts.len() <= LARGEST).then(|| fs::read(path).ok())?
-}
-
-fn annotations(spec: &Value) -> BTreeMap<String, String> {
-    let all = spec.get("annotations").and_then(Value::as_object).into_iter().flatten();
-    all.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
 }
 
 fn mounts(spec: &Value) -> BTreeMap<PathBuf, (String, String)> {

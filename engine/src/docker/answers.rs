@@ -12,9 +12,9 @@ use image_format::{BaseImage, CONTAINER_VERSION, ContainerMount, ContainerNetwor
 use serde::de::Error as _;
 use serde_json::{Value, json};
 
+use crate::answers::{entries, list, text, texts};
 use crate::driver::Labelled;
 use crate::survey::{self, Network, Subnet};
-use crate::volumes::Volume;
 
 /// The word before the id of another container whose namespace is shared.
 const OF_CONTAINER: &str = "container:";
@@ -260,12 +260,6 @@ pub(super) fn labels(answer: &[u8]) -> Result<Vec<Labelled>, serde_json::Error> 
     Ok(containers(answer)?.iter().map(|found| (found.name().to_owned(), found.labels())).collect())
 }
 
-/// `docker ps --quiet`, `docker volume ls --quiet`: a word on each line.
-pub(super) fn lines(answer: &[u8]) -> Vec<String> {
-    let text = String::from_utf8_lossy(answer);
-    text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
-}
-
 /// `docker ps --format {{json .}}`: an object on each line.
 pub(super) fn listed(answer: &[u8]) -> Result<Vec<survey::Container>, serde_json::Error> {
     let listed = |entry: &Value| {
@@ -296,22 +290,6 @@ pub(super) fn image_id(answer: &[u8]) -> Result<Option<String>, serde_json::Erro
     Ok(text(&images, "/0/Id").map(str::to_owned))
 }
 
-/// `docker volume inspect`.
-pub(super) fn volumes(answer: &[u8]) -> Result<Vec<Volume>, serde_json::Error> {
-    let volume = |entry: &Value| {
-        let named = Volume::named(text(entry, "/Name")?);
-        let driver = text(entry, "/Driver").map_or(named.driver, str::to_owned);
-        Some(Volume { driver, labels: texts(entry, "/Labels"), options: texts(entry, "/Options"), ..named })
-    };
-    Ok(entries(answer)?.iter().filter_map(volume).collect())
-}
-
-/// `docker volume inspect` of one: where its content is.
-pub(super) fn mountpoint(answer: &[u8]) -> Result<PathBuf, serde_json::Error> {
-    let found = entries(answer)?.iter().find_map(|entry| text(entry, "/Mountpoint").map(PathBuf::from));
-    found.filter(|path| path.is_absolute()).ok_or_else(|| serde_json::Error::custom("no mountpoint"))
-}
-
 /// `docker network inspect` of one network.
 pub(super) fn network(answer: &[u8]) -> Result<Network, serde_json::Error> {
     let found = entries(answer)?.into_iter().next();
@@ -329,31 +307,14 @@ pub(super) fn network(answer: &[u8]) -> Result<Network, serde_json::Error> {
     Ok(network)
 }
 
-fn entries(answer: &[u8]) -> Result<Vec<Value>, serde_json::Error> {
-    serde_json::from_slice::<Option<_>>(answer).map(Option::unwrap_or_default)
-}
-
-fn text<'a>(entry: &'a Value, pointer: &str) -> Option<&'a str> {
-    entry.pointer(pointer)?.as_str().filter(|text| !text.is_empty())
-}
-
-fn list<'a>(entry: &'a Value, pointer: &str) -> &'a [Value] {
-    entry.pointer(pointer).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
-}
-
 fn strings(entry: &Value, pointer: &str) -> Vec<String> {
     list(entry, pointer).iter().filter_map(Value::as_str).map(str::to_owned).collect()
-}
-
-/// A map of texts; what is none of them is left out.
-fn texts(entry: &Value, pointer: &str) -> BTreeMap<String, String> {
-    let all = entry.pointer(pointer).and_then(Value::as_object).into_iter().flatten();
-    all.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::answers::{lines, volumes};
 
     /// What Docker 26.1.5 says, less what is never read.
     const CONSUMER: &str = r#"[{"Id":"9a74","Created":"2026-12-01T03:25:35.6Z","Path":"/bin/ledger","Args":["consumer"],

@@ -33,6 +33,7 @@ use image_format::{canonical_json, rfc3339};
 use tokio_util::sync::CancellationToken;
 
 use self::answers::Inspected;
+use crate::answers::{lines, volumes};
 use crate::attach::Attachment;
 use crate::beside::{Bundle, Places};
 use crate::container::{DumpInto, Files, Layers, Present, RunningContainer, criu_configs};
@@ -72,8 +73,9 @@ pub(crate) struct Docker;
 #[async_trait]
 impl Engine for Docker {
     async fn survey(&self, networks: &BTreeSet<String>, images: &BTreeSet<String>) -> Result<Survey, EngineError> {
-        let (version, containers, volumes, networks, images) = tokio::try_join!(
+        let (version, runtime, containers, volumes, networks, images) = tokio::try_join!(
             version(),
+            restore::runtime(),
             listed([""; 0]),
             self.volumes(),
             try_join_all(networks.iter().map(async |network| {
@@ -92,7 +94,7 @@ impl Engine for Docker {
             volumes: volumes.into_iter().map(|volume| (volume.name.clone(), volume)).collect(),
             networks: networks.into_iter().filter_map(there).collect(),
             images: images.into_iter().filter_map(|(image, there)| there.then_some(image)).collect(),
-            lacks_runtime: restore::runtime().await?.is_none(),
+            lacks_runtime: runtime.is_none(),
             ..Survey::default()
         })
     }
@@ -119,12 +121,12 @@ impl Engine for Docker {
 
     async fn labelled(&self, label: &str, value: &str) -> Result<Vec<String>, EngineError> {
         let filter = format!("label={label}={value}");
-        Ok(answers::lines(&ask(["ps", "--quiet", "--no-trunc", "--filter", &filter]).await?))
+        Ok(lines(&ask(["ps", "--quiet", "--no-trunc", "--filter", &filter]).await?))
     }
 
     async fn with_label(&self, label: &str) -> Result<Vec<Labelled>, EngineError> {
         let filter = format!("label={label}");
-        let ids = answers::lines(&ask(["ps", "--all", "--quiet", "--no-trunc", "--filter", &filter]).await?);
+        let ids = lines(&ask(["ps", "--all", "--quiet", "--no-trunc", "--filter", &filter]).await?);
         parsed(&all("container", &ids).await?, answers::labels)
     }
 
@@ -213,8 +215,8 @@ impl Engine for Docker {
     }
 
     async fn volumes(&self) -> Result<Vec<Volume>, EngineError> {
-        let names = answers::lines(&ask(["volume", "ls", "--quiet"]).await?);
-        parsed(&all("volume", &names).await?, answers::volumes)
+        let names = lines(&ask(["volume", "ls", "--quiet"]).await?);
+        parsed(&all("volume", &names).await?, volumes)
     }
 
     async fn make_volume(&self, volume: &Volume, session: SessionId, content: &Path) -> Result<(), EngineError> {
@@ -295,7 +297,7 @@ async fn listed(filters: impl IntoIterator<Item = impl AsRef<std::ffi::OsStr>>) 
 /// The daemon's version.
 async fn version() -> Result<Option<String>, EngineError> {
     let answer = ask(["version", "--format", "{{.Server.Version}}"]).await?;
-    Ok(answers::lines(&answer).into_iter().next())
+    Ok(lines(&answer).into_iter().next())
 }
 
 async fn remove_container(id: &str) -> Result<(), EngineError> {

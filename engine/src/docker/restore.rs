@@ -7,10 +7,9 @@
 //!
 //! The ticket says where everything of the member is; the container's annotation says which ticket is its own.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, BufReader, Write};
+use std::fs::{self, File};
+use std::io::{self, BufReader};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -23,8 +22,10 @@ use rustix::fs::{Mode, OFlags, open};
 use tokio_util::sync::CancellationToken;
 
 use super::create::{Making, arguments};
-use super::{answers, ask, docker, failed, inspect, parsed};
+use super::{answers, ask, docker, failed, inspect, parsed, write};
+use crate::answers::mountpoint;
 use crate::attach::own_lines;
+use crate::beside::make_folder;
 use crate::error::EngineError;
 use crate::target::{MARK, Target};
 use crate::volumes::{Volume, own};
@@ -160,15 +161,15 @@ async fn image(container: &Container) -> Result<Option<String>, EngineError> {
 fn write_settings(target: &Target, path: &Path) -> Result<(), String> {
     let written = || {
         let own = own_lines(&target.own_config)?;
-        write_private(path, &[own.as_slice(), b"manage-cgroups=ignore\n"].concat())
+        replace(path, &[own.as_slice(), b"manage-cgroups=ignore\n"].concat())
     };
     written().map_err(|error: io::Error| format!("{} cannot be written: {error}", path.display()))
 }
 
 /// A file of root alone, in the place of one that an earlier attempt left.
-fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let _ = fs::remove_file(path);
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(content)
+    write(path, content)
 }
 
 /// A file as `--env-file` takes it. A command line would show the secrets in it to everybody on the host.
@@ -193,12 +194,7 @@ fn write_environment(container: &Container, path: &Path) -> Result<(), String> {
         }
         lines.push('\n');
     }
-    write_private(path, lines.as_bytes()).map_err(|error| format!("{} cannot be written: {error}", path.display()))
-}
-
-fn make_folder(path: &Path) -> Result<(), String> {
-    let made = DirBuilder::new().mode(0o700).recursive(true).create(path);
-    made.map_err(|error| format!("{} cannot be made: {error}", path.display()))
+    replace(path, lines.as_bytes()).map_err(|error| format!("{} cannot be written: {error}", path.display()))
 }
 
 /// Makes a volume with the content of a tar.
@@ -214,7 +210,7 @@ pub(super) async fn make_volume(volume: &Volume, session: SessionId, content: &P
     let options = volume.options.iter().map(|(key, value)| format!("--opt={key}={value}"));
     let making = docker(["volume", "create"]).args(labels.chain(options)).args(["--", &volume.name]);
     making.answer().await.map_err(failed)?;
-    let folder = parsed(&ask(["volume", "inspect", &volume.name]).await?, answers::mountpoint)?;
+    let folder = parsed(&ask(["volume", "inspect", &volume.name]).await?, mountpoint)?;
     let content = content.to_owned();
     let filling = tokio::task::spawn_blocking(move || fill(&folder, &content)).await.map_err(io::Error::other);
     filling.flatten().map_err(bad)

@@ -12,10 +12,10 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, Error as _, IgnoredAny};
 use serde_json::Value;
 
+use crate::answers::{entries, lines, list, text, texts};
 use crate::driver::Labelled;
 use crate::survey::{Container, Network, Subnet};
 use crate::ties::{Pod, PodTie, StartMount, Ties};
-use crate::volumes::Volume;
 
 /// `podman info`.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -207,26 +207,9 @@ pub(super) fn labels(answer: &[u8]) -> Result<Vec<Labelled>, serde_json::Error> 
     Ok(entries(answer)?.iter().filter_map(labelled).collect())
 }
 
-/// `podman volume ls`.
-pub(super) fn volumes(answer: &[u8]) -> Result<Vec<Volume>, serde_json::Error> {
-    let volume = |entry: &Value| {
-        let named = Volume::named(text(entry, "/Name")?);
-        let driver = text(entry, "/Driver").map_or(named.driver, str::to_owned);
-        Some(Volume { driver, labels: texts(entry, "/Labels"), options: texts(entry, "/Options"), ..named })
-    };
-    Ok(entries(answer)?.iter().filter_map(volume).collect())
-}
-
-/// `podman volume inspect` of one: where its content is.
-pub(super) fn mountpoint(answer: &[u8]) -> Result<PathBuf, serde_json::Error> {
-    let found = entries(answer)?.iter().find_map(|entry| text(entry, "/Mountpoint").map(PathBuf::from));
-    found.filter(|path| path.is_absolute()).ok_or_else(|| serde_json::Error::custom("no mountpoint"))
-}
-
 /// `podman secret ls --format {{.Name}}`: a name on each line. It has no JSON.
 pub(super) fn secrets(answer: &[u8]) -> Result<BTreeSet<String>, serde_json::Error> {
-    let text = String::from_utf8_lossy(answer);
-    Ok(text.lines().map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect())
+    Ok(lines(answer).into_iter().collect())
 }
 
 /// `podman pod ps`.
@@ -293,27 +276,8 @@ pub(super) fn dependencies(answer: &[u8]) -> Result<BTreeMap<String, Vec<String>
     Ok(entries(answer)?.iter().filter_map(of).collect())
 }
 
-/// podman says `null` for an empty list.
-fn entries(answer: &[u8]) -> Result<Vec<Value>, serde_json::Error> {
-    serde_json::from_slice::<Option<_>>(answer).map(Option::unwrap_or_default)
-}
-
-fn text<'a>(entry: &'a Value, pointer: &str) -> Option<&'a str> {
-    entry.pointer(pointer)?.as_str().filter(|text| !text.is_empty())
-}
-
 fn pid(entry: &Value, pointer: &str) -> i32 {
     entry.pointer(pointer).and_then(Value::as_i64).and_then(|pid| pid.try_into().ok()).unwrap_or_default()
-}
-
-fn list<'a>(entry: &'a Value, pointer: &str) -> &'a [Value] {
-    entry.pointer(pointer).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
-}
-
-/// A map of texts; what is none of them is left out.
-fn texts(entry: &Value, pointer: &str) -> BTreeMap<String, String> {
-    let all = entry.pointer(pointer).and_then(Value::as_object).into_iter().flatten();
-    all.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
 }
 
 fn names(entry: &Value) -> Vec<String> {
@@ -332,6 +296,8 @@ fn only<T: DeserializeOwned>(answer: &[u8]) -> Result<T, serde_json::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::answers::{mountpoint, volumes};
+    use crate::volumes::Volume;
 
     #[test]
     fn what_podman_5_4_says() {

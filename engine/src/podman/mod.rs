@@ -22,6 +22,7 @@ use runtime::criu_log::{RESTORE_LOG, log_lines};
 use tokio_util::sync::CancellationToken;
 
 use self::answers::{Inspected, Seen};
+use crate::answers::{mountpoint, volumes};
 use crate::attach::Attachment;
 use crate::beside::OciRuntime;
 use crate::container::{DumpInto, Files, Layers, Present, RunningContainer, criu_configs};
@@ -213,7 +214,7 @@ impl Engine for Podman {
     }
 
     async fn volumes(&self) -> Result<Vec<Volume>, EngineError> {
-        ask(["volume", "ls", "--format", "json"], answers::volumes).await
+        ask(["volume", "ls", "--format", "json"], volumes).await
     }
 
     async fn make_volume(&self, volume: &Volume, session: SessionId, content: &Path) -> Result<(), EngineError> {
@@ -222,7 +223,7 @@ impl Engine for Podman {
             podman(["volume", "mount", &volume.name]).answer().await?;
         }
         podman(["volume", "import", &volume.name]).arg(content).answer_within(IMPORT).await?;
-        let folder = ask(["volume", "inspect", &volume.name], answers::mountpoint).await?;
+        let folder = ask(["volume", "inspect", &volume.name], mountpoint).await?;
         let content = content.to_owned();
         let owned = tokio::task::spawn_blocking(move || own(&folder, &content)).await.map_err(io::Error::other);
         owned.flatten().map_err(|source| EngineError::Volume { volume: volume.name.clone(), source })

@@ -274,8 +274,7 @@ impl<'r> Tree<'r> {
     /// The folder of a name, with the folders on the way to it, which are made where they are missing.
     fn open_parent(&mut self, name: &[u8], shown: &[u8]) -> Result<OwnedFd, ExtractError> {
         let folder = parent(name).unwrap_or_default();
-        if let Some((known, fd)) = self.folder.as_ref().filter(|(known, _)| known == folder) {
-            debug_assert_eq!(known, folder);
+        if let Some((_, fd)) = self.folder.as_ref().filter(|(known, _)| known == folder) {
             return fd.try_clone().map_err(|error| failed_with("open the folder of", shown, error));
         }
         let opened = match self.find_parent(name, shown)? {
